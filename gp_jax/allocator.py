@@ -1,0 +1,31 @@
+"""CPU only: tell glibc to keep large buffers. XLA otherwise loses up to half its time to returning and re-faulting them.
+
+The setting must stand in the environment before the process starts, so entry points restart themselves once.
+"""
+
+import importlib.util
+import os
+import platform
+import sys
+
+TUNABLES = ":".join(
+    f"glibc.malloc.{setting}" for setting in ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000", "top_pad=67108864", "arena_max=1")
+)
+
+
+def _on_cpu() -> bool:
+    """Whether JAX will run on CPU, judged without starting it."""
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    if wanted:
+        return wanted.split(",")[0] == "cpu"
+    plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
+    return not any(importlib.util.find_spec(name) for name in plugins)
+
+
+def keep_memory() -> None:
+    """Restarts the interpreter with the allocator settings, unless they (or any GLIBC_TUNABLES) are set or JAX is not on CPU."""
+    glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    if not glibc or "GLIBC_TUNABLES" in os.environ or "LD_PRELOAD" in os.environ or not _on_cpu():
+        return
+    os.environ["GLIBC_TUNABLES"] = TUNABLES
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -1,0 +1,203 @@
+"""The command `gp-jax`. Errors are one line on standard error and exit status 1."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gp_jax.allocator import keep_memory
+from gp_jax.errors import GlimpseError
+from gp_jax.version import __version__
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask a question about one or several photographs.
+
+    gp-jax ask PHOTO [PHOTO ...] "question" --model DIR_OR_ID [--glimpse DIR_OR_ID]
+    """
+
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar='PHOTO [PHOTO ...] "question"')]
+    """The photographs, then the question."""
+    model: str = ""
+    """Folder or Hugging Face Hub id of the base model."""
+    glimpse: str | None = None
+    """Folder or Hub id of the glimpse; by default the model folder's own, if it has one."""
+    config: Path | None = None
+    """A Python file whose `ask` dict sets defaults for these options, e.g. configs/qwen2_5_vl_7b.py."""
+    max_remain_ratio: float | None = None
+    """Keep at most this share of the visual tokens. [default: the glimpse's config]"""
+    fixed_remain_ratio: float | None = None
+    """Keep exactly this share of the visual tokens."""
+    threshold: float | None = None
+    """Keep visual tokens whose importance is above it. [default: the glimpse's config]"""
+    min_remain_num: int | None = None
+    """Keep at least so many visual tokens. [default: the glimpse's config]"""
+    prune: bool = True
+    """Prune; --no-prune reads the whole picture."""
+    max_new_tokens: int = 128
+    """Length limit of the answer."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0: off."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that make up this probability; 1: off."""
+    seed: int = 0
+    """Of the sampling."""
+    dtype: str | None = None
+    """Weights and activations: float32 or bfloat16. [default: as stored]"""
+    overlay: Path | None = None
+    """Write the picture with its kept regions shown."""
+    max_image_pixels: int = 100_000_000
+    """Refuse larger pictures before decoding them."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def check(self) -> None:
+        """What can be wrong before anything is loaded."""
+        if len(self.inputs) < 2:
+            raise GlimpseError('give at least one photo and a question: gp-jax ask PHOTO "question" --model DIR_OR_ID')
+        if not self.inputs[-1].strip():
+            raise GlimpseError("the question is empty")
+        if not self.model:
+            raise GlimpseError("--model is missing: a folder or a Hugging Face Hub id")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise GlimpseError(f"--dtype {self.dtype} is not float32, bfloat16 or float16")
+        if self.overlay and not self.overlay.parent.is_dir():
+            raise GlimpseError(f"--overlay {self.overlay}: folder {self.overlay.parent} does not exist")
+        if self.overlay and self.overlay.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise GlimpseError(f"--overlay {self.overlay}: must end in .png, .jpg or .webp")
+
+
+def ask(args: Ask) -> None:
+    """Runs `gp-jax ask`."""
+    args.check()
+    from gp_jax.images import open_image  # light; photographs are checked before the model is loaded
+
+    photos = [open_image(path, args.max_image_pixels) for path in map(Path, args.inputs[:-1])]
+    from gp_jax import GlimpseVLM, Prune
+
+    start = time.perf_counter()
+    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=sys.stderr.isatty())
+    loading = time.perf_counter() - start
+    prune = None
+    if args.prune and vlm.glimpse_config:
+        given = {"reduce_threshold": args.threshold, "max_remain_ratio": args.max_remain_ratio, "min_remain_num": args.min_remain_num}
+        given |= {"fixed_remain_ratio": args.fixed_remain_ratio}
+        prune = dataclasses.replace(Prune.from_config(vlm.glimpse_config), **{k: v for k, v in given.items() if v is not None})
+    live = not args.json and sys.stdout.isatty()
+    shown = ""
+
+    def show(text: str) -> None:
+        nonlocal shown
+        if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+
+    answer = vlm.answer(
+        photos,
+        args.inputs[-1],
+        prune=prune,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        max_image_pixels=args.max_image_pixels,
+        on_text=show if live else None,
+    )
+    timings = {"loading": loading} | answer.timings
+    if args.overlay:
+        picture = args.overlay.with_name(f".{args.overlay.stem}.partial{args.overlay.suffix}")
+        answer.overlay().save(picture)
+        picture.replace(args.overlay)
+    if args.json:
+        facts = {
+            "answer": answer.text,
+            "kept_tokens": answer.kept,
+            "total_tokens": answer.total,
+            "retention": answer.retention,
+            "generated_tokens": len(answer.tokens),
+            "pruned": prune is not None,
+            "timings": {stage: round(seconds, 4) for stage, seconds in timings.items()},
+            "overlay": str(args.overlay) if args.overlay else None,
+        }
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    print(answer.text[len(shown) :] if live and answer.text.startswith(shown) else answer.text)
+    print(f"\nvisual tokens  {answer.kept} of {answer.total} kept ({answer.retention:.1%})")
+    if args.prune and not vlm.glimpse_config:
+        print("no pruning: no glimpse was given (--glimpse) and the model folder has none")
+    print("seconds        " + "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in timings.items()))
+    if args.overlay:
+        print(f"overlay        {args.overlay}")
+
+
+def config_defaults(path: Path) -> dict:
+    """The `ask` dict of a Python config file. Raises: GlimpseError when there is none or it has unknown fields."""
+    if not path.is_file():
+        raise GlimpseError(f"--config {path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a config file does wrong
+        raise GlimpseError(f"--config {path}: {type(error).__name__}: {error}") from error
+    values = getattr(module, "ask", None)
+    known = {f.name for f in dataclasses.fields(Ask)} - {"inputs", "config"}
+    if not isinstance(values, dict) or not set(values) <= known:
+        raise GlimpseError(f"--config {path}: needs a dict `ask` with options of gp-jax ask ({', '.join(sorted(known))})")
+    return values
+
+
+def parse_ask(argv: list[str]) -> Ask:
+    """Reads the command line; a --config file changes the defaults."""
+    options = dict(args=argv, prog="gp-jax ask", config=(tyro.conf.HelptextFromCommentsOff,))
+    args = tyro.cli(Ask, **options)
+    if args.config is None:
+        return args
+    return tyro.cli(Ask, default=Ask(inputs=tyro.MISSING, **config_defaults(args.config)), **options)
+
+
+COMMANDS = {"ask": lambda argv: ask(parse_ask(argv))}
+USAGE = """usage: gp-jax COMMAND ...
+
+commands:
+  ask PHOTO [PHOTO ...] "question" --model DIR_OR_ID    answer a question about photographs
+
+gp-jax COMMAND --help shows a command's options; gp-jax --version the version."""
+
+
+def run(argv: list[str]) -> None:
+    """Dispatches a command."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+    elif argv[0] == "--version":
+        print(f"gp-jax {__version__}")
+    elif argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+    else:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        raise GlimpseError(
+            f"unknown command '{argv[0]}'" + (f", did you mean '{near[0]}'?" if near else f" (commands: {', '.join(COMMANDS)})")
+        )
+
+
+def main() -> None:
+    """Entry point."""
+    keep_memory()
+    try:
+        run(sys.argv[1:])
+    except GlimpseError as error:
+        print(f"gp-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

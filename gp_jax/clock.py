@@ -1,0 +1,46 @@
+"""Seconds per stage, compilation booked apart."""
+
+import time
+from dataclasses import dataclass, field
+
+import jax
+
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileWatch:
+    """Counts programs that XLA compiles and the seconds it takes, in this process, from the first use on."""
+
+    def __init__(self) -> None:
+        self.count, self.seconds = 0, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, duration: float, **_: object) -> None:
+        if event == COMPILE_EVENT:
+            self.count += 1
+            self.seconds += duration
+
+
+COMPILES = CompileWatch()
+
+
+@dataclass
+class Clock:
+    """Stage timings. When enabled it waits for the device at every lap; otherwise it does nothing."""
+
+    enabled: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._last, self._compiled = time.perf_counter(), COMPILES.seconds
+
+    def lap(self, stage: str, result: object = None) -> None:
+        """Books the time since the last lap on `stage`, and what of it was compilation on "compile"."""
+        if not self.enabled:
+            return
+        jax.block_until_ready(result)
+        now, compiled = time.perf_counter(), COMPILES.seconds
+        compiling = compiled - self._compiled
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + max(0.0, now - self._last - compiling)
+        self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiling
+        self._last, self._compiled = now, compiled

@@ -1,0 +1,155 @@
+"""The compiled engine: one jitted program per stage and bucket, chosen on the host.
+
+    vision[S] -> embed[T,S] -> run[T] -> score[T,S] -> compact[T,K] -> run[K] -> head[K] -> start[n] -> advance[K,n]
+
+The large programs depend on one length each, so ladders of a and b rungs cost a + b large compilations, not a x b. Between
+`score` and `compact` the host reads one number, how many rows the longest sample keeps, and picks the bucket.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from gp_jax import pipeline, sampling
+from gp_jax.buckets import Ladders
+from gp_jax.clock import Clock
+from gp_jax.layout import Sample, prompt_input, vision_input
+from gp_jax.lvlm import LVLM
+from gp_jax.plan import Plan, uses_taps
+from gp_jax.sharding import batch_sharding, replicated
+from gp_jax.trees import KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
+
+
+@dataclass(frozen=True)
+class CutInput:
+    """What a request brings to one cut. B is already the batch bucket, M the bucket of vision slots."""
+
+    limits: KeepLimits
+    given: np.ndarray | None  # (B, M) float32 logits for the scorer "given"
+
+
+@dataclass
+class Prefilled:
+    """A batch after prefill. `logits` and `stream` are None when only scores were asked for."""
+
+    logits: jax.Array | None  # (B, V) of the first new token
+    stream: Stream | None
+    scores: list[tuple[jax.Array, jax.Array]]  # per cut: logits (B, M), keep (B, M)
+
+
+class Engine:
+    """Compiles on first use and keeps what it compiled."""
+
+    def __init__(self, model: LVLM, ladders: Ladders | None = None, mesh: Mesh | None = None, attention: str = "auto"):
+        self.ladders, self.mesh, self.config = ladders or Ladders(), mesh, model.config
+        self.glimpse_rows = model.glimpse_config.rows if model.glimpse_config else 0
+        self.window = model.config.vision.window_side**2
+        graph, state = nnx.split(model)
+
+        def program(function: Callable, static: tuple[str, ...] = (), donate: tuple[int, ...] = ()) -> Callable:
+            def call(state, *args, **kwargs):
+                return function(nnx.merge(graph, state), *args, **kwargs)
+
+            compiled = jax.jit(call, static_argnames=static, donate_argnums=donate)
+
+            def run(*args, **kwargs):
+                with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+                    return compiled(state, *args, **kwargs)
+
+            return run
+
+        self.see = program(partial(pipeline.see, implementation=attention))
+        self.embed = program(pipeline.embed)
+        self.run = program(partial(pipeline.run, implementation=attention), static=("low", "high", "taps"))
+        self.score = program(pipeline.score, static=("cut",))
+        self.compact = jax.jit(pipeline.compact, static_argnames=("cut", "length"))
+        self.head = program(pipeline.head)
+        self.start = program(sampling.start, static=("slots",))
+        self.advance = program(sampling.advance, donate=(2,))
+
+    def vision_slots(self, samples: Sequence[Sample]) -> int:
+        """Vision slots M of the bucket, a multiple of the attention window; 0 when no sample has an image."""
+        longest = max((sample.slots.size for sample in samples), default=0)
+        return self.slots_of(self.ladders.patches.fit(longest * self.config.vision.merge_unit)) if longest else 0
+
+    def slots_of(self, patches: int) -> int:
+        """Vision slots of a patches rung."""
+        return -(-patches // (self.config.vision.merge_unit * self.window)) * self.window
+
+    def split(self, tree: object, samples: int, axis: int = 0) -> object:
+        """Host arrays to the devices, samples (along `axis`) split over the mesh; scalars are replicated."""
+        split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
+        return jax.tree.map(lambda x: jax.device_put(x, split if np.ndim(x) > axis else whole), tree)
+
+    def prompt(self, samples: Sequence[Sample], batch: int, length: int, rows: int) -> PromptInput:
+        """Padded prompts on the devices."""
+        prompt = prompt_input(samples, self.config, batch, length, rows)
+        positions = self.split(prompt.positions, batch, axis=1)
+        rest = {name: self.split(getattr(prompt, name), batch) for name in ("ids", "valid", "image_slot", "glimpse_row", "tap_row")}
+        return PromptInput(positions=positions, **rest)
+
+    def prefill(
+        self, samples: Sequence[Sample], plan: Plan, cuts: Sequence[CutInput], clock: Clock | None = None, stop_at_scores: bool = False
+    ) -> Prefilled:
+        """Everything up to the first answer token's logits; or up to the last cut's scores.
+
+        Raises: GlimpseError, before any device work, when a length is beyond its ladder.
+        """
+        clock = clock or Clock()
+        batch, slots = self.ladders.batch.fit(len(samples)), self.vision_slots(samples)
+        plan = plan if slots else ()  # without an image there is nothing to prune
+        taps = uses_taps(plan)
+        rows = self.glimpse_rows if taps else 0
+        length = self.ladders.prompt.fit(max(sample.ids.size for sample in samples) + rows)
+        prompt = self.prompt(samples, batch, length, rows)
+        vision: VisionInput | None = None
+        features: VisionFeatures | None = None
+        if slots:
+            vision = self.split(vision_input(samples, self.config, batch, slots), batch)
+            features = self.see(vision)
+        clock.lap("vision", features)
+        stream, low, scores = self.embed(prompt, features), 0, []
+        for cut, given in zip(plan, cuts, strict=False):
+            stream, low = self.run(stream, low=low, high=cut.after + 1, taps=taps), cut.after + 1
+            limits, logits = self.split(given.limits, batch), self.split(given.given, batch)
+            logits, keep, stays, need = self.score(stream, vision, features, cut=cut, limits=limits, given=logits)
+            scores.append((logits, keep))
+            if not (stop_at_scores and cut is plan[-1]):
+                length = self.ladders.kept_for(int(need), length)
+                stream = self.compact(stream, stays, cut=cut, length=length)
+            clock.lap("glimpse", (stream, scores))
+        if stop_at_scores:
+            return Prefilled(None, None, scores)
+        stream = self.run(stream, low=low, high=self.config.text.num_hidden_layers, taps=False)
+        logits = self.head(stream)
+        clock.lap("finish", logits)
+        return Prefilled(logits, stream, scores)
+
+    def decode(
+        self, filled: Prefilled, next_positions: Sequence[int], settings: Sampling, max_new_tokens: int, stream: bool
+    ) -> Iterator[np.ndarray]:
+        """Generates.
+
+        Args: next_positions: per sample the position of its first new token.
+        Yields: tokens so far, (samples, steps) int32: after every token if `stream`, else once.
+        """
+        batch, count = filled.logits.shape[0], len(next_positions)
+        active, position = np.zeros(batch, bool), np.zeros(batch, np.int32)
+        active[:count], position[:count] = True, next_positions
+        settings = jax.device_put(settings, replicated(self.mesh))
+        active, position = self.split((active, position), batch)
+        kv = filled.stream.kv
+        state = self.start(filled.logits, settings, active, position, slots=self.ladders.decode.fit(max_new_tokens))
+        steps, ended = 1, np.asarray(state.done).all()
+        while steps < max_new_tokens and not ended:
+            if stream:
+                yield np.array(state.tokens)[:count, :steps]
+            state = self.advance(kv, state, settings, np.int32(steps + 1 if stream else max_new_tokens))
+            steps, ended = int(state.step), np.asarray(state.done).all()
+        yield np.array(state.tokens)[:count, :steps]

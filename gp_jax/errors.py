@@ -1,0 +1,5 @@
+"""The one error that users are meant to read."""
+
+
+class GlimpseError(ValueError):
+    """Bad input or setting: one line that names the file, field or setting at fault."""

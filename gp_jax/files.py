@@ -1,0 +1,214 @@
+"""Checkpoint folders: finding them (disk or Hub), reading tensors lazily, writing them so that nothing is half-written."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gp_jax.errors import GlimpseError
+from gp_jax.torch_file import read_torch
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+GLIMPSE_TENSORS = "glimpse.safetensors"
+GLIMPSE_TORCH = "new_modules_gp.pt"
+SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+SHARD_BYTES = 5 * 10**9
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
+    """A local folder, or a Hub repository's files that match `patterns`, downloaded once.
+
+    Raises: GlimpseError when it is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise GlimpseError(f"{path}: is a file, a model folder or Hub id is needed")
+    if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
+        raise GlimpseError(f"{name}: no such folder")
+    from huggingface_hub import snapshot_download  # slow to import, rarely needed
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
+    except Exception as error:  # the Hub client raises many kinds; all mean the same to the user
+        reason = " ".join(str(error).split())[:200]
+        raise GlimpseError(
+            f"{name}: no such folder, and the Hugging Face Hub did not give it ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def read_json(path: Path, required: bool = True) -> dict[str, Any]:
+    """A JSON object. Raises: GlimpseError when missing (if required) or damaged."""
+    if not path.exists():
+        if required:
+            raise GlimpseError(f"{path}: file is missing")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise GlimpseError(f"{path}: is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise GlimpseError(f"{path}: must hold a JSON object")
+    return content
+
+
+class TensorSource:
+    """Named tensors of which only what is asked for is read.
+
+    where: for error messages; shapes: key -> shape.
+    """
+
+    where: str
+    shapes: dict[str, tuple[int, ...]]
+
+    def dtype(self, key: str) -> np.dtype:
+        """Stored dtype of a tensor."""
+        raise NotImplementedError
+
+    def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A rectangle of a tensor."""
+        raise NotImplementedError
+
+
+class SafetensorsSource(TensorSource):
+    """One or several safetensors files."""
+
+    def __init__(self, paths: list[Path], where: str):
+        self.where, self._slices = where, {}
+        for path in paths:
+            try:
+                handle = safe_open(path, framework="numpy")
+                self._slices |= {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                raise GlimpseError(f"{path}: is not a readable safetensors file ({' '.join(str(error).split())})") from error
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: tuple(part.get_shape()) for key, part in self._slices.items()}
+
+    def dtype(self, key: str) -> np.dtype:
+        name = self._slices[key].get_dtype()
+        if name not in DTYPES:
+            raise GlimpseError(f"{self.where}: {key} has dtype {name}, supported are {', '.join(DTYPES)}")
+        return DTYPES[name]
+
+    def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+        self.dtype(key)
+        return self._slices[key][index or slice(None)]
+
+
+class MemorySource(TensorSource):
+    """Tensors already read (a released `new_modules_gp.pt` is small)."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], where: str):
+        self.where, self._tensors = where, tensors
+        self.shapes = {key: value.shape for key, value in tensors.items()}
+
+    def dtype(self, key: str) -> np.dtype:
+        return self._tensors[key].dtype
+
+    def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self._tensors[key][index]
+
+
+def base_source(folder: Path) -> TensorSource:
+    """The base model's tensors: sharded or single safetensors. Raises: GlimpseError naming what is missing or damaged."""
+    if (folder / INDEX).exists():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise GlimpseError(f"{folder / INDEX}: has no 'weight_map'")
+        paths = [folder / name for name in sorted(set(weight_map.values()))]
+        lost = [str(path) for path in paths if not path.exists()]
+        if lost:
+            raise GlimpseError(f"{folder / INDEX}: names shards that are missing: {', '.join(lost)}")
+        return SafetensorsSource(paths, str(folder))
+    if not (folder / SINGLE).exists():
+        raise GlimpseError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+    return SafetensorsSource([folder / SINGLE], str(folder / SINGLE))
+
+
+def has_glimpse(folder: Path) -> bool:
+    """Whether a folder holds glimpse tensors, ours or released."""
+    return (folder / GLIMPSE_TENSORS).exists() or (folder / GLIMPSE_TORCH).exists()
+
+
+def glimpse_source(folder: Path) -> TensorSource:
+    """The glimpse's tensors by released names: ours (safetensors) if there, else the released file."""
+    if (folder / GLIMPSE_TENSORS).exists():
+        return SafetensorsSource([folder / GLIMPSE_TENSORS], str(folder / GLIMPSE_TENSORS))
+    if not (folder / GLIMPSE_TORCH).exists():
+        raise GlimpseError(f"{folder}: holds neither {GLIMPSE_TENSORS} nor {GLIMPSE_TORCH}")
+    return MemorySource(read_torch(folder / GLIMPSE_TORCH), str(folder / GLIMPSE_TORCH))
+
+
+def side_files(folder: Path) -> list[Path]:
+    """Tokenizer, processor, template and generation files beside the weights."""
+    named = {path for pattern in SIDE_FILES for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in named if path.name not in ("config.json", INDEX))
+
+
+@contextlib.contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files move into `folder` when the block ends well, and vanish when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise GlimpseError(f"{folder}: exists and is not a folder")
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield scratch
+        folder.mkdir(exist_ok=True)
+        for path in sorted(scratch.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Any], shard_bytes: int = SHARD_BYTES, progress: Callable = iter) -> None:
+    """Writes tensors as Hugging Face safetensors, in shards of at most `shard_bytes`; one shard is in memory at a time."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key in tensors:
+        bytes_here = tensors[key].nbytes
+        if shards[-1] and size + bytes_here > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += bytes_here
+    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, keys in progress(list(zip(names, shards, strict=True))):
+        write_tensors(folder / name, {key: tensors[key] for key in keys})
+    if len(shards) > 1:
+        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        total = sum(tensors[key].nbytes for key in tensors)
+        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """One safetensors file, marked as Hugging Face marks them."""
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def remove_stale_weights(folder: Path, fresh: set[str]) -> None:
+    """Deletes weight files of an earlier save that are not part of this one."""
+    for path in [*folder.glob("model*.safetensors"), folder / INDEX]:
+        if path.exists() and path.name not in fresh:
+            path.unlink()

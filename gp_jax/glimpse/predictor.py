@@ -1,0 +1,94 @@
+"""Visual importance predictor (released names `attn_fuser`, AttnFuserV1 and V2): glimpse attention and image to one logit a token.
+
+B samples, M vision slots, A maps x heads, E `attn_fuse_size`, F condition width (0 in V2), N heads, C ViT width. All float32.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import Array
+
+from gp_jax.config import GlimpseConfig, ModelConfig
+from gp_jax.ops.attention import attend
+from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, xavier_uniform
+from gp_jax.ops.rope import grid_angles, rotate
+from gp_jax.trees import VisionInput
+
+NORM_EPS = 1e-6
+
+
+class ConditionedAttention(nnx.Module):
+    """Attention whose queries and keys also see the visual condition."""
+
+    def __init__(self, config: GlimpseConfig, *, options: dict):
+        width, joint = config.attn_fuse_size, config.attn_fuse_size + config.cond_size
+        self.q_proj, self.k_proj = (Linear(joint, joint, bias=False, **options) for _ in range(2))
+        self.v_proj, self.o_proj = (Linear(width, width, bias=False, **options) for _ in range(2))
+        self.num_heads = config.attn_fuse_num_heads
+        self.value_padding = config.cond_size if config.attn_fuse_use_flash_attn else 0
+
+    def __call__(self, x: Array, joint: Array, angles: Array, segment: Array) -> Array:
+        """x: (rows, length, E), joint: (rows, length, E + F), angles: (rows, length, (E + F) / N / 2)."""
+        q, k = (rearrange(f(joint), "b m (n h) -> b n m h", n=self.num_heads) for f in (self.q_proj, self.k_proj))
+        # The released flash-attention variant widens the values to the queries' width before it deals them out to the heads,
+        # so that the heads hold other channels than without it.
+        v = jnp.pad(self.v_proj(x), ((0, 0), (0, 0), (0, self.value_padding)), constant_values=1.0)
+        v = rearrange(v, "b m (n h) -> b n m h", n=self.num_heads)
+        out = rearrange(attend(rotate(q, angles), rotate(k, angles), v, segment, segment), "b n m h -> b m (n h)")
+        return self.o_proj(out[..., : x.shape[-1]])
+
+
+class PredictorLayer(nnx.Module):
+    """Pre-norm conditioned attention and gated MLP."""
+
+    def __init__(self, config: GlimpseConfig, *, options: dict):
+        width = config.attn_fuse_size
+        self.norm1, self.norm2 = (RMSNorm(width, NORM_EPS, dtype=jnp.float32) for _ in range(2))
+        self.attn = ConditionedAttention(config, options=options)
+        self.mlp = GatedMLP(width, 2 * width, config.attn_fuse_hidden_act, bias=True, **options)
+
+    def __call__(self, x: Array, condition: Array | None, angles: Array, segment: Array) -> Array:
+        y = self.norm1(x)
+        joint = y if condition is None else jnp.concatenate([y, condition], axis=-1)
+        x = x + self.attn(y, joint, angles, segment)
+        return x + self.mlp(self.norm2(x))
+
+
+class ImportancePredictor(nnx.Module):
+    """One block per visual condition. V2 ignores the conditions; it carries `cond_in_projs` because the released class does."""
+
+    def __init__(self, config: GlimpseConfig, model: ModelConfig, *, rngs: nnx.Rngs):
+        options = dict(dtype=jnp.float32, rngs=rngs, init=xavier_uniform)
+        blocks = range(len(config.selected_visual_layers))
+        maps = len(config.selected_layers) * model.text.num_attention_heads
+        self.attn_in_proj = Linear(maps, config.attn_fuse_size, bias=True, **options)
+        self.cond_in_projs = nnx.List([Linear(model.vision.hidden_size, config.visual_cond_size, bias=True, **options) for _ in blocks])
+        self.layers = nnx.List([PredictorLayer(config, options=options) for _ in blocks])
+        heads = [config.deep_supervision or m == blocks[-1] for m in blocks]
+        self.attn_out_projs = nnx.List([Linear(config.attn_fuse_size, 1, bias=True, **options) if has else None for has in heads])
+        self.conditioned, self.head_dim = config.cond_size > 0, (config.attn_fuse_size + config.cond_size) // config.attn_fuse_num_heads
+        self.window = None if config.attn_fuse_global else model.vision.window_side**2
+
+    def __call__(self, maps: Array, conditions: tuple[Array, ...], vision: VisionInput, present: Array) -> Array:
+        """Importance logits.
+
+        Args:
+            maps: (B, M, A) glimpse attention at every vision slot.
+            conditions: per block (B, M, C).
+            present: (B, M) bool, slots that hold a token that is still in the stream.
+        Returns: (heads, B, M) float32; the last head decides, the others exist under deep supervision.
+        """
+        segment = jnp.where(present, vision.token_image if self.window is None else vision.token_window, -1)
+        angles = grid_angles(vision.token_hw, self.head_dim)
+        batch = maps.shape[0]
+
+        def rows(a: Array) -> Array:  # windows are blocks of equal size, as in the vision tower
+            return a if self.window is None else a.reshape(-1, self.window, *a.shape[2:])
+
+        x, angles, segment = rows(self.attn_in_proj(maps.astype(jnp.float32))), rows(angles), rows(segment)
+        outs = []
+        for layer, project, head, condition in zip(self.layers, self.cond_in_projs, self.attn_out_projs, conditions, strict=True):
+            x = layer(x, rows(project(condition.astype(jnp.float32))) if self.conditioned else None, angles, segment)
+            if head is not None:
+                outs.append(head(x)[..., 0].reshape(batch, -1))
+        return jnp.stack(outs)

@@ -1,0 +1,62 @@
+"""Glimpse rows and what they see (method: arXiv 2508.01548, section 3.2).
+
+`le_length` rows stand behind the prompt. Before layer i of `le_layers` the vector g_i = norm(W e_i + b) is added to them; in
+layer 0 it is the row itself. The last row's attention to the image tokens is the glimpse.
+
+B samples, T rows, D decoder width, N heads, L glimpse rows, J entries of `le_layers`.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import Array
+
+from gp_jax.config import GlimpseConfig, TextConfig
+from gp_jax.ops.layers import LayerNorm, Linear, RMSNorm, xavier_uniform
+
+
+class GlimpsePrompt(nnx.Module):
+    """The learned glimpse vectors. Parameters are float32, whatever the base model's dtype."""
+
+    def __init__(self, config: GlimpseConfig, text: TextConfig, *, rngs: nnx.Rngs):
+        shape = (len(config.le_layers), config.le_length, text.hidden_size)
+        self.learnable_embeddings = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
+        self.le_proj = Linear(text.hidden_size, text.hidden_size, bias=True, dtype=jnp.float32, rngs=rngs, init=xavier_uniform)
+        if config.le_norm_type == "layernorm":
+            self.le_norm = LayerNorm(text.hidden_size, dtype=jnp.float32)
+        else:
+            self.le_norm = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=jnp.float32)
+
+    def vectors(self) -> Array:
+        """All glimpse vectors, in the order of `le_layers`. Returns: (J, L, D) float32."""
+        return self.le_norm(self.le_proj(self.learnable_embeddings[...]))
+
+
+def add_rows(hidden: Array, vectors: Array, glimpse_row: Array) -> Array:
+    """Adds one layer's vectors to the glimpse rows. (Layer 0: to rows that are zero.)
+
+    Args: hidden: (B, T, D); vectors: (L, D); glimpse_row: (B, T) int, -1 elsewhere.
+    Returns: (B, T, D). A product with a one-hot table: no gather or scatter that a mesh would have to exchange.
+    """
+    table = jax.nn.one_hot(glimpse_row, vectors.shape[0], dtype=jnp.float32)  # -1 gives a row of zeros
+    added = jnp.einsum("btl,ld->btd", table, vectors, precision="highest")
+    return hidden + added.astype(hidden.dtype)
+
+
+def tap(q: Array, key: Array, valid: Array, tap_row: Array, *, log_softmax: bool) -> Array:
+    """Attention of one query row to all rows of its sample.
+
+    Args: q: (B, N, T, H), key: (B, K, T, H), both after rope; tap_row: (B,) int; valid: (B, T) bool, causal included.
+        log_softmax: normalise over all valid keys; else raw logits q.k / sqrt(H).
+    Returns: (B, T, N) float32; rows that are not valid mean nothing.
+    """
+    row = jnp.take_along_axis(q, tap_row[:, None, None, None], axis=2)[:, :, 0]
+    row = rearrange(row, "b (k g) h -> b k g h", k=key.shape[1])
+    exact = "highest" if q.dtype == jnp.float32 else None
+    logits = jnp.einsum("bkgh,bkth->btkg", row, key, preferred_element_type=jnp.float32, precision=exact) * q.shape[-1] ** -0.5
+    logits = rearrange(logits, "b t k g -> b t (k g)")
+    if not log_softmax:
+        return logits
+    visible = valid & (jnp.arange(valid.shape[1])[None] <= tap_row[:, None])
+    return jax.nn.log_softmax(jnp.where(visible[..., None], logits, jnp.finfo(jnp.float32).min), axis=1)

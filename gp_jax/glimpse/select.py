@@ -1,0 +1,136 @@
+"""The keep rule: which visual tokens stay (method: arXiv 2508.01548, section 3.3).
+
+`Prune` holds the settings. Whatever depends on a sample's token count is computed here on the host, in exact integers, so that
+the device only ranks once and compares.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gp_jax.config import GlimpseConfig
+from gp_jax.errors import GlimpseError
+from gp_jax.trees import KeepLimits
+
+
+@dataclass(frozen=True)
+class Prune:
+    """How much to keep. Names and order of application are the released ones.
+
+    reduce_threshold:   keep tokens whose importance (a probability) is above it.
+    max_remain_ratio:   if that keeps a larger share of a sample's tokens, keep the best int(ratio * N) instead.
+    min_remain_num:     if fewer are kept, add the best so many (None or 0: a sample may lose all).
+    fixed_remain_ratio: instead of all this, always keep the best int(ratio * N), at least one.
+    anchor_positions:   corners that always stay, of "tl", "tr", "bl", "br" (samples with one image only).
+    reference_masks:    one mask per sample instead of the glimpse: a (rows, columns) or flat bool array over its visual tokens,
+                        or a list of such arrays, one per image; None for a sample without images.
+    released_batch_positions: decode every sample of a batch at the last sample's positions. The released code does (transformers
+                        4.51 slices the position ids of a pruned batch along the wrong axis), so its batched tokens depend on
+                        the neighbours; only for reproducing them.
+    """
+
+    reduce_threshold: float = 0.5
+    max_remain_ratio: float | None = None
+    fixed_remain_ratio: float | None = None
+    min_remain_num: int | None = 1
+    anchor_positions: tuple[str, ...] = ()
+    reference_masks: Sequence | None = None
+    released_batch_positions: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "anchor_positions", tuple(self.anchor_positions or ()))
+        rule = {
+            f: getattr(self, f)
+            for f in ("reduce_threshold", "max_remain_ratio", "fixed_remain_ratio", "min_remain_num", "anchor_positions")
+        }
+        GlimpseConfig(selected_layers=(0,), reduce_layer=0, **rule).validate_rule()
+
+    @classmethod
+    def from_config(cls, config: GlimpseConfig) -> "Prune":
+        """The settings that a checkpoint carries."""
+        shared = {f.name for f in dataclasses.fields(cls)} & {f.name for f in dataclasses.fields(config)}
+        return cls(**{name: getattr(config, name) for name in shared})
+
+
+def cap_trigger(ratio: float | None, count: int) -> int:
+    """The largest kept count that the cap leaves alone: max c with c / count <= ratio, in Python floats as released."""
+    if ratio is None or count == 0:
+        return count
+    trigger = int(ratio * count)
+    while trigger < count and (trigger + 1) / count <= ratio:
+        trigger += 1
+    while trigger > 0 and trigger / count > ratio:
+        trigger -= 1
+    return trigger
+
+
+def anchor_indices(names: Sequence[str], grids: Sequence[tuple[int, int]]) -> list[int]:
+    """Token indices of the named corners. Raises: GlimpseError when the sample has several images."""
+    if not names or not grids:
+        return []
+    if len(grids) > 1:
+        raise GlimpseError(f"anchor_positions={tuple(names)} needs samples with one image, this one has {len(grids)}")
+    rows, columns = grids[0]
+    corner = {"tl": 0, "tr": columns - 1, "bl": (rows - 1) * columns, "br": rows * columns - 1}
+    return [corner[name] for name in names]
+
+
+def reference_mask(mask: object, grids: Sequence[tuple[int, int]], where: str) -> np.ndarray:
+    """One sample's reference mask, flattened. Returns: (visual tokens,) bool. Raises: GlimpseError on a wrong size."""
+    shapes = [tuple(grid) for grid in grids]
+    if mask is None:
+        mask = []
+    parts = list(mask) if isinstance(mask, list | tuple) and (not mask or np.ndim(mask[0]) > 0) and len(mask) == len(shapes) else [mask]
+    flat = [np.asarray(part, bool) for part in parts]
+    shaped = [a.shape for a in flat if a.ndim == 2]
+    joined = np.concatenate([a.reshape(-1) for a in flat]) if flat else np.zeros(0, bool)
+    if joined.size != sum(r * c for r, c in shapes) or (shaped and shaped != shapes[: len(shaped)]):
+        raise GlimpseError(f"{where}: mask shapes {[a.shape for a in flat]} do not match the token grids {shapes} (rows, columns)")
+    return joined
+
+
+def limits(prune: Prune, counts: np.ndarray, always: np.ndarray) -> KeepLimits:
+    """The rule as numbers.
+
+    Args: counts: (B,) int visual tokens per sample; always: (B, M) bool.
+    """
+    fixed = prune.fixed_remain_ratio
+
+    def per_sample(f) -> np.ndarray:
+        return np.array([f(int(n)) for n in counts], np.int32)
+
+    return KeepLimits(
+        threshold=np.float32(prune.reduce_threshold),
+        cap_trigger=per_sample(lambda n: cap_trigger(prune.max_remain_ratio, n)),
+        cap=per_sample(lambda n: n if prune.max_remain_ratio is None else int(prune.max_remain_ratio * n)),
+        floor=per_sample(lambda n: min(prune.min_remain_num or 0, n)),
+        fixed=per_sample(lambda n: -1 if fixed is None else max(min(1, n), min(n, int(fixed * n)))),
+        always=always,
+    )
+
+
+def keep_mask(logits: Array, present: Array, rule: KeepLimits) -> Array:
+    """Applies the rule.
+
+    Args: logits: (B, M) float32 importance; present: (B, M) bool, slots that hold a token.
+    Returns: (B, M) bool.
+    """
+    # Ranking logits instead of probabilities refines ties that a saturated sigmoid would leave to chance.
+    order = jnp.lexsort((-logits, ~present), axis=-1)
+    rank = jnp.argsort(order, axis=-1)
+
+    def best(count: Array) -> Array:
+        return rank < count[:, None]
+
+    def fewer(mask: Array, count: Array) -> Array:
+        return (jnp.sum(mask & present, axis=-1) < count)[:, None]
+
+    keep = (1 / (1 + jnp.exp(-logits)) > rule.threshold) & present
+    keep = jnp.where(fewer(keep, rule.cap_trigger + 1), keep, best(rule.cap))
+    keep |= fewer(keep, rule.floor) & best(rule.floor)
+    keep = jnp.where((rule.fixed >= 0)[:, None], best(rule.fixed), keep)
+    return (keep | rule.always) & present

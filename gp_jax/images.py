@@ -1,0 +1,113 @@
+"""Opening pictures from strangers: limits are checked on the header, before a single pixel is decoded."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from gp_jax.errors import GlimpseError
+
+MAX_PIXELS = 100_000_000  # of one picture, before decoding
+MIN_SIDE = 2
+MAX_ASPECT = 200  # Qwen2.5-VL's own limit
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+
+
+def check_size(size: tuple[int, int], name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises: GlimpseError for a picture that is too large, too small or too long. size: (width, height)."""
+    width, height = size
+    if width * height > max_pixels:
+        raise GlimpseError(f"{name}: {width} x {height} pixels are more than the limit of {max_pixels} (max_image_pixels)")
+    if min(size) < MIN_SIDE:
+        raise GlimpseError(f"{name}: {width} x {height} pixels are too few, each side needs {MIN_SIDE}")
+    if max(size) > MAX_ASPECT * min(size):
+        raise GlimpseError(f"{name}: {width} x {height} pixels are too extreme an aspect ratio (at most {MAX_ASPECT}:1)")
+
+
+def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "image") -> Image.Image:
+    """A picture as upright RGB; transparent parts become white.
+
+    Args: source: a path, a PIL image, or an array (rows, columns[, 1, 3 or 4]), uint8 or float in 0..1.
+    Raises: GlimpseError that names the file.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _open_file(Path(source), max_pixels)
+    if isinstance(source, np.ndarray) or (hasattr(source, "__array__") and not isinstance(source, Image.Image)):
+        source = _from_array(np.asarray(source), name)
+    if not isinstance(source, Image.Image):
+        raise GlimpseError(f"{name}: a {type(source).__name__} is not a path, PIL image or array")
+    check_size(source.size, name, max_pixels)
+    return _upright_rgb(source)
+
+
+def _open_file(path: Path, max_pixels: int) -> Image.Image:
+    if not path.exists():
+        raise GlimpseError(f"{path}: no such file")
+    if path.is_dir():
+        raise GlimpseError(f"{path}: is a folder, not an image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands below
+            with Image.open(path) as image:
+                check_size(image.size, str(path), max_pixels)
+                return _upright_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise GlimpseError(f"{path}: has more pixels than the limit of {max_pixels} (max_image_pixels)") from error
+    except UnidentifiedImageError as error:
+        raise GlimpseError(f"{path}: is not an image in a known format") from error
+    except GlimpseError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise GlimpseError(f"{path}: is truncated or damaged ({' '.join(str(error).split())})") from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGBA", rgba.size, "white")
+        image.alpha_composite(rgba)
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.size == 0:
+        raise GlimpseError(f"{name}: an array of shape {array.shape} is not (rows, columns) or (rows, columns, 1, 3 or 4)")
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise GlimpseError(f"{name}: a float array must hold values in 0..1")
+        array = np.round(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise GlimpseError(f"{name}: an array of {array.dtype} is not uint8 or float")
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def overlay(image: Image.Image, keep: np.ndarray, dim: float = 0.35) -> Image.Image:
+    """The picture with what was dropped greyed and dimmed.
+
+    Args: keep: (rows, columns) bool over the picture's token grid; dim: brightness left to dropped parts.
+    """
+    rows, columns = keep.shape
+    row = np.minimum(np.arange(image.height) * rows // image.height, rows - 1)
+    column = np.minimum(np.arange(image.width) * columns // image.width, columns - 1)
+    kept = keep[row][:, column][..., None]
+    pixels = np.asarray(image, np.float32)
+    grey = pixels.mean(axis=-1, keepdims=True)
+    dropped = dim * (0.7 * grey + 0.3 * pixels) + (1 - dim) * 24
+    return Image.fromarray(np.where(kept, pixels, dropped).astype(np.uint8))
+
+
+def side_by_side(images: Sequence[Image.Image], height: int | None = None, gap: int = 8) -> Image.Image:
+    """Several pictures in a row, scaled to one height (default: the smallest)."""
+    height = height or min(image.height for image in images)
+    scaled = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
+    sheet = Image.new("RGB", (sum(i.width for i in scaled) + gap * (len(scaled) - 1), height), "white")
+    left = 0
+    for image in scaled:
+        sheet.paste(image, (left, 0))
+        left += image.width + gap
+    return sheet

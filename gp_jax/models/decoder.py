@@ -1,0 +1,130 @@
+"""The decoder of Qwen2 and Llama: grouped-query attention, rope of one or three axes, gated MLP.
+
+B samples, T rows, D width, N query heads, K key-value heads, H head width, P prompt slots of a cache, n new-token slots.
+
+A generating step reads two caches per layer and writes one row of the second:
+
+    prompt cache (B, K, P, H)  | x x x x . . |   left-aligned, '.' = padding, read only
+    new cache    (B, K, n, H)  | t0 t1 _ _ _ |   one shared write slot for all samples: `step`
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import Array
+
+from gp_jax.config import TextConfig
+from gp_jax.ops.attention import attend
+from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm
+from gp_jax.ops.rope import rotate, text_angles
+from gp_jax.trees import LayerKV
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with grouped heads."""
+
+    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width, bias = config.head_dim, config.attention_bias
+        query, key_value = config.num_attention_heads * width, config.num_key_value_heads * width
+        self.q_proj = Linear(config.hidden_size, query, bias=bias, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(config.hidden_size, key_value, bias=bias, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(config.hidden_size, key_value, bias=bias, dtype=dtype, rngs=rngs)
+        self.o_proj = Linear(query, config.hidden_size, bias=False, dtype=dtype, rngs=rngs)
+        self.head_dim = width
+
+    def project(self, x: Array, angles: Array) -> tuple[Array, Array, Array]:
+        """(B, T, D) -> queries (B, N, T, H), keys and values (B, K, T, H), rope applied."""
+        q, k, v = (rearrange(f(x), "b t (n h) -> b n t h", h=self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
+        return rotate(q, angles), rotate(k, angles), v
+
+    def output(self, heads: Array) -> Array:
+        """(B, N, T, H) -> (B, T, D)."""
+        return self.o_proj(rearrange(heads, "b n t h -> b t (n h)"))
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and gated MLP."""
+
+    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=False, dtype=dtype, rngs=rngs)
+
+    def finish(self, x: Array, heads: Array) -> Array:
+        """Residual, output projection and MLP behind the attention heads."""
+        x = x + self.self_attn.output(heads)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def prefill(self, x: Array, angles: Array, valid: Array, implementation: str = "auto") -> tuple[Array, Array, LayerKV]:
+        """All rows at once.
+
+        Args: x: (B, T, D), angles: (B, T, H / 2), valid: (B, T) bool, a prefix of every row.
+        Returns: x (B, T, D), queries (B, N, T, H) for taps, and the layer's keys and values.
+        """
+        q, k, v = self.self_attn.project(self.input_layernorm(x), angles)
+        segment = jnp.where(valid, 0, -1)
+        heads = attend(q, k, v, segment, segment, causal=True, prefix=True, implementation=implementation)
+        return self.finish(x, heads), q, LayerKV(k, v, valid)
+
+    def decode(self, x: Array, angles: Array, prompt: LayerKV, new: tuple[Array, Array], step: Array) -> tuple[Array, tuple[Array, Array]]:
+        """One new row per sample.
+
+        Args: x: (B, 1, D), angles: (B, 1, H / 2), new: keys and values (B, K, n, H), step: () int, the slot to write.
+        Returns: x (B, 1, D) and the new cache with slot `step` written.
+        """
+        q, k, v = self.self_attn.project(self.input_layernorm(x), angles)
+        new = tuple(cache.at[:, :, step].set(row[:, :, 0]) for cache, row in zip(new, (k, v), strict=True))
+        written = jnp.arange(new[0].shape[2]) <= step
+        visible = jnp.concatenate([prompt.valid, jnp.broadcast_to(written, (x.shape[0], written.size))], axis=1)
+        heads = two_part_attention(q[:, :, 0], ((prompt.key, prompt.value), new), visible)
+        return self.finish(x, heads[:, :, None]), new
+
+
+def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible: Array) -> Array:
+    """One query per sample over several caches, without joining the caches.
+
+    Args: q: (B, N, H); parts: (keys, values) pairs, (B, K, s, H) each; visible: (B, sum of s) bool, at least one true per row
+        of interest (rows without give an average, never NaN).
+    Returns: (B, N, H).
+    """
+    exact = "highest" if q.dtype == jnp.float32 else None
+    grouped = rearrange(q, "b (k g) h -> b k g h", k=parts[0][0].shape[1])
+    logits = [jnp.einsum("bkgh,bksh->bkgs", grouped, key, preferred_element_type=jnp.float32, precision=exact) for key, _ in parts]
+    logits = jnp.where(visible[:, None, None], jnp.concatenate(logits, axis=-1) * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    weights = nnx.softmax(logits, axis=-1).astype(q.dtype)
+    out, start = 0.0, 0
+    for _, value in parts:
+        share = weights[..., start : start + value.shape[2]]
+        out, start = (
+            out + jnp.einsum("bkgs,bksh->bkgh", share, value, preferred_element_type=jnp.float32, precision=exact),
+            start + value.shape[2],
+        )
+    return rearrange(out, "b k g h -> b (k g) h").astype(q.dtype)
+
+
+class Decoder(nnx.Module):
+    """Embedding, layers, final norm and output head. The caller chooses which layers run, and when."""
+
+    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.config = config
+        init = nnx.initializers.normal(0.02)
+        self.embed_tokens = nnx.Param(init(rngs.params(), (config.vocab_size, config.hidden_size), dtype))
+        self.layers = nnx.List([Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
+
+    def embed(self, ids: Array) -> Array:
+        """(B, T) int -> (B, T, D)."""
+        return jnp.take(self.embed_tokens[...], ids, axis=0)
+
+    def angles(self, positions: Array) -> Array:
+        """(A, B, T) int -> (B, T, H / 2) float32."""
+        return text_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
+
+    def logits(self, hidden: Array) -> Array:
+        """Final norm and output head: (..., D) -> (..., vocabulary) float32."""
+        weight = self.embed_tokens[...] if self.lm_head is None else self.lm_head.weight[...]
+        exact = "highest" if weight.dtype == jnp.float32 else None
+        return jnp.einsum("...d,vd->...v", self.norm(hidden), weight, preferred_element_type=jnp.float32, precision=exact)

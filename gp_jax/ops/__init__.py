@@ -1,0 +1,1 @@
+"""Rope, attention and small layers."""

@@ -1,0 +1,107 @@
+"""One door to attention: `attend`. Several kernels behind it, all equal to `einsum_attention` up to rounding.
+
+Who sees whom is said once, for all of them: query t sees key s iff both carry the same segment number, that number is
+not negative, and, if causal, s <= t. A query that sees nothing gets zeros, never NaN.
+
+Letters: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys, H head width, V value width.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gp_jax.errors import GlimpseError
+from gp_jax.ops.blockwise import blockwise_attention
+from gp_jax.ops.kernels import cudnn_attention, splash_attention
+
+SCORE_BYTES = 64 * 2**20  # einsum may hold this many bytes of attention scores, larger problems go to a tiled kernel
+SHORT = 128  # up to so many queries and keys a row is one tile: only the batch is split
+
+
+def visible(q_segment: Array, kv_segment: Array, causal: bool) -> Array:
+    """The rule above as a mask. Returns: (B, T, S) bool."""
+    mask = (q_segment[:, :, None] == kv_segment[:, None, :]) & (kv_segment >= 0)[:, None, :]
+    if causal:
+        mask &= jnp.arange(q_segment.shape[1])[:, None] >= jnp.arange(kv_segment.shape[1])[None, :]
+    return mask
+
+
+def einsum_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
+    """The plain formula; the reference for every other kernel. Holds all scores, (B, N, T, S) float32."""
+    batch, heads, length, width = q.shape
+    exact = "highest" if q.dtype == jnp.float32 else None
+    q = q.reshape(batch, k.shape[1], -1, length, width)
+    logits = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32, precision=exact) * width**-0.5
+    mask = visible(q_segment, kv_segment, causal)[:, None, None]
+    logits = jnp.where(mask, logits, -jnp.inf)
+    peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(peak))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = (weights / jnp.where(total > 0, total, 1.0)).astype(v.dtype)
+    out = jnp.einsum("bkgts,bksv->bkgtv", weights, v, preferred_element_type=jnp.float32, precision=exact)
+    return out.reshape(batch, heads, length, v.shape[-1]).astype(v.dtype)
+
+
+def split_batch(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
+    """einsum_attention over slices of the batch, for many short rows (attention windows)."""
+    row_bytes = q.shape[1] * q.shape[2] * k.shape[2] * 4
+
+    def one(row):
+        return einsum_attention(*(x[None] for x in row), causal=causal)[0]
+
+    return jax.lax.map(one, (q, k, v, q_segment, kv_segment), batch_size=max(1, SCORE_BYTES // row_bytes))
+
+
+KERNELS = {
+    "einsum": einsum_attention,
+    "split_batch": split_batch,
+    "blockwise": blockwise_attention,
+    "splash": splash_attention,
+    "splash_interpret": partial(splash_attention, interpret=True),
+    "cudnn": cudnn_attention,
+}
+
+
+def choose(q: Array, k: Array, prefix: bool) -> str:
+    """The kernel for these operands on the default backend."""
+    batch, heads, length, _ = q.shape
+    backend = jax.default_backend()
+    score_bytes = batch * heads * length * k.shape[2] * 4
+    if max(length, k.shape[2]) <= SHORT:
+        return "einsum" if score_bytes <= SCORE_BYTES else "split_batch"
+    if backend == "tpu" and length >= SHORT:
+        return "splash"
+    if backend == "gpu" and prefix and length >= SHORT and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] == k.shape[-1] <= 128:
+        return "cudnn"
+    return "einsum" if score_bytes <= SCORE_BYTES else "blockwise"
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_segment: Array,
+    kv_segment: Array,
+    *,
+    causal: bool = False,
+    prefix: bool = False,
+    implementation: str = "auto",
+) -> Array:
+    """softmax(q k^T / sqrt(H)) v with grouped heads and segments.
+
+    Args:
+        q: (B, N, T, H); k: (B, K, S, H); v: (B, K, S, V), N a multiple of K.
+        q_segment: (B, T) int, kv_segment: (B, S) int; negative means padding.
+        causal: query t sees keys 0..t only.
+        prefix: a promise that segments are one valid prefix per row (0, then padding), which cuDNN needs.
+        implementation: a key of KERNELS, or "auto" to choose by backend and size.
+    Returns: (B, N, T, V), dtype of v.
+    Raises: GlimpseError on an unknown implementation.
+    """
+    if implementation == "auto":
+        implementation = choose(q, k, prefix)
+    if implementation not in KERNELS:
+        raise GlimpseError(f"attention implementation '{implementation}' is unknown (known: auto, {', '.join(KERNELS)})")
+    return KERNELS[implementation](q, k, v, q_segment, kv_segment, causal=causal)

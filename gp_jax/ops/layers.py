@@ -1,0 +1,96 @@
+"""Linear, norms, gated MLP and activations as flax.nnx modules.
+
+Weights keep Hugging Face's layout, (out, in): a checkpoint goes to its place without a transposed copy, and on CPU the
+product with it is at least as fast. Products accumulate in float32; norms compute in float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from gp_jax.errors import GlimpseError
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation that Hugging Face calls `name`. Raises: GlimpseError on an unknown one."""
+    if name not in ACTIVATIONS:
+        raise GlimpseError(f"activation '{name}' is not supported (supported: {', '.join(ACTIVATIONS)})")
+    return ACTIVATIONS[name]
+
+
+def precision(dtype: jnp.dtype) -> str | None:
+    """Whoever asks for float32 weights wants float32 products, on a TPU too."""
+    return "highest" if dtype == jnp.float32 else None
+
+
+def xavier_uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    """Uniform in +-sqrt(6 / (in + out)), as the released code initialises its projections."""
+    return nnx.initializers.xavier_uniform(in_axis=1, out_axis=0)(key, shape, dtype)
+
+
+class Linear(nnx.Module):
+    """y = x W^T + b with W (out, in), accumulated in float32, returned in x's dtype."""
+
+    def __init__(self, size_in: int, size_out: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, init: Callable | None = None):
+        init = init or nnx.initializers.normal(0.02)
+        self.weight = nnx.Param(init(rngs.params(), (size_out, size_in), dtype))
+        self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
+
+    def __call__(self, x: Array) -> Array:
+        weight = self.weight[...]
+        y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, precision=precision(weight.dtype))
+        if self.bias is not None:
+            y = y + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * weight (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float, *, dtype: jnp.dtype):
+        self.weight, self.eps = nnx.Param(jnp.ones((size,), dtype)), eps
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (self.weight[...].astype(jnp.float32) * y).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / std * weight + bias, eps 1e-5 as in torch.nn.LayerNorm."""
+
+    def __init__(self, size: int, *, dtype: jnp.dtype, eps: float = 1e-5):
+        self.weight, self.bias, self.eps = nnx.Param(jnp.ones((size,), dtype)), nnx.Param(jnp.zeros((size,), dtype)), eps
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.weight[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class GatedMLP(nnx.Module):
+    """down(act(gate x) * up x)."""
+
+    def __init__(self, size: int, inner: int, act: str, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs, init: Callable | None = None):
+        options = dict(bias=bias, dtype=dtype, rngs=rngs, init=init)
+        self.gate_proj = Linear(size, inner, **options)
+        self.up_proj = Linear(size, inner, **options)
+        self.down_proj = Linear(inner, size, **options)
+        self.act = activation(act)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))

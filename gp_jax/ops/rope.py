@@ -1,0 +1,52 @@
+"""Rotary position embeddings: 1-D, M-RoPE and the 2-D kind of vision towers.
+
+All angles, cosines and sines are float32 and rotation happens in float32: in bfloat16 position 257 would round to 256.
+Heads come in the (..., heads, T, H) layout of `attention.attend`.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def inverse_frequencies(width: int, theta: float) -> np.ndarray:
+    """theta^(-2j/width) for j < width/2. Returns: (width / 2,) float32."""
+    return (1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))).astype(np.float32)
+
+
+def text_angles(positions: Array, head_dim: int, theta: float, sections: tuple[int, ...] = ()) -> Array:
+    """Angles of a decoder's rope.
+
+    Args:
+        positions: (A, B, T) int, A = 1, or 3 with `sections`.
+        sections: frequencies per axis, in order (Qwen2-VL, arXiv 2409.12191, M-RoPE); empty for 1-D.
+    Returns: (B, T, head_dim / 2) float32.
+    """
+    angles = positions.astype(jnp.float32)[..., None] * inverse_frequencies(head_dim, theta)  # (A, B, T, H/2)
+    if not sections:
+        return angles[0]
+    ends = np.cumsum(sections)
+    return jnp.concatenate(
+        [angles[axis, ..., end - size : end] for axis, (end, size) in enumerate(zip(ends, sections, strict=True))], axis=-1
+    )
+
+
+def grid_angles(hw: Array, head_dim: int, theta: float = 10000.0) -> Array:
+    """Angles of a 2-D rope: the first half of the frequencies turns with the row, the second with the column.
+
+    Args: hw: (..., 2) int, row and column.
+    Returns: (..., head_dim / 2) float32.
+    """
+    angles = hw.astype(jnp.float32)[..., None] * inverse_frequencies(head_dim // 2, theta)  # (..., 2, H/4)
+    return angles.reshape(*hw.shape[:-1], head_dim // 2)
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Rotates pairs (i, i + H/2) of x by `angles`.
+
+    Args: x: (B, heads, T, H); angles: (B, T, H / 2) float32.
+    Returns: as x, same dtype.
+    """
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,109 @@
+"""The spine: pure functions from pixels and prompt to logits. Training, generation, evaluation and benchmarks call these.
+
+    see -> embed -> run(0, c) -> score -> compact -> run(c, L) -> head -> decode_step, decode_step, ...
+
+B samples, T rows, M vision slots, D decoder width, L layers, V vocabulary. Nothing here is jitted; `engine` does that.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gp_jax.glimpse.compact import survivors, take_kv, take_rows
+from gp_jax.glimpse.prompt import add_rows, tap
+from gp_jax.glimpse.select import keep_mask
+from gp_jax.lvlm import LVLM
+from gp_jax.plan import SCORERS, Cut, present_slots, survivors_mask
+from gp_jax.trees import DecodeState, KeepLimits, LayerKV, PromptInput, Stream, VisionFeatures, VisionInput
+
+
+def see(model: LVLM, vision: VisionInput, implementation: str = "auto") -> VisionFeatures:
+    """Vision tower: visual tokens (B, M, D) and the predictor's conditions."""
+    layers = model.glimpse_config.selected_visual_layers if model.glimpse_config else ()
+    return model.vision(vision, layers, implementation)
+
+
+def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
+    """Token embeddings with visual tokens in their places; glimpse rows are zero until layer 0 adds their vector."""
+    hidden = model.decoder.embed(prompt.ids)
+    if features is not None:
+        visual = take_rows(features.tokens, jnp.maximum(prompt.image_slot, 0)).astype(hidden.dtype)
+        hidden = jnp.where((prompt.image_slot >= 0)[..., None], visual, hidden)
+    hidden = jnp.where((prompt.valid & (prompt.glimpse_row < 0))[..., None], hidden, 0)
+    rest = {name: getattr(prompt, name) for name in ("positions", "valid", "image_slot", "glimpse_row", "tap_row")}
+    return Stream(hidden=hidden, **rest, kv=(), taps={})
+
+
+def run(model: LVLM, stream: Stream, low: int, high: int, taps: bool, implementation: str = "auto") -> Stream:
+    """Layers low .. high-1, with their keys and values.
+
+    Args: taps: the stream holds glimpse rows: add their vectors and record the glimpse in the layers the predictor reads.
+    """
+    config, x = model.glimpse_config, stream.hidden
+    vectors = model.glimpse.vectors() if taps and model.glimpse is not None else None
+    angles = model.decoder.angles(stream.positions)
+    kv, tapped = list(stream.kv), dict(stream.taps)
+    for index in range(low, high):
+        layer = model.decoder.layers[index]
+        if vectors is not None and index in config.le_layers:
+            x = add_rows(x, vectors[config.le_layers.index(index)], stream.glimpse_row)
+        x, q, layer_kv = layer.prefill(x, angles, stream.valid, implementation)
+        kv.append(layer_kv)
+        if taps and index in config.selected_layers:
+            tapped[index] = tap(q, layer_kv.key, stream.valid, stream.tap_row, log_softmax=not config.use_attention_logits)
+    return Stream(x, stream.positions, stream.valid, stream.image_slot, stream.glimpse_row, stream.tap_row, tuple(kv), tapped)
+
+
+def score(
+    model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, cut: Cut, limits: KeepLimits, given: Array | None = None
+) -> tuple[Array, Array, Array, Array]:
+    """Ranks the visual tokens at a cut.
+
+    Returns: logits (B, M) float32 and keep (B, M) bool over vision slots; stays (B, T) bool over stream rows; need () int, rows
+    of the longest sample that stay.
+    """
+    scorer = SCORERS[cut.scorer]
+    logits = scorer.score(model, stream, vision, features, given)
+    keep = keep_mask(logits, present_slots(stream, logits.shape[1]), limits)
+    stays = survivors_mask(stream, keep, scorer.taps)
+    return logits, keep, stays, jnp.max(jnp.sum(stays, axis=-1))
+
+
+def compact(stream: Stream, stays: Array, cut: Cut, length: int) -> Stream:
+    """Applies a cut: surviving rows move to the front of `length` rows, with their old positions.
+
+    Args: stays: (B, T) bool; length: static, at least `need` of `score`.
+    """
+    order = survivors(stays, length)
+    valid = take_rows(stays, order)
+    kv = tuple(take_kv(layer, order, valid) for layer in stream.kv) if cut.past else stream.kv
+    return Stream(
+        hidden=jnp.where(valid[..., None], take_rows(stream.hidden, order), 0),
+        positions=jax.vmap(take_rows, (0, None))(stream.positions, order),
+        valid=valid,
+        image_slot=jnp.where(valid, take_rows(stream.image_slot, order), -1),
+        glimpse_row=jnp.where(valid, take_rows(stream.glimpse_row, order), -1),
+        tap_row=stream.tap_row,
+        kv=kv,
+        taps={} if SCORERS[cut.scorer].taps else {layer: take_rows(t, order) for layer, t in stream.taps.items()},
+    )
+
+
+def head(model: LVLM, stream: Stream) -> Array:
+    """Logits of the first answer token, from every sample's last row. Returns: (B, V) float32."""
+    last = jnp.maximum(jnp.sum(stream.valid, axis=-1) - 1, 0)
+    return model.decoder.logits(take_rows(stream.hidden, last[:, None])[:, 0])
+
+
+def decode_step(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
+    """Feeds the newest token of every sample.
+
+    Returns: logits (B, V) float32 and the new-token cache with slot `step - 1` written.
+    """
+    axes = 3 if model.config.text.mrope_section else 1
+    positions = jnp.broadcast_to(state.next_position[None, :, None], (axes, state.last.shape[0], 1))
+    angles, x, written = model.decoder.angles(positions), model.decoder.embed(state.last[:, None]), []
+    for layer, prompt_kv, new in zip(model.decoder.layers, prompt, state.new_kv, strict=True):
+        x, new = layer.decode(x, angles, prompt_kv, new, state.step - 1)
+        written.append(new)
+    return model.decoder.logits(x[:, 0]), tuple(written)

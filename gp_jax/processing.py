@@ -1,0 +1,138 @@
+"""Pictures and questions to the arrays of a Hugging Face processor: transformers' own tokenizer and PIL image processor."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from gp_jax.config import ModelConfig
+from gp_jax.errors import GlimpseError
+from gp_jax.files import read_json
+from gp_jax.images import MAX_PIXELS, ImageLike, open_image
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`inputs` is what `generate` takes; the rest is for showing the answer."""
+
+    inputs: dict[str, np.ndarray | None]
+    images: list[list[Image.Image]]  # per sample, upright RGB
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The folder's tokenizer. Raises: GlimpseError when it is damaged."""
+    from transformers import AutoTokenizer  # slow to import
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it also reads config.json and warns about the glimpse's model type
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # a library's own errors, whatever they are, mean a tokenizer that cannot be read
+        raise GlimpseError(f"{folder}: tokenizer files cannot be read ({' '.join(str(error).split())[:200]})") from error
+    finally:
+        logging.set_verbosity(level)
+
+
+class Processor:
+    """Tokenizer, chat template and image processor of one model folder. The tokenizer may be missing: ready-made inputs need none."""
+
+    def __init__(self, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase | None", image_processor: "Qwen2VLImageProcessorPil"):
+        self.config, self.tokenizer, self.image_processor = config, tokenizer, image_processor
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> "Processor":
+        """Reads tokenizer and processor files. Raises: GlimpseError when they are damaged or do not fit the model."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # slow to import
+
+        vision = config.vision
+        sizes = dict(patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size)
+        settings = read_json(folder / "preprocessor_config.json", required=False)
+        wrong = [f"{k}={settings[k]} (model: {v})" for k, v in sizes.items() if k in settings and settings[k] != v]
+        if wrong:
+            raise GlimpseError(f"{folder / 'preprocessor_config.json'}: does not fit the model: {', '.join(wrong)}")
+        drop = ("image_processor_type", "processor_class", "feature_extractor_type")
+        image_processor = Qwen2VLImageProcessorPil(**{**sizes, **{k: v for k, v in settings.items() if k not in drop}})
+        tokenizer = None
+        if any((folder / name).exists() for name in TOKENIZER_FILES):
+            tokenizer = load_tokenizer(folder)
+        return cls(config, tokenizer, image_processor)
+
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        if self.tokenizer is None:
+            raise GlimpseError("this model folder has no tokenizer files: use generate with ready-made inputs")
+        return self.tokenizer
+
+    def chat(self, images: int, question: str, system: str | None = None) -> str:
+        """The chat template's text for one question about some images, generation prompt included."""
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)] + [{"type": "text", "text": question}]
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": content})
+        return self._tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def pixels(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        """Resized, normalised, cut into patches. Returns: (patches, patch_dim) float32 and grids (images, 3)."""
+        parts = [self.image_processor(images=image, return_tensors="np") for image in images]
+        return np.concatenate([p["pixel_values"] for p in parts]), np.concatenate([p["image_grid_thw"] for p in parts])
+
+    def __call__(
+        self, images: Sequence[Sequence[ImageLike]], questions: Sequence[str], system: str | None = None, max_image_pixels: int = MAX_PIXELS
+    ) -> Prepared:
+        """Prepares a batch.
+
+        Args: images: per question its images (possibly none); questions: as many.
+        Returns: left-padded inputs, as Hugging Face pads for generation.
+        Raises: GlimpseError on an empty question, a bad image, or a question that holds image tokens.
+        """
+        for i, question in enumerate(questions):
+            if not isinstance(question, str) or not question.strip():
+                raise GlimpseError(f"question {i + 1} is empty" if len(questions) > 1 else "the question is empty")
+        opened = [
+            [
+                open_image(image, max_image_pixels, f"image {k + 1}")
+                if not isinstance(image, os.PathLike | str)
+                else open_image(image, max_image_pixels)
+                for k, image in enumerate(own)
+            ]
+            for own in images
+        ]
+        flat = [image for own in opened for image in own]
+        pixel_values, grids = self.pixels(flat) if flat else (None, None)
+        per_image = [] if grids is None else (grids.prod(axis=1) // self.config.vision.merge_unit).tolist()
+        rows, used = [], 0
+        for own, question in zip(opened, questions, strict=True):
+            rows.append(self._tokens(question, per_image[used : used + len(own)], system))
+            used += len(own)
+        length = max(row.size for row in rows)
+        ids = np.full((len(rows), length), self.config.pad_token_id, np.int64)
+        mask = np.zeros((len(rows), length), np.int64)
+        for row, tokens in enumerate(rows):
+            ids[row, length - tokens.size :], mask[row, length - tokens.size :] = tokens, 1
+        inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixel_values, "image_grid_thw": grids}
+        return Prepared(inputs, opened)
+
+    def _tokens(self, question: str, counts: Sequence[int], system: str | None) -> np.ndarray:
+        """Token ids of one prompt, every image placeholder repeated to its number of visual tokens."""
+        ids = np.asarray(self._tokenizer()(self.chat(len(counts), question, system))["input_ids"], np.int64)
+        is_image = ids == self.config.image_token_id
+        if is_image.sum() != len(counts):
+            raise GlimpseError(
+                f"the prompt holds {is_image.sum()} image placeholders for {len(counts)} image(s); a question must not contain any"
+            )
+        repeats = np.ones(ids.size, int)
+        repeats[is_image] = counts
+        return np.repeat(ids, repeats)
+
+    def text(self, tokens: np.ndarray) -> str:
+        """Decoded text of one sample's new tokens, special tokens left out."""
+        return self._tokenizer().decode(tokens, skip_special_tokens=True).strip()

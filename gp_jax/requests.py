@@ -1,0 +1,75 @@
+"""From a caller's settings to the numbers that the engine takes; everything that can be wrong with them is found here."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from gp_jax.config import GlimpseConfig, ModelConfig
+from gp_jax.engine import CutInput, Engine
+from gp_jax.errors import GlimpseError
+from gp_jax.glimpse.select import Prune, anchor_indices, limits, reference_mask
+from gp_jax.layout import Sample
+from gp_jax.plan import Plan, glimpse_plan
+from gp_jax.trees import Sampling
+
+AUTO = "auto"
+EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number is not a shape
+
+
+def resolve(prune: Prune | str | None, glimpse: GlimpseConfig | None) -> tuple[Plan, Prune | None]:
+    """The plan behind `prune`; "auto" means the settings in the glimpse's config, or none without a glimpse."""
+    if isinstance(prune, str) and prune == AUTO:
+        prune = Prune.from_config(glimpse) if glimpse else None
+    if prune is None:
+        return (), None
+    if not isinstance(prune, Prune):
+        raise GlimpseError(f"prune must be a Prune, None or 'auto', not {prune!r}")
+    return glimpse_plan(prune, glimpse), prune
+
+
+def cut_inputs(engine: Engine, samples: Sequence[Sample], plan: Plan, prune: Prune | None) -> list[CutInput]:
+    """The keep rule's numbers for one batch, padded to its buckets.
+
+    Raises: GlimpseError on prompts that end with an image, anchors on several images, or reference masks that do not fit.
+    """
+    slots = engine.vision_slots(samples)
+    if not plan or not slots:
+        return []
+    for i, sample in enumerate(samples):
+        if sample.image_token[-1] >= 0:
+            raise GlimpseError(f"input_ids[{i}] ends with an image token; pruning needs a prompt that ends with text")
+    masks, batch = prune.reference_masks, engine.ladders.batch.fit(len(samples))
+    if masks is not None and len(masks) != len(samples):
+        raise GlimpseError(f"reference_masks holds {len(masks)} masks for {len(samples)} samples")
+    counts, always = np.zeros(batch, int), np.zeros((batch, slots), bool)
+    given = np.full((batch, slots), -np.inf, np.float32) if plan[0].scorer == "given" else None
+    for b, sample in enumerate(samples):
+        counts[b] = sample.count
+        always[b, sample.slot_of_token[anchor_indices(prune.anchor_positions, sample.grids)]] = True
+        if masks is not None:
+            kept = reference_mask(masks[b], sample.grids, f"reference_masks[{b}]")
+            given[b, sample.slot_of_token[kept]] = np.inf
+    return [CutInput(limits(prune, counts, always), given)]
+
+
+def sampling_settings(
+    config: ModelConfig, temperature: float, top_k: int, top_p: float, seed: int, eos_token_id: int | Sequence[int] | str | None
+) -> Sampling:
+    """Checked sampling settings as arrays. eos_token_id: "auto" for the checkpoint's, None for none."""
+    if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
+        raise GlimpseError(f"temperature={temperature} and top_k={top_k} must not be negative, top_p={top_p} must be in (0, 1]")
+    if isinstance(eos_token_id, str) and eos_token_id != AUTO:
+        raise GlimpseError(f"eos_token_id={eos_token_id!r} must be an id, a list of ids, None or 'auto'")
+    eos = config.eos_token_ids if isinstance(eos_token_id, str) else eos_token_id
+    eos = np.atleast_1d(np.asarray([] if eos is None else eos, np.int32))
+    padded = np.full(-(-max(eos.size, 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
+    padded[: eos.size] = eos
+    return Sampling(
+        temperature=np.float32(temperature),
+        top_k=np.int32(top_k),
+        top_p=np.float32(top_p),
+        key=jax.random.key(seed),
+        eos=padded,
+        pad=np.int32(config.pad_token_id),
+    )

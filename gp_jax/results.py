@@ -1,0 +1,99 @@
+"""What requests give back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gp_jax.engine import Prefilled
+from gp_jax.images import overlay, side_by_side
+from gp_jax.layout import Sample
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The result of `GlimpseVLM.generate` for B samples.
+
+    tokens:         (B, n) int32 new tokens; padding after a sample's end, n is the longest sample's length.
+    keep:           per sample (visual tokens,) bool in prompt order; all true without pruning.
+    mask_logits:    per sample (visual tokens,) float32 importance logits (+-inf for reference masks); None without pruning.
+    first_logits:   (B, vocabulary) float32, logits of the first new token.
+    positions:      (axes, B, rows) int32 position ids of the rows that the last layers saw, left-padded with 1 as the released
+                    code pads them.
+    attention_mask: (B, rows) int32, 0 on that padding.
+    timings:        seconds per stage when asked for.
+    """
+
+    tokens: np.ndarray
+    keep: list[np.ndarray]
+    mask_logits: list[np.ndarray] | None
+    first_logits: np.ndarray
+    positions: np.ndarray
+    attention_mask: np.ndarray
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question.
+
+    kept, total: visual tokens after and before pruning; keep: per image (rows, columns) bool; images: upright RGB pictures;
+    timings: seconds per stage (of the whole batch).
+    """
+
+    text: str
+    tokens: np.ndarray
+    kept: int
+    total: int
+    keep: list[np.ndarray]
+    images: list[Image.Image]
+    timings: dict[str, float]
+
+    @property
+    def retention(self) -> float:
+        """Share of the visual tokens that decoding still sees; 1.0 when there are none."""
+        return self.kept / self.total if self.total else 1.0
+
+    def overlays(self) -> list[Image.Image]:
+        """Every picture with its kept regions bright and the rest dimmed."""
+        return [overlay(image, keep) for image, keep in zip(self.images, self.keep, strict=True)]
+
+    def overlay(self) -> Image.Image | None:
+        """One picture: the overlay, or all of them side by side; None for a question without images."""
+        pictures = self.overlays()
+        return None if not pictures else pictures[0] if len(pictures) == 1 else side_by_side(pictures)
+
+
+def split_tokens(values: np.ndarray, grids: tuple[tuple[int, int], ...]) -> list[np.ndarray]:
+    """Per-token values of a sample as one (rows, columns) array per image."""
+    sizes = [rows * columns for rows, columns in grids]
+    return [part.reshape(grid) for part, grid in zip(np.split(values, np.cumsum(sizes)[:-1]), grids, strict=True)] if grids else []
+
+
+def per_token(filled: Prefilled, samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Keep mask and importance logits of the last cut, per sample in prompt order; all kept, logits 0 without a cut."""
+    if not filled.scores:
+        return [np.ones(sample.count, bool) for sample in samples], [np.zeros(sample.count, np.float32) for sample in samples]
+    logits, keep = (np.asarray(x) for x in filled.scores[-1])
+    return tuple([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
+
+
+def outcome(filled: Prefilled, samples: Sequence[Sample], pruned: bool) -> dict[str, Any]:
+    """The fields of a Generation that prefill decides."""
+    keep, mask_logits = per_token(filled, samples)
+    positions = np.asarray(filled.stream.positions)
+    lengths = np.asarray(filled.stream.valid)[: len(samples)].sum(axis=1)
+    padded = np.ones((positions.shape[0], len(samples), lengths.max()), np.int32)
+    mask = np.zeros(padded.shape[1:], np.int32)
+    for b, length in enumerate(lengths):
+        padded[:, b, -length:] = positions[:, b, :length]
+        mask[b, -length:] = 1
+    return dict(
+        keep=keep,
+        mask_logits=mask_logits if pruned else None,
+        first_logits=np.asarray(filled.logits)[: len(samples)],
+        positions=padded,
+        attention_mask=mask,
+    )

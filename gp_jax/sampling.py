@@ -1,0 +1,85 @@
+"""From logits to tokens, and the loop that generates them.
+
+B samples, V vocabulary, n new-token slots.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gp_jax.lvlm import LVLM
+from gp_jax.pipeline import decode_step
+from gp_jax.trees import DecodeState, LayerKV, Sampling
+
+
+def truncate(logits: Array, top_k: Array, top_p: Array) -> Array:
+    """Keeps the `top_k` largest logits, then the smallest set of them whose probability reaches `top_p`; others become -inf.
+
+    Args: logits: (B, V) float32, already divided by the temperature; top_k: () int, 0 off; top_p: () float, 1 off.
+    """
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    rank = jnp.arange(logits.shape[-1])
+    ordered = jnp.where((top_k <= 0) | (rank < top_k), ordered, -jnp.inf)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    inside = (before < top_p) & jnp.isfinite(ordered)
+    inside = inside.at[:, 0].set(True)
+    lowest = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= lowest, logits, -jnp.inf)
+
+
+def choose(logits: Array, sampling: Sampling, step: Array) -> Array:
+    """One token per sample. Random draws depend on the seed, the sample's row and the step only. Returns: (B,) int32."""
+
+    def draw(logits: Array) -> Array:
+        keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(sampling.key, row), step))(jnp.arange(logits.shape[0]))
+        scaled = truncate(logits / sampling.temperature, sampling.top_k, sampling.top_p)
+        return jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
+
+    return jax.lax.cond(sampling.temperature > 0, draw, lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32), logits)
+
+
+def write(state: DecodeState, logits: Array, sampling: Sampling) -> DecodeState:
+    """Chooses the next tokens and notes them; samples that have ended get padding."""
+    token = jnp.where(state.done, sampling.pad, choose(logits, sampling, state.step))
+    ended = jnp.any(token[:, None] == sampling.eos[None], axis=-1)
+    return DecodeState(
+        tokens=state.tokens.at[:, state.step].set(token),
+        step=state.step + 1,
+        done=state.done | ended,
+        last=token,
+        next_position=state.next_position,
+        new_kv=state.new_kv,
+    )
+
+
+def start(model: LVLM, logits: Array, sampling: Sampling, active: Array, next_position: Array, slots: int) -> DecodeState:
+    """The state after the first token.
+
+    Args: logits: (B, V); active: (B,) bool, false on rows that only fill the batch; next_position: (B,) int; slots: static n.
+    """
+    text, batch = model.config.text, logits.shape[0]
+    shape, dtype = (batch, text.num_key_value_heads, slots, text.head_dim), model.decoder.embed_tokens.dtype
+    blank = DecodeState(
+        tokens=jnp.full((batch, slots), sampling.pad, jnp.int32),
+        step=jnp.int32(0),
+        done=~active,
+        last=jnp.zeros(batch, jnp.int32),
+        next_position=next_position,
+        new_kv=tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in model.decoder.layers),
+    )
+    return write(blank, logits, sampling)
+
+
+def advance(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState, sampling: Sampling, until: Array) -> DecodeState:
+    """Generates until `until` tokens stand in the state or every sample has ended. until: () int."""
+
+    def unfinished(state: DecodeState) -> Array:
+        return (state.step < until) & ~jnp.all(state.done)
+
+    def body(state: DecodeState) -> DecodeState:
+        logits, new_kv = decode_step(model, prompt, state)
+        fed = DecodeState(state.tokens, state.step, state.done, state.last, state.next_position + 1, new_kv)
+        return write(fed, logits, sampling)
+
+    return jax.lax.while_loop(unfinished, body, state)

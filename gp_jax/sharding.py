@@ -1,0 +1,86 @@
+"""Device meshes: one table says how every kind of array is split.
+
+Mesh axes: `data` (samples), `fsdp` (samples, and parameters at rest), `tensor` (heads, MLP and vocabulary).
+"""
+
+import fnmatch
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gp_jax.config import TextConfig
+from gp_jax.errors import GlimpseError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Logical axis -> mesh axis.
+RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+# Parameter path -> logical axes of its dimensions; the first match counts, no match means replicated.
+PARAMETERS = (
+    ("decoder.embed_tokens", ("vocab", "embed")),
+    ("decoder.lm_head.weight", ("vocab", "embed")),
+    ("decoder.*.self_attn.q_proj.weight", ("heads", "embed")),
+    ("decoder.*.self_attn.q_proj.bias", ("heads",)),
+    ("decoder.*.self_attn.[kv]_proj.weight", ("kv_heads", "embed")),
+    ("decoder.*.self_attn.[kv]_proj.bias", ("kv_heads",)),
+    ("decoder.*.self_attn.o_proj.weight", ("embed", "heads")),
+    ("decoder.*.mlp.gate_proj.weight", ("mlp", "embed")),
+    ("decoder.*.mlp.up_proj.weight", ("mlp", "embed")),
+    ("decoder.*.mlp.down_proj.weight", ("embed", "mlp")),
+    ("vision.blocks.*.mlp.gate_proj.*", ("mlp", "embed")),
+    ("vision.blocks.*.mlp.up_proj.*", ("mlp", "embed")),
+    ("vision.blocks.*.mlp.down_proj.weight", ("embed", "mlp")),
+    ("vision.*.weight", (None, "embed")),
+)
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (all by default). Raises: GlimpseError unless the sizes multiply to their number."""
+    devices = jax.devices() if devices is None else devices
+    if data * fsdp * tensor != len(devices):
+        raise GlimpseError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {data * fsdp * tensor} devices, there are {len(devices)}"
+        )
+    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None, text: TextConfig) -> jax.sharding.Sharding:
+    """Where a parameter lives. Dimensions that do not divide are replicated; heads are never split inside."""
+    if mesh is None:
+        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    logical = next((axes for pattern, axes in PARAMETERS if fnmatch.fnmatchcase(path, pattern)), ())
+    units = {"heads": text.num_attention_heads, "kv_heads": text.num_key_value_heads}
+    split = []
+    for size, name in zip(shape, logical, strict=False):
+        axis = RULES.get(name)
+        parts = mesh.shape.get(axis, 1) if axis else 1
+        if axis and units.get(name, size) % parts:
+            if name == "kv_heads":
+                _warn_once(f"{text.num_key_value_heads} key-value heads do not divide over tensor={parts}: they are replicated")
+            axis = None
+        split.append(axis)
+    return NamedSharding(mesh, PartitionSpec(*split))
+
+
+def batch_sharding(mesh: Mesh | None, samples: int, axis: int = 0) -> jax.sharding.Sharding:
+    """Splits samples over `data` and `fsdp` where they divide, else replicates them. axis: where the samples are."""
+    if mesh is None:
+        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    divides = samples % math.prod(mesh.shape[a] for a in BATCH_AXES) == 0
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES if divides else None))
+
+
+def replicated(mesh: Mesh | None) -> jax.sharding.Sharding:
+    """The same on every device."""
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,111 @@
+"""Pytrees that travel through jitted programs. Every field's shape stands beside it.
+
+B samples, S vision patches of a sample, M = S / merge_unit vision slots (one visual token or padding each), T rows of the stream,
+A position axes (3 under M-RoPE), D decoder width, C ViT width, N query heads, K key-value heads, H head width, R image windows.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+from jax import Array
+
+
+def tree(cls):
+    """A frozen dataclass that is a pytree; fields with `metadata={"static": True}` are compile-time constants."""
+    cls = dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+    static = [f.name for f in fields if f.metadata.get("static")]
+    return jax.tree_util.register_dataclass(cls, [f.name for f in fields if f.name not in static], static)
+
+
+@tree
+class VisionInput:
+    """Patches of every sample in window order, windows packed into blocks of equal size (see `layout.pack_windows`)."""
+
+    patches: Array  # (B, S, patch_dim) float
+    patch_hw: Array  # (B, S, 2) int: row and column in the patch grid of its image
+    patch_window: Array  # (B, S) int: window number inside its block, -1 padding
+    patch_image: Array  # (B, S) int: image number inside the sample, -1 padding
+    token_hw: Array  # (B, M, 2) int: row and column in the merged grid of its image
+    token_window: Array  # (B, M) int
+    token_image: Array  # (B, M) int, -1 padding
+
+
+@tree
+class VisionFeatures:
+    """What the vision tower gives: visual tokens and the predictor's conditions, in vision slot order."""
+
+    tokens: Array  # (B, M, D)
+    conditions: tuple[Array, ...]  # each (B, M, C), in the order of `selected_visual_layers`; empty without a glimpse
+
+
+@tree
+class PromptInput:
+    """Prompts, left-aligned, with glimpse rows behind the last prompt row."""
+
+    ids: Array  # (B, T) int
+    positions: Array  # (A, B, T) int
+    valid: Array  # (B, T) bool: glimpse rows are valid, padding is not
+    image_slot: Array  # (B, T) int: vision slot of an image token, -1 elsewhere
+    glimpse_row: Array  # (B, T) int: 0 .. le_length - 1 on glimpse rows, -1 elsewhere
+    tap_row: Array  # (B,) int: the row whose queries are tapped (the last glimpse row)
+
+
+@tree
+class LayerKV:
+    """Keys and values of one layer; `valid` says which slots hold a token."""
+
+    key: Array  # (B, K, T, H), after rope
+    value: Array  # (B, K, T, H)
+    valid: Array  # (B, T) bool
+
+
+@tree
+class Stream:
+    """A prompt on its way through the decoder."""
+
+    hidden: Array  # (B, T, D)
+    positions: Array  # (A, B, T) int
+    valid: Array  # (B, T) bool
+    image_slot: Array  # (B, T) int, -1: not an image token
+    glimpse_row: Array  # (B, T) int, -1: not a glimpse row
+    tap_row: Array  # (B,) int
+    kv: tuple[LayerKV, ...]  # layers already run
+    taps: dict[int, Array]  # layer -> (B, T, N) glimpse logits on every row
+
+
+@tree
+class KeepLimits:
+    """The keep rule of a cut as numbers, computed on the host (exact integer arithmetic, no recompilation)."""
+
+    threshold: Array  # () float: keep probabilities above it
+    cap_trigger: Array  # (B,) int: more kept than this ...
+    cap: Array  # (B,) int: ... and only the best so many stay
+    floor: Array  # (B,) int: the best so many always stay
+    fixed: Array  # (B,) int: exactly the best so many, -1: off
+    always: Array  # (B, M) bool: slots that always stay (anchors)
+
+
+@tree
+class Sampling:
+    """How to choose a token. Temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+
+    temperature: Array  # () float
+    top_k: Array  # () int
+    top_p: Array  # () float
+    key: Array  # () PRNG key
+    eos: Array  # (E,) int, -1: unused
+    pad: Array  # () int: written after the end
+
+
+@tree
+class DecodeState:
+    """Everything that changes while tokens are generated. The prompt's cache stays outside: it is only read."""
+
+    tokens: Array  # (B, n) int
+    step: Array  # () int: tokens written so far
+    done: Array  # (B,) bool
+    last: Array  # (B,) int: the newest token
+    next_position: Array  # (B,) int: its position on every axis
+    new_kv: tuple[tuple[Array, Array], ...]  # per layer keys and values of new tokens, (B, K, n, H) each
