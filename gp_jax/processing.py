@@ -1,6 +1,5 @@
 """Pictures and questions to the arrays of a Hugging Face processor: transformers' own tokenizer and PIL image processor."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,15 +96,7 @@ class Processor:
         for i, question in enumerate(questions):
             if not isinstance(question, str) or not question.strip():
                 raise GlimpseError(f"question {i + 1} is empty" if len(questions) > 1 else "the question is empty")
-        opened = [
-            [
-                open_image(image, max_image_pixels, f"image {k + 1}")
-                if not isinstance(image, os.PathLike | str)
-                else open_image(image, max_image_pixels)
-                for k, image in enumerate(own)
-            ]
-            for own in images
-        ]
+        opened = [[open_image(image, max_image_pixels, f"image {k + 1}") for k, image in enumerate(own)] for own in images]
         flat = [image for own in opened for image in own]
         pixel_values, grids = self.pixels(flat) if flat else (None, None)
         per_image = [] if grids is None else (grids.prod(axis=1) // self.config.vision.merge_unit).tolist()

@@ -1,0 +1,45 @@
+"""Eight fake CPU devices, float32 products as they are, and the folders that tests read."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def shared_folder() -> Path | None:
+    """Goldens and photographs live beside the checkout; they are not part of the repository."""
+    return next((p for p in (ROOT.parent / "shared", ROOT / "shared") if (p / "goldens").is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = shared_folder()
+    if folder is None:
+        pytest.skip("../shared (goldens and photographs) is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_folder(shared: Path) -> Path:
+    return shared / "goldens" / "qwen2_5_vl_gp"
+
+
+@pytest.fixture(scope="session")
+def golden(golden_folder: Path) -> dict[str, np.ndarray]:
+    with np.load(golden_folder / "golden.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="session")
+def golden_vlm(golden_folder: Path):
+    from gp_jax import GlimpseVLM
+
+    return GlimpseVLM.from_pretrained(golden_folder, glimpse=golden_folder)
