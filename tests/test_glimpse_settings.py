@@ -29,7 +29,7 @@ def models(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder / "base")
     tiny.save_glimpse(folder / "glimpse", model, glimpse, weights)
-    return model, glimpse, weights, GlimpseVLM.from_pretrained(folder / "base", glimpse=folder / "glimpse")
+    return model, glimpse, weights, GlimpseVLM.from_pretrained(folder / "base", glimpse=folder / "glimpse", ladders=tiny.LADDERS)
 
 
 def median_threshold(model, glimpse, weights, batch) -> float:

@@ -20,7 +20,7 @@ def pair(request, tmp_path_factory):
     model = tiny.hf_model(**request.param)
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
-    return model, GlimpseVLM.from_pretrained(folder)
+    return model, GlimpseVLM.from_pretrained(folder, ladders=tiny.LADDERS)
 
 
 def test_text_rope(pair):

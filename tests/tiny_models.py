@@ -7,6 +7,16 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from gp_jax import Ladder, Ladders
+
+# Few rungs: most tests are about numbers, and every rung costs compilations.
+LADDERS = Ladders(
+    patches=Ladder("patches", (512,)),
+    prompt=Ladder("prompt", (128,)),
+    kept=Ladder("kept", (48,)),
+    decode=Ladder("decode", (16,)),
+    batch=Ladder("batch", (4,)),
+)
 IMAGE, VIDEO, VISION_START, VISION_END, EOS, PAD = 93, 94, 91, 92, 90, 89
 VOCABULARY = 96
 
