@@ -1,17 +1,10 @@
-"""What a model is, as frozen dataclasses, and how they are read from and written to Hugging Face `config.json`.
-
-Two layouts of `config.json` exist: flat (text fields at the top; transformers 4, the released GlimpsePrune folders and the
-Hub) and nested (`text_config`; transformers 5). Both are read; a folder that holds a glimpse is written flat, which both read.
-"""
+"""What a model is, as frozen dataclasses. `pretrained.hf_config` reads them from a Hugging Face `config.json`."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from gp_jax.errors import GlimpseError
 
-MODEL_TYPES = ("qwen2_5_vl", "qwen2_5_vl_gp")
 PREDICTORS = ("AttnFuserV1", "AttnFuserV2")
 ANCHORS = ("tl", "tr", "bl", "br")
 
@@ -198,117 +191,3 @@ class GlimpseConfig:
                 raise GlimpseError(f"anchor_positions: unknown anchor {anchor!r} (known: {', '.join(ANCHORS)})")
         if self.use_ref_masks and self.use_zero_masks:
             raise GlimpseError("use_ref_masks and use_zero_masks exclude each other")
-
-
-def _get(source: Mapping[str, Any], name: str, where: str, default: Any = ...) -> Any:
-    value = source.get(name, default)
-    if value is ...:
-        raise GlimpseError(f"{where}: field '{name}' is missing")
-    return value
-
-
-def _no(condition: bool, message: str) -> None:
-    if condition:
-        raise GlimpseError(message)
-
-
-def _text_from_hf(text: Mapping[str, Any], top: Mapping[str, Any], where: str) -> TextConfig:
-    rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    _no(kind not in ("default", "mrope"), f"{where}: rope type '{kind}' is not supported (supported: default, mrope)")
-    _no(bool(text.get("use_sliding_window")), f"{where}: use_sliding_window=true is not supported")
-    heads, width = _get(text, "num_attention_heads", where), _get(text, "hidden_size", where)
-    kv_heads = text.get("num_key_value_heads") or heads
-    _no(width % heads != 0, f"{where}: hidden_size={width} is not divisible by num_attention_heads={heads}")
-    _no(heads % kv_heads != 0, f"{where}: num_attention_heads={heads} is not divisible by num_key_value_heads={kv_heads}")
-    section = tuple(rope.get("mrope_section", ()))
-    _no(
-        len(section) != 3 or sum(section) != width // heads // 2,
-        f"{where}: mrope_section={list(section)} must be 3 numbers that add up to half the head width ({width // heads // 2})",
-    )
-    return TextConfig(
-        vocab_size=_get(text, "vocab_size", where),
-        hidden_size=width,
-        intermediate_size=_get(text, "intermediate_size", where),
-        num_hidden_layers=_get(text, "num_hidden_layers", where),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        rms_norm_eps=_get(text, "rms_norm_eps", where, 1e-6),
-        rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 1e6),
-        mrope_section=section,
-        tie_word_embeddings=bool(top.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)),
-        hidden_act=_get(text, "hidden_act", where, "silu"),
-    )
-
-
-def _vision_from_hf(vision: Mapping[str, Any], where: str) -> VisionConfig:
-    where = f"{where}: vision_config"
-    channels = vision.get("in_channels", vision.get("in_chans", 3))
-    fields = {f.name: f for f in dataclasses.fields(VisionConfig)}
-    values = {name: _get(vision, name, where, ... if f.default is dataclasses.MISSING else f.default) for name, f in fields.items()}
-    values |= {"in_channels": channels, "fullatt_block_indexes": tuple(values["fullatt_block_indexes"])}
-    config = VisionConfig(**values)
-    _no(
-        config.hidden_size % config.num_heads != 0,
-        f"{where}: hidden_size={config.hidden_size} is not divisible by num_heads={config.num_heads}",
-    )
-    _no(config.head_dim % 4 != 0, f"{where}: head width {config.head_dim} is not divisible by 4, as a 2-D rope needs")
-    _no(config.window_side < 1, f"{where}: window_size={config.window_size} is smaller than one visual token")
-    return config
-
-
-def model_config(hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None, where: str = "config.json") -> ModelConfig:
-    """Reads a `config.json` dict, flat or nested, and a `generation_config.json` dict.
-
-    Raises: GlimpseError on an unknown model type, a missing field or an unsupported setting.
-    """
-    kind = hf.get("model_type")
-    _no(kind not in MODEL_TYPES, f"{where}: model_type '{kind}' is not supported (supported: {', '.join(MODEL_TYPES)})")
-    text, generation = hf.get("text_config") or hf, generation or {}
-    vision = _vision_from_hf(_get(hf, "vision_config", where), where)
-    decoder = _text_from_hf(text, hf, where)
-    _no(
-        vision.out_hidden_size != decoder.hidden_size,
-        f"{where}: vision_config.out_hidden_size={vision.out_hidden_size} differs from hidden_size={decoder.hidden_size}",
-    )
-
-    def token(name: str) -> Any:
-        return generation.get(name, hf.get(name, text.get(name)))
-
-    eos = token("eos_token_id")
-    eos = tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (eos,)
-    pad = token("pad_token_id")
-    return ModelConfig(
-        model_type="qwen2_5_vl",
-        vision=vision,
-        text=decoder,
-        image_token_id=_get(hf, "image_token_id", where),
-        video_token_id=hf.get("video_token_id"),
-        eos_token_ids=eos,
-        pad_token_id=pad if pad is not None else (eos[0] if eos else 0),
-    )
-
-
-def glimpse_config(hf: Mapping[str, Any], model: ModelConfig, where: str = "config.json") -> GlimpseConfig:
-    """Reads the glimpse's fields of a released `config.json` and validates them against `model`."""
-    values = {}
-    for field in dataclasses.fields(GlimpseConfig):
-        required = field.default is dataclasses.MISSING
-        value = _get(hf, field.name, where, ... if required else field.default)
-        values[field.name] = tuple(value or ()) if isinstance(value, list | tuple) or field.name == "anchor_positions" else value
-    return GlimpseConfig(**values).validate(model)
-
-
-def flat_hf_config(hf: Mapping[str, Any], glimpse: GlimpseConfig) -> dict[str, Any]:
-    """`config.json` of a folder that holds a glimpse: flat, so that transformers 4 and 5 and the released code read it."""
-    flat = {k: v for k, v in hf.items() if k != "text_config"}
-    flat |= {k: v for k, v in (hf.get("text_config") or {}).items() if k not in ("model_type", "rope_parameters")}
-    rope = (hf.get("text_config") or hf).get("rope_parameters")
-    if rope:
-        flat["rope_theta"] = rope.get("rope_theta", 1e6)
-        flat["rope_scaling"] = {"type": "mrope", "rope_type": "default", "mrope_section": rope["mrope_section"]}
-        flat.pop("rope_parameters", None)
-    flat["model_type"] = "qwen2_5_vl"
-    flat["vision_config"] = {**hf["vision_config"], "model_type": "qwen2_5_vl"}
-    flat["tie_word_embeddings"] = bool(hf.get("tie_word_embeddings") or (hf.get("text_config") or {}).get("tie_word_embeddings"))
-    return flat | {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(glimpse).items()}

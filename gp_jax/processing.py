@@ -10,8 +10,8 @@ from PIL import Image
 
 from gp_jax.config import ModelConfig
 from gp_jax.errors import GlimpseError
-from gp_jax.files import read_json
 from gp_jax.images import MAX_PIXELS, ImageLike, open_image
+from gp_jax.pretrained.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

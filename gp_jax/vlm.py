@@ -12,16 +12,16 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from gp_jax import files, params
 from gp_jax.buckets import Ladders
 from gp_jax.clock import Clock
-from gp_jax.config import flat_hf_config, glimpse_config, model_config
 from gp_jax.engine import Engine
 from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.select import Prune
 from gp_jax.images import MAX_PIXELS, ImageLike
 from gp_jax.layout import read_samples
 from gp_jax.lvlm import LVLM
+from gp_jax.pretrained import files, params
+from gp_jax.pretrained.hf_config import flat_hf_config, glimpse_config, model_config
 from gp_jax.processing import Prepared, Processor
 from gp_jax.requests import AUTO, cut_inputs, resolve, sampling_settings
 from gp_jax.results import Answer, Generation, outcome, per_token, split_tokens

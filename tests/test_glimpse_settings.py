@@ -59,7 +59,9 @@ def test_equals_reference(models, images):
 def test_batch_equals_reference_one_by_one(models):
     model, glimpse, weights, vlm = models
     samples = [IMAGES["two"], IMAGES["one"], [9]]
-    together = vlm.generate(**tiny.inputs(samples, seed=7, left=False), prune=Prune(max_remain_ratio=0.3), max_new_tokens=8, eos_token_id=None)
+    together = vlm.generate(
+        **tiny.inputs(samples, seed=7, left=False), prune=Prune(max_remain_ratio=0.3), max_new_tokens=8, eos_token_id=None
+    )
     for b, sample in enumerate(samples[:2]):
         whole = tiny.inputs(samples, seed=7, left=False)
         patches = [4 * sum(r * c for r, c in (x for x in s if not isinstance(x, int))) for s in samples]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gp_jax.errors import GlimpseError
-from gp_jax.torch_file import read_torch
+from gp_jax.pretrained.torch_file import read_torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from gp_jax.config import GlimpseConfig, ModelConfig
 from gp_jax.errors import GlimpseError
-from gp_jax.files import TensorSource
 from gp_jax.lvlm import LVLM
+from gp_jax.pretrained.files import TensorSource
 from gp_jax.sharding import parameter_sharding
 
 

@@ -1,0 +1,1 @@
+"""Pretrained models in and out: config, names, safetensors, the released glimpse file."""

@@ -1,0 +1,116 @@
+"""Every attention kernel that runs here against the plain formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gp_jax import GlimpseError
+from gp_jax.ops.attention import KERNELS, attend, choose, einsum_attention
+from gp_jax.sharding import make_mesh
+
+RUNNABLE = ["blockwise", "split_batch", "splash_interpret"]
+
+
+def operands(length: int, keys: int | None = None, heads: int = 4, kv_heads: int = 2, width: int = 20, value: int = 12, batch: int = 2):
+    rng, keys = np.random.default_rng(0), keys or length
+    q, k, v = (
+        jnp.array(rng.normal(size=(batch, n, s, w)), jnp.float32)
+        for n, s, w in ((heads, length, width), (kv_heads, keys, width), (kv_heads, keys, value))
+    )
+    segment = np.sort(rng.integers(0, 3, (batch, length)), axis=1)
+    segment[0, length - length // 5 :] = -1
+    return q, k, v, jnp.array(segment)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("length", [7, 300, 1100])
+def test_kernel_equals_einsum(name, causal, length):
+    q, k, v, segment = operands(length)
+    expected = einsum_attention(q, k, v, segment, segment, causal=causal)
+    np.testing.assert_allclose(attend(q, k, v, segment, segment, causal=causal, implementation=name), expected, atol=2e-6)
+
+
+def test_einsum_is_the_formula():
+    q, k, v, segment = operands(9)
+    out = np.asarray(einsum_attention(q, k, v, segment, segment, causal=True))
+    for b in range(2):
+        for n in range(4):
+            for t in range(9):
+                seen = [s for s in range(t + 1) if segment[b, s] == segment[b, t] >= 0]
+                if not seen:
+                    np.testing.assert_array_equal(out[b, n, t], 0)
+                    continue
+                scores = np.array([float(q[b, n, t] @ k[b, n // 2, s]) / 20**0.5 for s in seen])
+                weights = np.exp(scores - scores.max())
+                expected = sum(w * np.asarray(v[b, n // 2, s]) for w, s in zip(weights / weights.sum(), seen, strict=True))
+                np.testing.assert_allclose(out[b, n, t], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["einsum", *RUNNABLE])
+def test_fully_masked_rows_are_zero(name):
+    q, k, v, _ = operands(256)
+    segment = jnp.full((2, 256), -1)
+    assert (attend(q, k, v, segment, segment, causal=False, implementation=name) == 0).all()
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_blockwise_gradients(causal):
+    q, k, v, segment = operands(600)
+
+    def loss(name):
+        return lambda *x: (attend(*x, segment, segment, causal=causal, implementation=name) ** 2).sum()
+
+    expected = jax.grad(loss("einsum"), argnums=(0, 1, 2))(q, k, v)
+    for a, b in zip(jax.grad(loss("blockwise"), argnums=(0, 1, 2))(q, k, v), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+        assert jnp.isfinite(a).all()
+
+
+def test_blockwise_memory_is_linear():
+    """Temporary memory of the compiled program at 16 times the length: about 16 times, where scores would take 256 times."""
+
+    def temporary(length: int) -> int:
+        x = jax.ShapeDtypeStruct((1, 2, length, 16), jnp.float32)
+        segment = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        call = jax.jit(lambda q, k, v, s: attend(q, k, v, s, s, causal=True, implementation="blockwise"))
+        return call.lower(x, x, x, segment).compile().memory_analysis().temp_size_in_bytes
+
+    small, large = temporary(2048), temporary(32768)
+    assert large < 20 * small
+    assert large < 32768 * 32768 * 2 * 4 / 50
+
+
+def test_splash_is_split_over_a_mesh():
+    mesh = make_mesh(2, 2, 2)
+    q, k, v, segment = operands(256, batch=4, value=20)
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda *x: attend(*x, segment, segment, causal=True, implementation="splash_interpret"))(q, k, v)
+    assert out.sharding.spec == jax.sharding.PartitionSpec(("data", "fsdp"), "tensor")
+    np.testing.assert_allclose(out, einsum_attention(q, k, v, segment, segment, causal=True), atol=2e-6)
+
+
+def test_unknown_kernel():
+    q, k, v, segment = operands(7)
+    with pytest.raises(GlimpseError, match="'flash' is unknown .*splash"):
+        attend(q, k, v, segment, segment, implementation="flash")
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "length", "prefix", "expected"),
+    [
+        ("cpu", jnp.float32, 64, False, "einsum"),
+        ("cpu", jnp.float32, 8192, False, "blockwise"),
+        ("tpu", jnp.bfloat16, 8192, False, "splash"),
+        ("tpu", jnp.bfloat16, 64, False, "einsum"),
+        ("gpu", jnp.bfloat16, 8192, True, "cudnn"),
+        ("gpu", jnp.bfloat16, 8192, False, "blockwise"),
+        ("gpu", jnp.float32, 8192, True, "blockwise"),
+    ],
+)
+def test_choice_by_backend(monkeypatch, backend, dtype, length, prefix, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x = jax.ShapeDtypeStruct((1, 2, length, 64), dtype)
+    assert choose(x, x, prefix) == expected
+    assert expected in KERNELS

@@ -1,0 +1,119 @@
+"""Host-side arrays: window packing, positions, validation."""
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gp_jax import GlimpseError
+from gp_jax.layout import pack_windows, prompt_input, read_samples, rope_positions, token_grid, vision_input
+from gp_jax.pretrained.hf_config import model_config
+
+GRIDS = st.lists(st.tuples(st.integers(1, 13), st.integers(1, 13)), min_size=1, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return model_config(tiny.hf_model().config.to_dict())
+
+
+@settings(deadline=None)
+@given(GRIDS, st.integers(1, 5))
+def test_windows_are_packed_whole_and_once(grids, side):
+    slots, windows = pack_windows(grids, side)
+    total = sum(r * c for r, c in grids)
+    assert sorted(slots[slots >= 0]) == list(range(total))
+    assert ((slots >= 0) == (windows >= 0)).all()
+    cells = token_grid(grids)
+    owner = {tuple(map(int, (i, r // side, c // side))): n for n, (i, r, c) in enumerate(cells)}
+    homes: dict = {}
+    for slot, token in enumerate(slots):
+        if token >= 0:
+            image, row, column = cells[token]
+            key = (int(image), int(row) // side, int(column) // side)
+            homes.setdefault(key, set()).add((slot // side**2, int(windows[slot])))
+    assert all(len(places) == 1 for places in homes.values()), "a window was torn"
+    assert len({place for places in homes.values() for place in places}) == len(owner), "two windows share a number"
+
+
+@settings(deadline=None)
+@given(GRIDS, st.integers(1, 5))
+def test_packing_wastes_less_than_half(grids, side):
+    slots, _ = pack_windows(grids, side)
+    assert slots.size < 2 * sum(r * c for r, c in grids) + side**2
+
+
+def test_full_windows_waste_nothing():
+    slots, _ = pack_windows([(16, 32), (8, 4)], 4)
+    assert slots.size == 16 * 32 + 8 * 4
+
+
+def test_one_axis_positions_just_count():
+    np.testing.assert_array_equal(rope_positions(np.array([-1, 0, 1, -1]), [(1, 2)], 1), [[0, 1, 2, 3]])
+
+
+def test_adjacent_images_keep_their_own_positions():
+    positions = rope_positions(np.array([-1, 0, 1, 2, 3, 4, -1]), [(1, 3), (2, 1)], 3)
+    np.testing.assert_array_equal(positions, [[0, 1, 1, 1, 4, 4, 6], [0, 1, 1, 1, 4, 5, 6], [0, 1, 2, 3, 4, 4, 6]])
+
+
+def test_padding_side_does_not_matter(config):
+    left, right = (read_samples(config, **tiny.inputs([[3, (2, 3), 4], [5]], left=side)) for side in (True, False))
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_array_equal(a.positions, b.positions)
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+
+
+def test_padded_arrays(config):
+    samples = read_samples(config, **tiny.inputs([[3, (2, 3), 4], [5]]))
+    prompt = prompt_input(samples, config, batch=4, length=32, glimpse_rows=2)
+    assert prompt.valid.sum(axis=1).tolist() == [17, 7, 0, 0]
+    np.testing.assert_array_equal(prompt.glimpse_row[1, 4:8], [-1, 0, 1, -1])
+    np.testing.assert_array_equal(prompt.positions[:, 1, 5:7], [[5, 6]] * 3)
+    assert prompt.tap_row[:2].tolist() == [16, 6]
+    vision = vision_input(samples, config, batch=4, slots=8)
+    assert (vision.token_image >= 0).sum(axis=1).tolist() == [6, 0, 0, 0]
+    order = samples[0].slot_of_token
+    np.testing.assert_array_equal(vision.token_hw[0][order], token_grid([(2, 3)])[:, 1:])
+    np.testing.assert_array_equal(vision.patches[0].reshape(8, 4, -1)[order].reshape(24, -1), samples[0].pixels)
+    np.testing.assert_array_equal(prompt.image_slot[0][prompt.image_slot[0] >= 0], order)
+
+
+def broken(**changes):
+    return tiny.inputs([[3, (2, 3), 4]]) | changes
+
+
+BAD = {
+    "pixel_values and image_grid_thw must be given together": broken(pixel_values=None),
+    "holds 6 image tokens, but image_grid_thw gives 12": broken(
+        image_grid_thw=np.array([[1, 4, 12]]), pixel_values=np.zeros((48, 1176), np.float32)
+    ),
+    "not a multiple of the 2 x 2 merge": broken(image_grid_thw=np.array([[1, 3, 8]])),
+    "has 2 frames": broken(image_grid_thw=np.array([[2, 4, 6]])),
+    "pixel_values must be": broken(pixel_values=np.zeros((24, 100), np.float32)),
+    "attention_mask .* does not match": broken(attention_mask=np.ones((1, 3))),
+    "input_ids must be": broken(input_ids=np.ones((1, 3))),
+    "is empty": broken(attention_mask=np.zeros((1, 15))),
+    "outside 0..95": broken(input_ids=np.full((1, 15), 99)),
+    "video tokens": broken(input_ids=np.full((1, 15), tiny.VIDEO)),
+    r"holds 2 images, but input_ids has tokens for 1": broken(
+        image_grid_thw=np.array([[1, 4, 6], [1, 2, 2]]), pixel_values=np.zeros((28, 1176), np.float32)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_inputs_name_the_argument(config, message):
+    with pytest.raises(GlimpseError, match=message):
+        read_samples(config, **BAD[message])
+
+
+def test_torn_image_is_refused(config):
+    batch = tiny.inputs([[3, (2, 3), 4]])
+    ids = batch["input_ids"][0]
+    first = int(np.flatnonzero(ids == tiny.IMAGE)[0])
+    ids[[first, 0]] = ids[[0, first]]
+    with pytest.raises(GlimpseError, match="do not stand together"):
+        read_samples(config, **batch)
