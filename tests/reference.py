@@ -43,13 +43,12 @@ def predict(weights, glimpse, maps, conditions, grids, window_side):
     """The predictor, image by image, window by window. Returns: (visual tokens,) logits of the last head."""
     fuser, heads, width = weights["attn_fuser"], glimpse["attn_fuse_num_heads"], glimpse["attn_fuse_size"]
     x = maps @ fuser["attn_in_proj.weight"].T + fuser["attn_in_proj.bias"]
-    cells, segments, image = [], [], 0
-    for rows, columns in grids:
+    cells, segments = [], []
+    for image, (rows, columns) in enumerate(grids):
         for r in range(rows):
             for c in range(columns):
                 cells.append((r, c))
                 segments.append((image, 0, 0) if glimpse["attn_fuse_global"] else (image, r // window_side, c // window_side))
-        image += 1
     same = torch.tensor([[a == b for b in segments] for a in segments])
     for m, condition in enumerate(conditions):
         part = {k.removeprefix(f"layers.{m}."): v for k, v in fuser.items() if k.startswith(f"layers.{m}.")}
