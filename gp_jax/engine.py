@@ -87,6 +87,10 @@ class Engine:
         split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
         return jax.tree.map(lambda x: jax.device_put(x, split if np.ndim(x) > axis else whole), tree)
 
+    def place(self, tree: object) -> object:
+        """Host arrays to the devices, the same on each."""
+        return jax.device_put(tree, replicated(self.mesh))
+
     def prompt(self, samples: Sequence[Sample], batch: int, length: int, rows: int) -> PromptInput:
         """Padded prompts on the devices."""
         prompt = prompt_input(samples, self.config, batch, length, rows)
@@ -142,7 +146,7 @@ class Engine:
         batch, count = filled.logits.shape[0], len(next_positions)
         active, position = np.zeros(batch, bool), np.zeros(batch, np.int32)
         active[:count], position[:count] = True, next_positions
-        settings = jax.device_put(settings, replicated(self.mesh))
+        settings = self.place(settings)
         active, position = self.split((active, position), batch)
         kv = filled.stream.kv
         state = self.start(filled.logits, settings, active, position, slots=self.ladders.decode.fit(max_new_tokens))

@@ -1,0 +1,147 @@
+"""A tiny random checkpoint in released layout, to try every command in seconds and without a download.
+
+    python -m gp_jax.tiny FOLDER [--picture PICTURE.png]
+
+Its answers are gibberish: nothing is trained. Sizes and formats are real, so whatever runs on it runs on Qwen2.5-VL.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax.numpy as jnp
+import tyro
+from flax import nnx
+from PIL import Image, ImageDraw
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from gp_jax.lvlm import LVLM
+from gp_jax.pretrained.hf_config import glimpse_config, model_config
+from gp_jax.processing import Processor
+from gp_jax.vlm import GlimpseVLM
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+ID = {token: 256 + i for i, token in enumerate(SPECIAL)}
+CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
+{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
+{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+CONFIG = {
+    "model_type": "qwen2_5_vl",
+    "vocab_size": 272,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    "tie_word_embeddings": False,
+    "image_token_id": ID["<|image_pad|>"],
+    "video_token_id": ID["<|video_pad|>"],
+    "vision_start_token_id": ID["<|vision_start|>"],
+    "vision_end_token_id": ID["<|vision_end|>"],
+    "bos_token_id": ID["<|endoftext|>"],
+    "eos_token_id": ID["<|im_end|>"],
+    "vision_config": {
+        "depth": 4,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1, 3],
+        "window_size": 112,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+    },
+    # The glimpse, in the proportions of the released models: cut at two thirds of the depth, deepest condition first.
+    "selected_layers": [3],
+    "reduce_layer": 3,
+    "le_layers": [0, 1, 2, 3, 4, 5],
+    "use_attention_logits": True,
+    "attn_fuse_size": 32,
+    "attn_fuse_global": True,
+    "selected_visual_layers": [3, 1],
+    "visual_cond_size": 32,
+    "ori_attn_supervision": False,
+    "deep_supervision": False,
+}
+PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer: one token per byte, and the special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def make_checkpoint(folder: Path, seed: int = 0) -> GlimpseVLM:
+    """Writes a random model with its glimpse, tokenizer and processor files. Returns: the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder)
+    generation = {"eos_token_id": ID["<|im_end|>"], "pad_token_id": ID["<|endoftext|>"]}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2))
+    config = model_config(CONFIG, generation)
+    model = LVLM(config, glimpse_config(CONFIG, config), dtype=jnp.float32, rngs=nnx.Rngs(seed))
+    vlm = GlimpseVLM(model, CONFIG, Processor.load(folder, config), folder=folder)
+    vlm.save_pretrained(folder)
+    return vlm
+
+
+def make_picture(path: Path) -> None:
+    """A picture to ask about: a few plain shapes on a meadow."""
+    image = Image.new("RGB", (448, 336), "#9fc5e8")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 200, 448, 336), fill="#6aa84f")
+    draw.ellipse((350, 24, 420, 94), fill="#f1c232")
+    draw.rectangle((70, 120, 200, 260), fill="#b45f06")
+    draw.polygon(((55, 120), (215, 120), (135, 50)), fill="#cc0000")
+    draw.rectangle((118, 190, 156, 260), fill="#3d1e00")
+    draw.ellipse((270, 150, 350, 230), fill="#38761d")
+    draw.rectangle((302, 220, 318, 270), fill="#783f04")
+    image.save(path)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Write a tiny random checkpoint with glimpse, tokenizer and processor files."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Where to write it."""
+    picture: Path | None = None
+    """Also draw a picture to ask about."""
+    seed: int = 0
+    """Of the random weights."""
+
+
+def main() -> None:
+    """Entry point."""
+    args = tyro.cli(Tiny, prog="python -m gp_jax.tiny")
+    make_checkpoint(args.folder, args.seed)
+    print(f"wrote a tiny random model to {args.folder}")
+    if args.picture:
+        make_picture(args.picture)
+        print(f"drew {args.picture}")
+
+
+if __name__ == "__main__":
+    main()

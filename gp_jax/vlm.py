@@ -22,6 +22,7 @@ from gp_jax.layout import read_samples
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained import files, params
 from gp_jax.pretrained.hf_config import flat_hf_config, glimpse_config, model_config
+from gp_jax.pretrained.torch_file import write_torch
 from gp_jax.processing import Prepared, Processor
 from gp_jax.requests import AUTO, cut_inputs, resolve, sampling_settings
 from gp_jax.results import Answer, Generation, outcome, per_token, split_tokens
@@ -120,7 +121,7 @@ class GlimpseVLM:
         if glimpse:
             glimpse = {key: np.asarray(value) for key, value in glimpse.items()}
             files.write_tensors(folder / files.GLIMPSE_TENSORS, glimpse)
-            files.write_torch(folder / files.GLIMPSE_TORCH, params.nested_glimpse(glimpse))
+            write_torch(folder / files.GLIMPSE_TORCH, params.nested_glimpse(glimpse))
 
     # Requests ---------------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ class WarmUp:
 
     def __init__(self, engine: Engine, plan: Plan, settings: Sampling, *, batch: int, patches: int, prompt: int, new_tokens: int):
         ladders = engine.ladders
-        self.engine, self.plan, self.settings = engine, plan, settings
+        self.engine, self.plan, self.settings = engine, plan, engine.place(settings)
         self.batches, self.patch_rungs = ladders.batch.upto(batch), ladders.patches.upto(patches)
         self.prompt_rungs, self.decode_rungs = ladders.prompt.upto(prompt), ladders.decode.upto(new_tokens)
         self.finished: set = set()

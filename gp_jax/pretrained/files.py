@@ -177,6 +177,7 @@ def staged(folder: Path) -> Iterator[Path]:
         yield scratch
         folder.mkdir(exist_ok=True)
         for path in sorted(scratch.iterdir()):
+            path.chmod(0o644)  # scratch files are private
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
