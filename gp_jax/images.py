@@ -1,8 +1,8 @@
 """Opening pictures from strangers: limits are checked on the header, before a single pixel is decoded."""
 
+import contextlib
 import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +44,25 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "ima
     return _upright_rgb(source)
 
 
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """Our limit, which is a setting, instead of Pillow's, which is not; ours too is checked before decoding."""
+    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = theirs
+
+
 def _open_file(path: Path, max_pixels: int) -> Image.Image:
     if not path.exists():
         raise GlimpseError(f"{path}: no such file")
     if path.is_dir():
         raise GlimpseError(f"{path}: is a folder, not an image")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands below
-            with Image.open(path) as image:
-                check_size(image.size, str(path), max_pixels)
-                return _upright_rgb(image)
-    except Image.DecompressionBombError as error:
-        raise GlimpseError(f"{path}: has more pixels than the limit of {max_pixels} (max_image_pixels)") from error
+        with _own_limit(), Image.open(path) as image:
+            check_size(image.size, str(path), max_pixels)
+            return _upright_rgb(image)
     except UnidentifiedImageError as error:
         raise GlimpseError(f"{path}: is not an image in a known format") from error
     except GlimpseError:

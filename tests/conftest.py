@@ -1,11 +1,19 @@
 """Eight fake CPU devices, float32 products as they are, and the folders that tests read."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Optimisation level 0: the suite's time is compilation of tiny programs.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Both workers and all engines of equal shapes share what was compiled; the folder lives as long as the run.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gp_jax_compiled.")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path

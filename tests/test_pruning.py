@@ -103,7 +103,10 @@ def test_a_cut_can_leave_the_past_alone():
     assert pipeline.compact(stream, stays, Cut(0, "given"), 4).kv[0].key[0, 0, :, 0].tolist() == [0, 2, 3, 5]
 
 
-def generate(vlm, samples, prune=Prune(max_remain_ratio=0.3), **options):
+CAP = Prune(max_remain_ratio=0.3)
+
+
+def generate(vlm, samples, prune=CAP, **options):
     return vlm.generate(**tiny.inputs(samples, seed=3), prune=prune, **dict(max_new_tokens=10, eos_token_id=None) | options)
 
 

@@ -21,6 +21,33 @@ def _get(source: Mapping[str, Any], name: str, where: str, default: Any = ...) -
     return value
 
 
+def _typed(config: Any, where: str) -> Any:
+    """A dataclass whose fields hold what they are annotated with; JSON may hold anything."""
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), str(field.type).split(" |")[0].removeprefix("<class '").removesuffix("'>")
+        if value is None and "None" in str(field.type):
+            continue
+        ok = {
+            "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
+            "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+            "bool": lambda v: isinstance(v, bool),
+            "str": lambda v: isinstance(v, str),
+            "tuple[int, ...]": lambda v: isinstance(v, tuple) and all(isinstance(x, int) for x in v),
+            "tuple[str, ...]": lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v),
+        }[kind]
+        if not ok(value):
+            raise GlimpseError(f"{where}: {field.name}={value!r} must be {kind}")
+    return config
+
+
+def _sizes(source: Mapping[str, Any], names: tuple[str, ...], where: str) -> list[int]:
+    """Positive integers by name."""
+    values = [_get(source, name, where) for name in names]
+    for name, value in zip(names, values, strict=True):
+        _no(not isinstance(value, int) or isinstance(value, bool) or value < 1, f"{where}: {name}={value!r} must be a positive integer")
+    return values
+
+
 def _no(condition: bool, message: str) -> None:
     if condition:
         raise GlimpseError(message)
@@ -31,8 +58,9 @@ def _text_from_hf(text: Mapping[str, Any], top: Mapping[str, Any], where: str) -
     kind = rope.get("rope_type", rope.get("type", "default"))
     _no(kind not in ("default", "mrope"), f"{where}: rope type '{kind}' is not supported (supported: default, mrope)")
     _no(bool(text.get("use_sliding_window")), f"{where}: use_sliding_window=true is not supported")
-    heads, width = _get(text, "num_attention_heads", where), _get(text, "hidden_size", where)
-    kv_heads = text.get("num_key_value_heads") or heads
+    names = ("num_attention_heads", "hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers")
+    heads, width, vocabulary, inner, layers = _sizes(text, names, where)
+    kv_heads = heads if text.get("num_key_value_heads") is None else _sizes(text, ("num_key_value_heads",), where)[0]
     _no(width % heads != 0, f"{where}: hidden_size={width} is not divisible by num_attention_heads={heads}")
     _no(heads % kv_heads != 0, f"{where}: num_attention_heads={heads} is not divisible by num_key_value_heads={kv_heads}")
     section = tuple(rope.get("mrope_section", ()))
@@ -40,11 +68,11 @@ def _text_from_hf(text: Mapping[str, Any], top: Mapping[str, Any], where: str) -
         len(section) != 3 or sum(section) != width // heads // 2,
         f"{where}: mrope_section={list(section)} must be 3 numbers that add up to half the head width ({width // heads // 2})",
     )
-    return TextConfig(
-        vocab_size=_get(text, "vocab_size", where),
+    config = TextConfig(
+        vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=_get(text, "intermediate_size", where),
-        num_hidden_layers=_get(text, "num_hidden_layers", where),
+        intermediate_size=inner,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         rms_norm_eps=_get(text, "rms_norm_eps", where, 1e-6),
@@ -53,6 +81,7 @@ def _text_from_hf(text: Mapping[str, Any], top: Mapping[str, Any], where: str) -
         tie_word_embeddings=bool(top.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)),
         hidden_act=_get(text, "hidden_act", where, "silu"),
     )
+    return _typed(config, where)
 
 
 def _vision_from_hf(vision: Mapping[str, Any], where: str) -> VisionConfig:
@@ -61,7 +90,8 @@ def _vision_from_hf(vision: Mapping[str, Any], where: str) -> VisionConfig:
     fields = {f.name: f for f in dataclasses.fields(VisionConfig)}
     values = {name: _get(vision, name, where, ... if f.default is dataclasses.MISSING else f.default) for name, f in fields.items()}
     values |= {"in_channels": channels, "fullatt_block_indexes": tuple(values["fullatt_block_indexes"])}
-    config = VisionConfig(**values)
+    _sizes(values, tuple(name for name, f in fields.items() if f.type in (int, "int")), where)
+    config = _typed(VisionConfig(**values), where)
     _no(
         config.hidden_size % config.num_heads != 0,
         f"{where}: hidden_size={config.hidden_size} is not divisible by num_heads={config.num_heads}",
@@ -92,7 +122,7 @@ def model_config(hf: Mapping[str, Any], generation: Mapping[str, Any] | None = N
     eos = token("eos_token_id")
     eos = tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (eos,)
     pad = token("pad_token_id")
-    return ModelConfig(
+    config = ModelConfig(
         model_type="qwen2_5_vl",
         vision=vision,
         text=decoder,
@@ -101,6 +131,11 @@ def model_config(hf: Mapping[str, Any], generation: Mapping[str, Any] | None = N
         eos_token_ids=eos,
         pad_token_id=pad if pad is not None else (eos[0] if eos else 0),
     )
+    for name in ("image_token_id", "video_token_id", "eos_token_ids", "pad_token_id"):
+        ids = getattr(config, name)
+        ids = ids if isinstance(ids, tuple) else () if ids is None else (ids,)
+        _no(not all(isinstance(i, int) for i in ids), f"{where}: {name}={getattr(config, name)!r} must be token ids")
+    return config
 
 
 def glimpse_config(hf: Mapping[str, Any], model: ModelConfig, where: str = "config.json") -> GlimpseConfig:
@@ -110,7 +145,7 @@ def glimpse_config(hf: Mapping[str, Any], model: ModelConfig, where: str = "conf
         required = field.default is dataclasses.MISSING
         value = _get(hf, field.name, where, ... if required else field.default)
         values[field.name] = tuple(value or ()) if isinstance(value, list | tuple) or field.name == "anchor_positions" else value
-    return GlimpseConfig(**values).validate(model)
+    return _typed(GlimpseConfig(**values), where).validate(model)
 
 
 def flat_hf_config(hf: Mapping[str, Any], glimpse: GlimpseConfig) -> dict[str, Any]:

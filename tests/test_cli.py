@@ -1,0 +1,148 @@
+"""The command line: answers on real photographs, errors of one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gp_jax import cli
+from gp_jax.tiny import make_checkpoint, make_picture
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    make_checkpoint(folder / "model")
+    make_picture(folder / "scene.png")
+    return folder
+
+
+def fail(capsys, monkeypatch, *argv: str) -> str:
+    """Runs the command, which must exit 1 with one line. Returns: the line."""
+    monkeypatch.setattr(sys, "argv", ["gp-jax", *map(str, argv)])
+    monkeypatch.setattr(cli, "keep_memory", lambda: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("gp-jax: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_ask(home, capsys):
+    cli.run(
+        ["ask", str(home / "scene.png"), "What?", "--model", str(home / "model"), "--fixed-remain-ratio", "0.25", "--max-new-tokens", "4"]
+    )
+    shown = capsys.readouterr().out
+    assert "48 of 192 kept (25.0%)" in shown and "loading" in shown and "decode" in shown
+
+
+def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
+    out, scene = tmp_path / "o.png", str(home / "scene.png")
+    options = ["--model", str(home / "model"), "--max-new-tokens", "4", "--json", "--max-remain-ratio", "0.5", "--threshold", "0"]
+    cli.run(["ask", scene, scene, "Which?", *options, "--overlay", str(out)])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["total_tokens"] == 2 * 192 and facts["kept_tokens"] == 192 and facts["retention"] == 0.5
+    assert set(facts["timings"]) >= {"loading", "processing", "vision", "glimpse", "finish", "decode"}
+    assert Image.open(out).size == (2 * 448 + 8, 336)
+    cli.run(["ask", scene, "Which?", *options, "--no-prune"])
+    assert json.loads(capsys.readouterr().out)["retention"] == 1.0
+
+
+def test_config_file_sets_defaults(home, capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(f"ask = dict(model={str(home / 'model')!r}, max_new_tokens=3, json=True, fixed_remain_ratio=0.5)")
+    cli.run(["ask", str(home / "scene.png"), "What?", "--config", str(tmp_path / "mine.py"), "--fixed-remain-ratio", "0.25"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["generated_tokens"] == 3 and facts["retention"] == 0.25, "the command line wins"
+
+
+def test_shipped_configs_are_valid():
+    for path in (Path(__file__).parents[1] / "configs").glob("*.py"):
+        assert cli.config_defaults(path)["model"].startswith("Qwen/")
+
+
+def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
+    scene, model = home / "scene.png", home / "model"
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "cut.png").write_bytes(scene.read_bytes()[:900])
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "bad.py").write_text("ask = dict(no_such_option=1)")
+    overlay = tmp_path / "o.png"
+    for argv, message in (
+        (["ask", tmp_path / "none.png", "q", "--model", model], "no such file"),
+        (["ask", tmp_path / "text.png", "q", "--model", model], "is not an image"),
+        (["ask", tmp_path / "cut.png", "q", "--model", model], "is truncated or damaged"),
+        (["ask", scene, "q", "--model", model, "--max-image-pixels", "1000"], "more than the limit of 1000"),
+        (["ask", scene, "  ", "--model", model], "the question is empty"),
+        (["ask", scene, "--model", model], "at least one photo and a question"),
+        (["ask", scene, "q"], "--model is missing"),
+        (["ask", scene, "q", "--model", tmp_path / "nowhere"], "no such folder"),
+        (["ask", scene, "q", "--model", tmp_path / "odd"], "model_type 'gpt2' is not supported"),
+        (["ask", scene, "q" * 70000, "--model", model], "longer than the 'prompt' ladder"),
+        (["ask", scene, "q", "--model", model, "--max-remain-ratio", "3"], "max_remain_ratio=3.0 is not in [0, 1]"),
+        (["ask", scene, "q", "--model", model, "--dtype", "int8"], "--dtype int8"),
+        (["ask", scene, "say <|image_pad|>", "--model", model], "must not contain any"),
+        (["ask", scene, "q", "--model", model, "--overlay", tmp_path / "no" / "o.png"], "does not exist"),
+        (["ask", scene, "q", "--model", model, "--config", tmp_path / "bad.py"], "needs a dict `ask`"),
+        (["askk", scene], "did you mean 'ask'?"),
+        (["serve"], "unknown command 'serve'"),
+    ):
+        assert message in fail(
+            capsys, monkeypatch, *argv, *(["--overlay", overlay] if argv[0] == "ask" and "--overlay" not in argv else [])
+        )
+    assert not overlay.exists()
+
+
+def test_answer_takes_paths_images_arrays_and_batches(home):
+    from gp_jax import GlimpseVLM, Prune
+
+    vlm = GlimpseVLM.from_pretrained(home / "model")
+    picture = Image.open(home / "scene.png")
+    options = dict(prune=Prune(fixed_remain_ratio=0.25), max_new_tokens=5)
+    one = vlm.answer(picture, "What?", **options)
+    many = vlm.answer([str(home / "scene.png"), [picture, np.asarray(picture)], None], ["What?", "Which?", "Why?"], **options)
+    assert one.text == many[0].text and one.kept == 48 and one.keep[0].shape == (12, 16)
+    assert [m.total for m in many] == [192, 384, 0] and [len(m.keep) for m in many] == [1, 2, 0]
+    assert many[2].overlay() is None and many[2].retention == 1.0
+    grown: list[str] = []
+    assert vlm.answer(picture, "What?", on_text=grown.append, **options).text == grown[-1] == one.text
+    maps = vlm.glimpse(picture, "What?")
+    assert maps[0].shape == (12, 16) and ((maps[0] >= 0) & (maps[0] <= 1)).all()
+
+
+def test_every_photograph(shared, golden_vlm):
+    """All eight files and formats, scaled down for speed; street.jpg at full size has a test of its own."""
+    from gp_jax.images import open_image
+
+    photos = sorted((shared / "photos").iterdir())
+    assert len(photos) == 8
+    for path in photos:
+        picture = open_image(path)
+        picture.thumbnail((420, 420))
+        answer = golden_vlm.answer(picture, "What is there?", max_new_tokens=4)
+        patches = golden_vlm.processor.image_processor.get_number_of_image_patches(picture.height, picture.width)
+        assert answer.total == answer.keep[0].size == patches // 4
+        assert answer.kept == answer.keep[0].sum() > 0
+        assert answer.overlay().size == answer.images[0].size == picture.size
+
+
+def test_street_at_full_size_inside_six_gigabytes(shared, golden_folder):
+    """14,016 visual tokens: attention scores of one full block would take 25 GB if they were ever held at once."""
+    code = (
+        "import json, resource, sys; from gp_jax.cli import run; run(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    street = str(shared / "photos" / "street.jpg")
+    argv = ["ask", street, "What is there?", "--model", str(golden_folder), "--json", "--max-new-tokens", "4"]
+    env = os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, env=env, check=True)
+    facts, peak = done.stdout.splitlines()
+    assert json.loads(facts)["total_tokens"] == 14016
+    assert int(peak) * 1024 < 6e9

@@ -1,0 +1,45 @@
+"""Truncation of the distribution, against the definition."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gp_jax.sampling import truncate
+
+
+def kept_by_definition(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])[: top_k or None]
+    weights = np.exp(logits[order] - logits.max())
+    weights /= weights.sum()
+    kept, mass = set(), 0.0
+    for index, weight in zip(order, weights, strict=True):
+        if kept and mass >= top_p:
+            break
+        kept.add(index)
+        mass += weight
+    return kept
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(-40, 40), min_size=8, max_size=8, unique=True), st.integers(0, 9), st.sampled_from([0.05, 0.5, 0.9, 1.0]))
+def test_truncate(values, top_k, top_p):
+    logits = np.array([values], np.float32) / 7
+    out = np.asarray(truncate(logits, np.int32(top_k), np.float32(top_p)))[0]
+    kept = {i for i in range(8) if np.isfinite(out[i])}
+    expected = kept_by_definition(logits[0].astype(np.float64), top_k, top_p)
+    assert kept == expected or (top_p == 1.0 and expected <= kept)
+    np.testing.assert_array_equal(out[sorted(kept)], logits[0][sorted(kept)])
+
+
+def test_draws_follow_the_distribution():
+    import jax
+
+    from gp_jax.sampling import choose
+    from gp_jax.trees import Sampling
+
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))[None].repeat(4000, axis=0)
+    draw = Sampling(np.float32(1), np.int32(3), np.float32(1), jax.random.key(0), np.full(8, -1, np.int32), np.int32(0))
+    counts = np.bincount(np.asarray(choose(logits, draw, np.int32(5))), minlength=4) / 4000
+    assert counts == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0], abs=0.03)
+    assert counts[3] == 0

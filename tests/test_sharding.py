@@ -1,0 +1,59 @@
+"""Eight fake devices: the sharded model gives the unsharded model's results, and parameters lie where the table says."""
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import tiny_models as tiny
+from jax.sharding import PartitionSpec
+
+from gp_jax import GlimpseError, GlimpseVLM, Prune, make_mesh
+from gp_jax.sharding import parameter_sharding
+
+SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("model"), tiny.hf_model()
+    model.save_pretrained(folder)
+    tiny.save_glimpse(folder / "glimpse", model, tiny.GLIMPSE, tiny.glimpse_weights(tiny.GLIMPSE))
+    return folder
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8)], ids=str)
+def test_sharded_equals_unsharded(folder, shape):
+    plain = GlimpseVLM.from_pretrained(folder, glimpse=folder / "glimpse", ladders=tiny.LADDERS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # replicated heads are announced; tested below
+        mesh = make_mesh(*shape)
+        sharded = GlimpseVLM.from_pretrained(folder, glimpse=folder / "glimpse", ladders=tiny.LADDERS, mesh=mesh)
+    for prune in (Prune(max_remain_ratio=0.3), None) if shape == (2, 2, 2) else (Prune(max_remain_ratio=0.3),):
+        a, b = (vlm.generate(**tiny.inputs(SAMPLES), prune=prune, max_new_tokens=8, eos_token_id=None) for vlm in (plain, sharded))
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_allclose(a.first_logits, b.first_logits, atol=1e-4)
+        for x, y in zip(a.keep, b.keep, strict=True):
+            np.testing.assert_array_equal(x, y)
+    weight = sharded.model.decoder.layers[0].mlp.gate_proj.weight[...]
+    assert weight.sharding.spec == PartitionSpec("tensor", "fsdp")
+    assert weight.addressable_shards[0].data.shape == (48 // shape[2], 32 // shape[1])
+
+
+def test_heads_that_do_not_divide_are_replicated_with_one_warning(folder):
+    text = GlimpseVLM.from_pretrained(folder).config.text
+    mesh = make_mesh(1, 2, 4)
+    with pytest.warns(UserWarning, match="2 key-value heads do not divide over tensor=4"):
+        key = parameter_sharding("decoder.layers.0.self_attn.k_proj.weight", (16, 32), mesh, text)
+    assert key.spec == PartitionSpec(None, "fsdp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parameter_sharding("decoder.layers.1.self_attn.v_proj.weight", (16, 32), mesh, text)
+    query = parameter_sharding("decoder.layers.0.self_attn.q_proj.weight", (32, 32), mesh, text)
+    assert query.spec == PartitionSpec("tensor", "fsdp")
+
+
+def test_mesh_must_use_all_devices():
+    with pytest.raises(GlimpseError, match="needs 4 devices, there are 8"):
+        make_mesh(2, 2, 1)
+    assert make_mesh(2, 2, 1, devices=jax.devices()[:4]).size == 4
