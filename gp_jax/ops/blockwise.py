@@ -1,14 +1,16 @@
 """Tiled attention with an online softmax (arXiv 2205.14135, 2112.05682) in plain XLA: memory is linear in the length.
 
-Tiles that no query can see (above the diagonal, or of other images) are skipped by a conditional, which XLA runs as a real
-branch on CPU. Differentiable; the backward pass recomputes each tile.
+Tiles that no query can see (above the diagonal, or of other images) are skipped, tiles that are seen whole need no mask; the
+choice is a conditional, which XLA runs as a real branch on CPU. Differentiable; the backward pass recomputes each tile.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-QUERY_TILE, KEY_TILE = 256, 512
+QUERY_TILE, KEY_TILE = 512, 512
 
 
 def _tiles(x: Array, axis: int, size: int, fill: int = 0) -> Array:
@@ -20,44 +22,52 @@ def _tiles(x: Array, axis: int, size: int, fill: int = 0) -> Array:
     return jnp.moveaxis(x, axis, 0)
 
 
-def _seen_tiles(q_tiles: Array, kv_tiles: Array, causal: bool, q_size: int, kv_size: int) -> Array:
-    """Which (query tile, key tile) pairs can hold a visible pair, judged by their ranges of segments.
+HIDDEN, MIXED, FULL = range(3)
 
-    Args: q_tiles: (nq, B, q_size), kv_tiles: (nk, B, kv_size). Returns: (nq, nk) bool.
+
+def _tile_kinds(q_tiles: Array, kv_tiles: Array, causal: bool, q_size: int, kv_size: int) -> Array:
+    """What each (query tile, key tile) pair needs, judged by its ranges of segments: nothing, a mask, or no mask.
+
+    Args: q_tiles: (nq, B, q_size), kv_tiles: (nk, B, kv_size). Returns: (nq, nk) int, HIDDEN, MIXED or FULL.
     """
     big = jnp.iinfo(jnp.int32).max
 
     def span(tiles):
-        return jnp.min(jnp.where(tiles >= 0, tiles, big), -1), jnp.max(tiles, -1)
+        return jnp.min(jnp.where(tiles >= 0, tiles, big), -1), jnp.min(tiles, -1), jnp.max(tiles, -1)
 
-    (q_low, q_high), (kv_low, kv_high) = span(q_tiles), span(kv_tiles)  # (n, B)
-    overlap = (q_low[:, None] <= kv_high[None]) & (kv_low[None] <= q_high[:, None])
-    seen = jnp.any(overlap, axis=-1)
+    (q_low, q_min, q_high), (kv_low, kv_min, kv_high) = span(q_tiles), span(kv_tiles)  # (n, B)
+    seen = jnp.any((q_low[:, None] <= kv_high[None]) & (kv_low[None] <= q_high[:, None]), axis=-1)
+    full = jnp.all(
+        (q_min == q_high)[:, None] & (kv_min == kv_high)[None] & (q_min[:, None] == kv_min[None]) & (q_min >= 0)[:, None], axis=-1
+    )
     if causal:
-        first_key, last_query = jnp.arange(seen.shape[1]) * kv_size, (jnp.arange(seen.shape[0]) + 1) * q_size - 1
+        first_key, last_key = jnp.arange(seen.shape[1]) * kv_size, (jnp.arange(seen.shape[1]) + 1) * kv_size - 1
+        first_query, last_query = jnp.arange(seen.shape[0]) * q_size, (jnp.arange(seen.shape[0]) + 1) * q_size - 1
         seen &= first_key[None] <= last_query[:, None]
-    return seen
+        full &= last_key[None] <= first_query[:, None]
+    return jnp.where(full, FULL, jnp.where(seen, MIXED, HIDDEN))
 
 
 def blockwise_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
-    """See `attention.attend`. Holds one tile of scores at a time, (B, N, 256, 512) float32."""
+    """See `attention.attend`. Holds one tile of scores at a time, (B, N, 512, 512) float32."""
     batch, heads, length, width = q.shape
     groups, exact = heads // k.shape[1], "highest" if q.dtype == jnp.float32 else None
     q_size, kv_size = min(QUERY_TILE, length), min(KEY_TILE, k.shape[2])
     q_tiles = _tiles(q.reshape(batch, k.shape[1], groups, length, width), 3, q_size)
     k_tiles, v_tiles = _tiles(k, 2, kv_size), _tiles(v, 2, kv_size)
     q_segments, kv_segments = _tiles(q_segment, 1, q_size, -1), _tiles(kv_segment, 1, kv_size, -1)
-    seen = _seen_tiles(q_segments, kv_segments, causal, q_size, kv_size)
+    kinds = _tile_kinds(q_segments, kv_segments, causal, q_size, kv_size)
 
-    def add_tile(carry, key_tile, query, q_seg, q_index):
+    def add_tile(carry, key_tile, query, q_seg, q_index, masked):
         out, peak, total = carry
         key, value, kv_seg, kv_index = key_tile
         logits = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=jnp.float32, precision=exact) * width**-0.5
-        mask = (q_seg[:, :, None] == kv_seg[:, None, :]) & (kv_seg >= 0)[:, None, :]
-        if causal:
-            rows, columns = q_index * q_size + jnp.arange(q_size), kv_index * kv_size + jnp.arange(kv_size)
-            mask &= rows[:, None] >= columns[None, :]
-        logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+        if masked:
+            mask = (q_seg[:, :, None] == kv_seg[:, None, :]) & (kv_seg >= 0)[:, None, :]
+            if causal:
+                rows, columns = q_index * q_size + jnp.arange(q_size), kv_index * kv_size + jnp.arange(kv_size)
+                mask &= rows[:, None] >= columns[None, :]
+            logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
         new_peak = jnp.maximum(peak, jnp.max(logits, axis=-1))
         weights = jnp.exp(logits - new_peak[..., None])
         shrink = jnp.exp(peak - new_peak)
@@ -65,7 +75,7 @@ def blockwise_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segme
         return out * shrink[..., None] + added, new_peak, total * shrink + jnp.sum(weights, axis=-1)
 
     def one_query_tile(tile):
-        query, q_seg, q_seen, q_index = tile
+        query, q_seg, q_kinds, q_index = tile
         shape = query.shape[:-1]
         start = (
             jnp.zeros((*shape, v.shape[-1]), jnp.float32),
@@ -75,12 +85,13 @@ def blockwise_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segme
 
         @jax.checkpoint
         def step(carry, key_tile):
-            *key_tile, is_seen = key_tile
-            return jax.lax.cond(is_seen, lambda c: add_tile(c, key_tile, query, q_seg, q_index), lambda c: c, carry), None
+            *key_tile, kind = key_tile
+            mixed, full = (partial(add_tile, key_tile=key_tile, query=query, q_seg=q_seg, q_index=q_index, masked=m) for m in (True, False))
+            return jax.lax.switch(kind, [lambda c: c, mixed, full], carry), None
 
-        (out, _, total), _ = jax.lax.scan(step, start, (k_tiles, v_tiles, kv_segments, jnp.arange(k_tiles.shape[0]), q_seen))
+        (out, _, total), _ = jax.lax.scan(step, start, (k_tiles, v_tiles, kv_segments, jnp.arange(k_tiles.shape[0]), q_kinds))
         return (out / jnp.where(total > 0, total, 1.0)[..., None]).astype(v.dtype)
 
-    tiles = jax.lax.map(one_query_tile, (q_tiles, q_segments, seen, jnp.arange(q_tiles.shape[0])))  # (nq, B, K, G, q, V)
+    tiles = jax.lax.map(one_query_tile, (q_tiles, q_segments, kinds, jnp.arange(q_tiles.shape[0])))  # (nq, B, K, G, q, V)
     out = jnp.moveaxis(tiles, 0, 3).reshape(batch, heads, -1, v.shape[-1])
     return out[:, :, :length]
