@@ -2,19 +2,25 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import json
+import os
+import runpy
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from gp_jax.allocator import keep_memory
 from gp_jax.errors import GlimpseError
 from gp_jax.version import __version__
+
+if TYPE_CHECKING:
+    from gp_jax.config import GlimpseConfig
+    from gp_jax.glimpse.select import Prune
+    from gp_jax.results import Answer
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Ask:
             raise GlimpseError("--model is missing: a folder or a Hugging Face Hub id")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise GlimpseError(f"--dtype {self.dtype} is not float32, bfloat16 or float16")
+        if self.overlay and self.overlay.is_dir():
+            raise GlimpseError(f"--overlay {self.overlay}: is a folder")
         if self.overlay and not self.overlay.parent.is_dir():
             raise GlimpseError(f"--overlay {self.overlay}: folder {self.overlay.parent} does not exist")
         if self.overlay and self.overlay.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -83,16 +91,12 @@ def ask(args: Ask) -> None:
     from gp_jax.images import open_image  # light; photographs are checked before the model is loaded
 
     photos = [open_image(path, args.max_image_pixels) for path in map(Path, args.inputs[:-1])]
-    from gp_jax import GlimpseVLM, Prune
+    from gp_jax import GlimpseVLM
 
     start = time.perf_counter()
     vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=sys.stderr.isatty())
     loading = time.perf_counter() - start
-    prune = None
-    if args.prune and vlm.glimpse_config:
-        given = {"reduce_threshold": args.threshold, "max_remain_ratio": args.max_remain_ratio, "min_remain_num": args.min_remain_num}
-        given |= {"fixed_remain_ratio": args.fixed_remain_ratio}
-        prune = dataclasses.replace(Prune.from_config(vlm.glimpse_config), **{k: v for k, v in given.items() if v is not None})
+    prune = pruning(args, vlm.glimpse_config)
     live = not args.json and sys.stdout.isatty()
     shown = ""
 
@@ -115,10 +119,6 @@ def ask(args: Ask) -> None:
         on_text=show if live else None,
     )
     timings = {"loading": loading} | answer.timings
-    if args.overlay:
-        picture = args.overlay.with_name(f".{args.overlay.stem}.partial{args.overlay.suffix}")
-        answer.overlay().save(picture)
-        picture.replace(args.overlay)
     if args.json:
         facts = {
             "answer": answer.text,
@@ -131,27 +131,56 @@ def ask(args: Ask) -> None:
             "overlay": str(args.overlay) if args.overlay else None,
         }
         print(json.dumps(facts, ensure_ascii=False))
+        save_overlay(answer, args.overlay)
         return
     print(answer.text[len(shown) :] if live and answer.text.startswith(shown) else answer.text)
     print(f"\nvisual tokens  {answer.kept} of {answer.total} kept ({answer.retention:.1%})")
     if args.prune and not vlm.glimpse_config:
         print("no pruning: no glimpse was given (--glimpse) and the model folder has none")
     print("seconds        " + "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in timings.items()))
+    save_overlay(answer, args.overlay)
     if args.overlay:
         print(f"overlay        {args.overlay}")
+
+
+def pruning(args: Ask, glimpse: "GlimpseConfig | None") -> "Prune | None":
+    """The keep rule: the glimpse's own, changed by what the command line says. Raises: GlimpseError when nothing can prune."""
+    from gp_jax import Prune
+
+    given = {"reduce_threshold": args.threshold, "max_remain_ratio": args.max_remain_ratio, "min_remain_num": args.min_remain_num}
+    given = {name: value for name, value in (given | {"fixed_remain_ratio": args.fixed_remain_ratio}).items() if value is not None}
+    if given and not (args.prune and glimpse):
+        raise GlimpseError("options that prune need a glimpse (--glimpse)" if args.prune else "--no-prune excludes the options that prune")
+    if not args.prune or glimpse is None:
+        return None
+    rule = Prune.from_config(glimpse)
+    if given and "fixed_remain_ratio" not in given:
+        rule = dataclasses.replace(rule, fixed_remain_ratio=None)  # it would silence them
+    return dataclasses.replace(rule, **given)
+
+
+def save_overlay(answer: "Answer", path: Path | None) -> None:
+    """Writes the overlay, whole or not at all."""
+    if path is None:
+        return
+    scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        answer.overlay().save(scratch)
+        scratch.replace(path)
+    except (OSError, ValueError) as error:
+        raise GlimpseError(f"--overlay {path}: cannot be written ({error})") from error
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def config_defaults(path: Path) -> dict:
     """The `ask` dict of a Python config file. Raises: GlimpseError when there is none or it has unknown fields."""
     if not path.is_file():
         raise GlimpseError(f"--config {path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        values = runpy.run_path(str(path)).get("ask")
     except Exception as error:  # whatever a config file does wrong
         raise GlimpseError(f"--config {path}: {type(error).__name__}: {error}") from error
-    values = getattr(module, "ask", None)
     known = {f.name for f in dataclasses.fields(Ask)} - {"inputs", "config"}
     if not isinstance(values, dict) or not set(values) <= known:
         raise GlimpseError(f"--config {path}: needs a dict `ask` with options of gp-jax ask ({', '.join(sorted(known))})")
@@ -201,3 +230,9 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get("GP_JAX_TRACEBACK"):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        print(f"gp-jax: unexpected {type(error).__name__}: {reason} (GP_JAX_TRACEBACK=1 shows where)", file=sys.stderr)
+        sys.exit(1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import jax
 
+STAGES = ("processing", "compile", "vision", "glimpse", "finish", "decode")
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -32,6 +33,8 @@ class Clock:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.enabled:
+            self.seconds |= dict.fromkeys(STAGES, 0.0)
         self._last, self._compiled = time.perf_counter(), COMPILES.seconds
 
     def lap(self, stage: str, result: object = None) -> None:

@@ -1,6 +1,7 @@
 """What a model is, as frozen dataclasses. `pretrained.hf_config` reads them from a Hugging Face `config.json`."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from gp_jax.errors import GlimpseError
@@ -163,7 +164,8 @@ class GlimpseConfig:
             "selected_visual_layers",
             f"must be distinct blocks in 0..{vision.depth - 1}",
         )
-        check(self.attn_fuse_num_heads > 0, "attn_fuse_num_heads", "is not positive")
+        for size in ("attn_fuse_num_heads", "attn_fuse_size", "visual_cond_size"):
+            check(getattr(self, size) > 0, size, "is not positive")
         heads = self.attn_fuse_num_heads
         check(
             qk_size % (4 * heads) == 0,
@@ -180,12 +182,19 @@ class GlimpseConfig:
 
     def validate_rule(self) -> None:
         """Checks the keep rule's fields alone (they can also be given per request)."""
+
+        def number(value: object) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+        if not number(self.reduce_threshold):
+            raise GlimpseError(f"reduce_threshold={self.reduce_threshold!r} is not a number")
         for field in ("max_remain_ratio", "fixed_remain_ratio"):
             value = getattr(self, field)
-            if value is not None and not 0 <= value <= 1:
+            if value is not None and not (number(value) and 0 <= value <= 1):
                 raise GlimpseError(f"{field}={value!r} is not in [0, 1]")
-        if self.min_remain_num is not None and self.min_remain_num < 0:
-            raise GlimpseError(f"min_remain_num={self.min_remain_num!r} is negative")
+        floor = self.min_remain_num
+        if floor is not None and not (isinstance(floor, int) and not isinstance(floor, bool) and floor >= 0):
+            raise GlimpseError(f"min_remain_num={floor!r} is not a count")
         for anchor in self.anchor_positions:
             if anchor not in ANCHORS:
                 raise GlimpseError(f"anchor_positions: unknown anchor {anchor!r} (known: {', '.join(ANCHORS)})")

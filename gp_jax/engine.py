@@ -64,7 +64,8 @@ class Engine:
 
             return run
 
-        self.see = program(partial(pipeline.see, implementation=attention))
+        # cuDNN takes valid prefixes only, which vision rows, packed by windows, are not.
+        self.see = program(partial(pipeline.see, implementation="auto" if attention == "cudnn" else attention))
         self.embed = program(pipeline.embed)
         self.run = program(partial(pipeline.run, implementation=attention), static=("low", "high", "taps"))
         self.score = program(pipeline.score, static=("cut",))
@@ -119,7 +120,7 @@ class Engine:
             features = self.see(vision)
         clock.lap("vision", features)
         stream, low, scores = self.embed(prompt, features), 0, []
-        for cut, given in zip(plan, cuts, strict=False):
+        for cut, given in zip(plan, cuts, strict=True):
             stream, low = self.run(stream, low=low, high=cut.after + 1, taps=taps), cut.after + 1
             limits, logits = self.split(given.limits, batch), self.split(given.given, batch)
             logits, keep, stays, need = self.score(stream, vision, features, cut=cut, limits=limits, given=logits)

@@ -1,8 +1,9 @@
 """Opening pictures from strangers: limits are checked on the header, before a single pixel is decoded."""
 
-import contextlib
+import functools
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from gp_jax.errors import GlimpseError
 MAX_PIXELS = 100_000_000  # of one picture, before decoding
 MIN_SIDE = 2
 MAX_ASPECT = 200  # Qwen2.5-VL's own limit
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no format that runs programs or decodes on opening
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
@@ -40,39 +43,58 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "ima
         source = _from_array(np.asarray(source), name)
     if not isinstance(source, Image.Image):
         raise GlimpseError(f"{name}: a {type(source).__name__} is not a path, PIL image or array")
-    check_size(source.size, name, max_pixels)
-    return _upright_rgb(source)
+    return _checked_rgb(source, name, max_pixels)
 
 
-@contextlib.contextmanager
-def _own_limit() -> Iterator[None]:
-    """Our limit, which is a setting, instead of Pillow's, which is not; ours too is checked before decoding."""
-    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = theirs
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _open_file(path: Path, max_pixels: int) -> Image.Image:
-    if not path.exists():
-        raise GlimpseError(f"{path}: no such file")
-    if path.is_dir():
-        raise GlimpseError(f"{path}: is a folder, not an image")
     try:
-        with _own_limit(), Image.open(path) as image:
-            check_size(image.size, str(path), max_pixels)
-            return _upright_rgb(image)
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:
+        raise GlimpseError(f"{str(path)[:80]}: is not a path ({type(error).__name__})") from error
+    if is_folder or not exists:
+        raise GlimpseError(f"{path}: is a folder, not an image" if is_folder else f"{path}: no such file")
+    # Pillow's own guard is a global that warns or raises by its own numbers; ours, checked on the header, replaces it upwards.
+    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=formats())
+    except Image.DecompressionBombError as error:
+        raise GlimpseError(f"{path}: has more pixels than the limit of {max_pixels} (max_image_pixels)") from error
     except UnidentifiedImageError as error:
-        raise GlimpseError(f"{path}: is not an image in a known format") from error
+        raise GlimpseError(f"{path}: is not an image in a known format ({', '.join(formats())})") from error
+    except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them
+        raise GlimpseError(f"{path}: is truncated or damaged ({' '.join(str(error).split())})") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = theirs
+    with image:
+        return _checked_rgb(image, str(path), max_pixels)
+
+
+def _checked_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """Checks the size, then decodes."""
+    check_size(image.size, name, max_pixels)
+    try:
+        return _upright_rgb(image, name)
     except GlimpseError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise GlimpseError(f"{path}: is truncated or damaged ({' '.join(str(error).split())})") from error
+    except Exception as error:  # as above, from decoders
+        raise GlimpseError(f"{name}: is truncated or damaged ({' '.join(str(error).split())})") from error
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise GlimpseError(f"{name}: a floating point picture has no known range of brightness")
+    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would clip
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.new("RGBA", rgba.size, "white")

@@ -122,10 +122,10 @@ def read_samples(
         pixel_values: (patches of all images, patch_dim); image_grid_thw: (images, 3), time, rows, columns in patches.
     Raises: GlimpseError that names the argument at fault.
     """
-    ids = np.asarray(input_ids)
+    ids = _array("input_ids", input_ids)
     if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
         raise GlimpseError(f"input_ids must be a non-empty (batch, length) integer array, not {ids.dtype} {ids.shape}")
-    mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    mask = np.ones(ids.shape, bool) if attention_mask is None else _array("attention_mask", attention_mask).astype(bool)
     if mask.shape != ids.shape:
         raise GlimpseError(f"attention_mask {mask.shape} does not match input_ids {ids.shape}")
     grids, merge = _grids(config, pixel_values, image_grid_thw), config.vision.spatial_merge_size
@@ -162,15 +162,26 @@ def read_samples(
     return samples
 
 
+def _array(name: str, value: object) -> np.ndarray:
+    """The value as a numeric array. Raises: GlimpseError naming the argument when it is ragged or of another kind."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise GlimpseError(f"{name} is not an array: its rows differ in length") from error
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise GlimpseError(f"{name} must hold numbers, not {array.dtype}")
+    return array
+
+
 def _grids(config: ModelConfig, pixel_values: np.ndarray | None, image_grid_thw: np.ndarray | None) -> list[tuple[int, int]]:
     """Checks pixels against grids. Returns: (rows, columns) in patches per image."""
     if (pixel_values is None) != (image_grid_thw is None):
         raise GlimpseError("pixel_values and image_grid_thw must be given together")
     if image_grid_thw is None:
         return []
-    grid, pixels, merge = np.asarray(image_grid_thw), np.asarray(pixel_values), config.vision.spatial_merge_size
-    if grid.ndim != 2 or grid.shape[1] != 3:
-        raise GlimpseError(f"image_grid_thw must be (images, 3), not {grid.shape}")
+    grid, pixels, merge = _array("image_grid_thw", image_grid_thw), _array("pixel_values", pixel_values), config.vision.spatial_merge_size
+    if grid.ndim != 2 or grid.shape[1] != 3 or grid.dtype.kind not in "iu":
+        raise GlimpseError(f"image_grid_thw must be (images, 3) integers, not {grid.dtype} {grid.shape}")
     for i, (time, rows, columns) in enumerate(grid.tolist()):
         if time != 1:
             raise GlimpseError(f"image_grid_thw[{i}] has {time} frames; only still images (1) are supported")
@@ -179,6 +190,8 @@ def _grids(config: ModelConfig, pixel_values: np.ndarray | None, image_grid_thw:
     expected = (int(grid.prod(axis=1).sum()), config.vision.patch_dim)
     if pixels.shape != expected:
         raise GlimpseError(f"pixel_values must be {expected} for this image_grid_thw, not {pixels.shape}")
+    if not np.isfinite(pixels).all():
+        raise GlimpseError("pixel_values holds values that are not finite")
     return [(rows, columns) for _, rows, columns in grid.tolist()]
 
 

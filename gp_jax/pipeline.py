@@ -83,7 +83,7 @@ def compact(stream: Stream, stays: Array, cut: Cut, length: int) -> Stream:
         valid=valid,
         image_slot=jnp.where(valid, take_rows(stream.image_slot, order), -1),
         glimpse_row=jnp.where(valid, take_rows(stream.glimpse_row, order), -1),
-        tap_row=stream.tap_row,
+        tap_row=jnp.argmax(order == stream.tap_row[:, None], axis=-1),
         kv=kv,
         taps={} if SCORERS[cut.scorer].taps else {layer: take_rows(t, order) for layer, t in stream.taps.items()},
     )
@@ -100,8 +100,7 @@ def decode_step(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState) ->
 
     Returns: logits (B, V) float32 and the new-token cache with slot `step - 1` written.
     """
-    axes = 3 if model.config.text.mrope_section else 1
-    positions = jnp.broadcast_to(state.next_position[None, :, None], (axes, state.last.shape[0], 1))
+    positions = jnp.broadcast_to(state.next_position[None, :, None], (model.config.position_axes, state.last.shape[0], 1))
     angles, x, written = model.decoder.angles(positions), model.decoder.embed(state.last[:, None]), []
     for layer, prompt_kv, new in zip(model.decoder.layers, prompt, state.new_kv, strict=True):
         x, new = layer.decode(x, angles, prompt_kv, new, state.step - 1)

@@ -1,5 +1,6 @@
 """Pictures and questions to the arrays of a Hugging Face processor: transformers' own tokenizer and PIL image processor."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Prepared:
 
     inputs: dict[str, np.ndarray | None]
     images: list[list[Image.Image]]  # per sample, upright RGB
+    grids: list[tuple[tuple[int, int], ...]]  # per sample and image: (rows, columns) of visual tokens
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -56,12 +58,20 @@ class Processor:
 
         vision = config.vision
         sizes = dict(patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size)
-        settings = read_json(folder / "preprocessor_config.json", required=False)
+        path = folder / "preprocessor_config.json"
+        settings = read_json(path, required=False)
+        if not path.exists():  # transformers 5 writes everything into one file
+            path = folder / "processor_config.json"
+            settings = read_json(path, required=False).get("image_processor") or {}
         wrong = [f"{k}={settings[k]} (model: {v})" for k, v in sizes.items() if k in settings and settings[k] != v]
         if wrong:
-            raise GlimpseError(f"{folder / 'preprocessor_config.json'}: does not fit the model: {', '.join(wrong)}")
+            raise GlimpseError(f"{path}: does not fit the model: {', '.join(wrong)}")
         drop = ("image_processor_type", "processor_class", "feature_extractor_type")
-        image_processor = Qwen2VLImageProcessorPil(**{**sizes, **{k: v for k, v in settings.items() if k not in drop}})
+        try:
+            image_processor = Qwen2VLImageProcessorPil(**{**sizes, **{k: v for k, v in settings.items() if k not in drop}})
+            image_processor(images=Image.new("RGB", (64, 64)), return_tensors="np")
+        except Exception as error:  # a library's own errors on settings that it cannot use
+            raise GlimpseError(f"{path}: settings cannot be used ({' '.join(str(error).split())[:200]})") from error
         tokenizer = None
         if any((folder / name).exists() for name in TOKENIZER_FILES):
             tokenizer = load_tokenizer(folder)
@@ -77,7 +87,10 @@ class Processor:
         content: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)] + [{"type": "text", "text": question}]
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": content})
-        return self._tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        tokenizer = self._tokenizer()
+        if not tokenizer.chat_template:
+            raise GlimpseError("this model folder has no chat template: use generate with ready-made inputs")
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def pixels(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
         """Resized, normalised, cut into patches. Returns: (patches, patch_dim) float32 and grids (images, 3)."""
@@ -96,6 +109,8 @@ class Processor:
         for i, question in enumerate(questions):
             if not isinstance(question, str) or not question.strip():
                 raise GlimpseError(f"question {i + 1} is empty" if len(questions) > 1 else "the question is empty")
+            if not question.isprintable() and question.encode("utf-8", "ignore").decode() != question:
+                raise GlimpseError(f"question {i + 1} is not valid text")
         opened = [[open_image(image, max_image_pixels, f"image {k + 1}") for k, image in enumerate(own)] for own in images]
         flat = [image for own in opened for image in own]
         pixel_values, grids = self.pixels(flat) if flat else (None, None)
@@ -110,7 +125,9 @@ class Processor:
         for row, tokens in enumerate(rows):
             ids[row, length - tokens.size :], mask[row, length - tokens.size :] = tokens, 1
         inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixel_values, "image_grid_thw": grids}
-        return Prepared(inputs, opened)
+        merge, starts = self.config.vision.spatial_merge_size, np.cumsum([0, *map(len, opened)])
+        cells = [] if grids is None else [(int(rows) // merge, int(columns) // merge) for _, rows, columns in grids]
+        return Prepared(inputs, opened, [tuple(cells[a:b]) for a, b in itertools.pairwise(starts)])
 
     def _tokens(self, question: str, counts: Sequence[int], system: str | None) -> np.ndarray:
         """Token ids of one prompt, every image placeholder repeated to its number of visual tokens."""

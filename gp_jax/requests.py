@@ -42,27 +42,42 @@ def cut_inputs(engine: Engine, samples: Sequence[Sample], plan: Plan, prune: Pru
     masks, batch = prune.reference_masks, engine.ladders.batch.fit(len(samples))
     if masks is not None and len(masks) != len(samples):
         raise GlimpseError(f"reference_masks holds {len(masks)} masks for {len(samples)} samples")
+    rule = prune if masks is None else Prune(min_remain_num=None)  # a given mask is kept as it is
     counts, always = np.zeros(batch, int), np.zeros((batch, slots), bool)
-    given = np.full((batch, slots), -np.inf, np.float32) if plan[0].scorer == "given" else None
+    given = np.full((batch, slots), -np.inf, np.float32)
     for b, sample in enumerate(samples):
         counts[b] = sample.count
-        always[b, sample.slot_of_token[anchor_indices(prune.anchor_positions, sample.grids)]] = True
+        always[b, sample.slot_of_token[anchor_indices(rule.anchor_positions, sample.grids)]] = True
         if masks is not None:
             kept = reference_mask(masks[b], sample.grids, f"reference_masks[{b}]")
             given[b, sample.slot_of_token[kept]] = np.inf
-    return [CutInput(limits(prune, counts, always), given)]
+    return [CutInput(limits(rule, counts, always), given if cut.scorer == "given" else None) for cut in plan]
+
+
+def whole_number(name: str, value: object, least: int) -> None:
+    """Raises: GlimpseError unless `value` is an integer of at least `least` that fits 32 bits."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < 2**31:
+        raise GlimpseError(f"{name}={value!r} must be a whole number from {least}")
 
 
 def sampling_settings(
     config: ModelConfig, temperature: float, top_k: int, top_p: float, seed: int, eos_token_id: int | Sequence[int] | str | None
 ) -> Sampling:
     """Checked sampling settings as arrays. eos_token_id: "auto" for the checkpoint's, None for none."""
-    if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
-        raise GlimpseError(f"temperature={temperature} and top_k={top_k} must not be negative, top_p={top_p} must be in (0, 1]")
-    if isinstance(eos_token_id, str) and eos_token_id != AUTO:
-        raise GlimpseError(f"eos_token_id={eos_token_id!r} must be an id, a list of ids, None or 'auto'")
-    eos = config.eos_token_ids if isinstance(eos_token_id, str) else eos_token_id
-    eos = np.atleast_1d(np.asarray([] if eos is None else eos, np.int32))
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise GlimpseError(f"{name}={value!r} is not a number")
+    whole_number("top_k", top_k, 0)
+    whole_number("seed", seed, 0)
+    if not (0 <= temperature < np.inf and 0 < top_p <= 1):
+        raise GlimpseError(f"temperature={temperature} must not be negative and top_p={top_p} must be in (0, 1]")
+    if isinstance(eos_token_id, str) and eos_token_id == AUTO:
+        eos = config.eos_token_ids
+    else:
+        eos = () if eos_token_id is None else eos_token_id if isinstance(eos_token_id, list | tuple | np.ndarray) else (eos_token_id,)
+    for token in eos:
+        whole_number("eos_token_id", token, 0)
+    eos = np.array(eos, np.int32)
     padded = np.full(-(-max(eos.size, 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
     padded[: eos.size] = eos
     return Sampling(

@@ -1,8 +1,6 @@
 """GlimpseVLM, the front door: load, generate, answer, look, save."""
 
-import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,15 @@ from gp_jax.glimpse.select import Prune
 from gp_jax.images import MAX_PIXELS, ImageLike
 from gp_jax.layout import read_samples
 from gp_jax.lvlm import LVLM
-from gp_jax.pretrained import files, params
-from gp_jax.pretrained.hf_config import flat_hf_config, glimpse_config, model_config
-from gp_jax.pretrained.torch_file import write_torch
+from gp_jax.pretrained import files, params, saving
+from gp_jax.pretrained.hf_config import glimpse_config, model_config
 from gp_jax.processing import Prepared, Processor
-from gp_jax.requests import AUTO, cut_inputs, resolve, sampling_settings
+from gp_jax.requests import AUTO, cut_inputs, resolve, sampling_settings, whole_number
 from gp_jax.results import Answer, Generation, outcome, per_token, split_tokens
 from gp_jax.warmup import WarmUp
 
+VIDEO_HINT = ": only still images are supported"
+DTYPES = ("float32", "bfloat16", "float16")
 ALL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.pt")
 
 
@@ -43,7 +42,7 @@ class GlimpseVLM:
         folder: Path | None = None,
         mesh: Mesh | None = None,
         ladders: Ladders | None = None,
-        attention: str = AUTO,
+        attention: str = "auto",
         nested_keys: bool = False,
     ):
         self.model, self.config, self.glimpse_config = model, model.config, model.glimpse_config
@@ -58,7 +57,7 @@ class GlimpseVLM:
         dtype: Any = None,
         mesh: Mesh | None = None,
         ladders: Ladders | None = None,
-        attention: str = AUTO,
+        attention: str = "auto",
         progress: bool = False,
     ) -> "GlimpseVLM":
         """Loads a Hugging Face checkpoint and a glimpse.
@@ -69,9 +68,11 @@ class GlimpseVLM:
                 folder's own, if it has one.
             dtype: of the base's weights and activations, e.g. "bfloat16"; None: as stored. The glimpse is always float32.
             mesh: device mesh (`sharding.make_mesh`), None: one device.
-            attention: implementation, a name of `ops.attention.KERNELS`.
+            attention: implementation for long sequences, "auto" or a name of `ops.attention.KERNELS`.
         Raises: GlimpseError that names the file, field or keys at fault.
         """
+        if dtype is not None and str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
+            raise GlimpseError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
         folder = files.find_folder(path_or_hub_id, ALL_FILES)
         hf_config = files.read_json(folder / "config.json")
         generation = files.read_json(folder / "generation_config.json", required=False)
@@ -91,37 +92,12 @@ class GlimpseVLM:
         return cls(model, hf_config, processor, folder=folder, mesh=mesh, ladders=ladders, attention=attention, nested_keys=nested)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes base (Hugging Face safetensors, in the key style it was read), glimpse (safetensors and `new_modules_gp.pt`),
-        config and tokenizer files. A failed save leaves nothing behind."""
-        folder = Path(folder)
-        base, _ = params.export(self.model, "nested" if self.nested_keys else "flat")
-        with files.staged(folder) as scratch:
-            files.write_shards(scratch, base)
-            self._write_config(scratch)
-            self._write_glimpse(scratch)
-            for path in files.side_files(self.folder) if self.folder else ():
-                shutil.copy(path, scratch / path.name)
-            fresh = {path.name for path in scratch.iterdir()}
-        files.remove_stale_weights(folder, fresh)
+        """Writes base, glimpse, config, tokenizer and processor files; see `pretrained.saving`."""
+        saving.save_model(self.model, self.hf_config, Path(folder), source=self.folder, nested=self.nested_keys)
 
     def save_glimpse(self, folder: str | os.PathLike) -> None:
-        """Writes the glimpse alone: config.json, glimpse.safetensors and new_modules_gp.pt. Raises: GlimpseError without one."""
-        if self.glimpse_config is None:
-            raise GlimpseError("there is no glimpse to save")
-        with files.staged(Path(folder)) as scratch:
-            self._write_config(scratch)
-            self._write_glimpse(scratch)
-
-    def _write_config(self, folder: Path) -> None:
-        config = flat_hf_config(self.hf_config, self.glimpse_config) if self.glimpse_config else self.hf_config
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-    def _write_glimpse(self, folder: Path) -> None:
-        _, glimpse = params.export(self.model, "flat")
-        if glimpse:
-            glimpse = {key: np.asarray(value) for key, value in glimpse.items()}
-            files.write_tensors(folder / files.GLIMPSE_TENSORS, glimpse)
-            write_torch(folder / files.GLIMPSE_TORCH, params.nested_glimpse(glimpse))
+        """Writes the glimpse alone, as a released folder. Raises: GlimpseError without one."""
+        saving.save_glimpse(self.model, self.hf_config, Path(folder))
 
     # Requests ---------------------------------------------------------------------------------------------------------------
 
@@ -141,6 +117,8 @@ class GlimpseVLM:
         eos_token_id: int | Sequence[int] | str | None = AUTO,
         stream: Callable[[np.ndarray], None] | None = None,
         timed: bool = False,
+        mm_token_type_ids: object = None,
+        **unknown: object,
     ) -> Generation:
         """Prunes and generates.
 
@@ -153,12 +131,16 @@ class GlimpseVLM:
             eos_token_id: id or ids that end a sample; "auto": the checkpoint's; None: never end early.
             stream: called with the new tokens (B,) int32 of every step; padding on samples that have ended.
             timed: measure seconds per stage, which waits for the device between stages.
+            mm_token_type_ids: accepted, as processors return it, and not needed.
         Raises: GlimpseError that names the argument at fault, before anything runs.
         """
+        if unknown:
+            raise GlimpseError(
+                f"generate does not take {', '.join(sorted(unknown))}" + (VIDEO_HINT if any("video" in k for k in unknown) else "")
+            )
         plan, prune = resolve(prune, self.glimpse_config)
         settings = sampling_settings(self.config, temperature, top_k, top_p, seed, eos_token_id)
-        if max_new_tokens < 1:
-            raise GlimpseError(f"max_new_tokens={max_new_tokens} must be at least 1")
+        whole_number("max_new_tokens", max_new_tokens, 1)
         self.engine.ladders.decode.fit(max_new_tokens)
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw)
         clock = Clock(timed)
@@ -202,18 +184,17 @@ class GlimpseVLM:
             on_text(self.processor.text(np.array(pieces)))
 
         done = self.generate(**prepared.inputs, **options, stream=show if on_text else None, timed=True)
-        samples = read_samples(self.config, **prepared.inputs)
         answers = [
             Answer(
                 text=self.processor.text(tokens),
                 tokens=tokens,
                 kept=int(keep.sum()),
                 total=keep.size,
-                keep=split_tokens(keep, sample.grids),
+                keep=split_tokens(keep, grids),
                 images=own,
-                timings=clock.seconds | done.timings,
+                timings=done.timings | {"processing": clock.seconds["processing"]},
             )
-            for tokens, keep, sample, own in zip(done.tokens, done.keep, samples, prepared.images, strict=True)
+            for tokens, keep, grids, own in zip(done.tokens, done.keep, prepared.grids, prepared.images, strict=True)
         ]
         return answers[0] if isinstance(questions, str) else answers
 
@@ -228,7 +209,8 @@ class GlimpseVLM:
         plan, prune = resolve(Prune(), self.glimpse_config)
         if inputs is None:
             inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
-        samples = read_samples(self.config, **inputs)
+        arrays = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
+        samples = read_samples(self.config, *(inputs.get(name) for name in arrays))
         filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), stop_at_scores=True)
         _, logits = per_token(filled, samples)
         maps = [split_tokens(1 / (1 + np.exp(-row)), sample.grids) for row, sample in zip(logits, samples, strict=True)]
@@ -237,6 +219,8 @@ class GlimpseVLM:
     def _prepare(self, images: Any, questions: str | Sequence[str], system: str | None, max_image_pixels: int) -> Prepared:
         if isinstance(questions, str):
             images, questions = [images], [questions]
+        if not isinstance(questions, list | tuple) or not questions:
+            raise GlimpseError("questions must be a question or a list of them")
         if not isinstance(images, list | tuple) or len(images) != len(questions):
             raise GlimpseError(f"{len(questions)} questions need a list of as many images (or lists of images, or None)")
         own = [[] if entry is None else list(entry) if isinstance(entry, list | tuple) else [entry] for entry in images]
@@ -254,7 +238,9 @@ class GlimpseVLM:
     ) -> None:
         """Compiles every program that requests up to these lengths can need (default: the whole ladders).
 
-        Args: batch: samples; patches: vision patches of a sample; prompt: prompt tokens of a sample with its visual tokens.
+        Args:
+            prune: the kind of pruning: with the glimpse, none, or with reference masks. The numbers in it do not matter.
+            batch: samples; patches: vision patches of a sample; prompt: prompt tokens of a sample with its visual tokens.
         """
         ladders = self.engine.ladders
         lengths = dict(

@@ -95,6 +95,8 @@ def test_unknown_kernel():
     q, k, v, segment = operands(7)
     with pytest.raises(GlimpseError, match="'flash' is unknown .*splash"):
         attend(q, k, v, segment, segment, implementation="flash")
+    with pytest.raises(GlimpseError, match="needs rows that are one valid prefix"):
+        attend(q, k, v, segment, segment, implementation="cudnn")
 
 
 @pytest.mark.parametrize(

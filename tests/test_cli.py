@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gp_jax import cli
+from gp_jax import GlimpseError, cli
 from gp_jax.tiny import make_checkpoint, make_picture
 
 
@@ -44,8 +44,8 @@ def test_ask(home, capsys):
 
 def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
     out, scene = tmp_path / "o.png", str(home / "scene.png")
-    options = ["--model", str(home / "model"), "--max-new-tokens", "4", "--json", "--max-remain-ratio", "0.5", "--threshold", "0"]
-    cli.run(["ask", scene, scene, "Which?", *options, "--overlay", str(out)])
+    options = ["--model", str(home / "model"), "--max-new-tokens", "4", "--json"]
+    cli.run(["ask", scene, scene, "Which?", *options, "--max-remain-ratio", "0.5", "--threshold", "0", "--overlay", str(out)])
     facts = json.loads(capsys.readouterr().out)
     assert facts["total_tokens"] == 2 * 192 and facts["kept_tokens"] == 192 and facts["retention"] == 0.5
     assert set(facts["timings"]) >= {"loading", "processing", "vision", "glimpse", "finish", "decode"}
@@ -74,7 +74,11 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
     (tmp_path / "odd" / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "bad.py").write_text("ask = dict(no_such_option=1)")
-    overlay = tmp_path / "o.png"
+    overlay, folder, bare = tmp_path / "o.png", tmp_path / "dir.png", tmp_path / "bare"
+    folder.mkdir()
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (bare / name).write_bytes((model / name).read_bytes())
     for argv, message in (
         (["ask", tmp_path / "none.png", "q", "--model", model], "no such file"),
         (["ask", tmp_path / "text.png", "q", "--model", model], "is not an image"),
@@ -88,6 +92,13 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
         (["ask", scene, "q" * 70000, "--model", model], "longer than the 'prompt' ladder"),
         (["ask", scene, "q", "--model", model, "--max-remain-ratio", "3"], "max_remain_ratio=3.0 is not in [0, 1]"),
         (["ask", scene, "q", "--model", model, "--dtype", "int8"], "--dtype int8"),
+        (["ask", scene, "q", "--model", bare, "--max-remain-ratio", "0.1"], "options that prune need a glimpse"),
+        (["ask", scene, "q", "--model", model, "--no-prune", "--threshold", "0.1"], "--no-prune excludes"),
+        (["ask", scene, "q" * 9, "--model", "x" * 300], "is not a path"),
+        (["ask", "x" * 5000, "q", "--model", model], "is not a path"),
+        (["ask", scene, "q\udcff", "--model", model], "is not valid text"),
+        (["ask", scene, "q", "--model", model, "--seed", str(2**70)], "seed="),
+        (["ask", scene, "q", "--model", model, "--overlay", folder], "is a folder"),
         (["ask", scene, "say <|image_pad|>", "--model", model], "must not contain any"),
         (["ask", scene, "q", "--model", model, "--overlay", tmp_path / "no" / "o.png"], "does not exist"),
         (["ask", scene, "q", "--model", model, "--config", tmp_path / "bad.py"], "needs a dict `ask`"),
@@ -97,7 +108,12 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
         assert message in fail(
             capsys, monkeypatch, *argv, *(["--overlay", overlay] if argv[0] == "ask" and "--overlay" not in argv else [])
         )
-    assert not overlay.exists()
+    assert not overlay.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_an_unexpected_error_is_one_line_too(capsys, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "ask", lambda argv: 1 / 0)
+    assert "unexpected ZeroDivisionError: division by zero" in fail(capsys, monkeypatch, "ask")
 
 
 def test_answer_takes_paths_images_arrays_and_batches(home):
@@ -113,6 +129,9 @@ def test_answer_takes_paths_images_arrays_and_batches(home):
     assert many[2].overlay() is None and many[2].retention == 1.0
     grown: list[str] = []
     assert vlm.answer(picture, "What?", on_text=grown.append, **options).text == grown[-1] == one.text
+    for images, questions in (([], []), (None, 5), ([picture], ["a", "b"])):
+        with pytest.raises(GlimpseError, match="questions"):
+            vlm.answer(images, questions)
     maps = vlm.glimpse(picture, "What?")
     assert maps[0].shape == (12, 16) and ((maps[0] >= 0) & (maps[0] <= 1)).all()
 

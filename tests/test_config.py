@@ -79,6 +79,18 @@ def test_released_sizes():
     assert glimpse.cond_size == 512
 
 
+def test_fields_that_the_hub_leaves_out():
+    """The 32B model's vision_config names neither its depth nor its heads: transformers' own defaults hold."""
+    vision = {"hidden_size": 1280, "intermediate_size": 3456, "out_hidden_size": 32, "in_chans": 3, "tokens_per_second": 2}
+    config = model_config(flat(vision_config=vision))
+    assert (config.vision.depth, config.vision.num_heads, config.vision.fullatt_block_indexes) == (32, 16, (7, 15, 23, 31))
+
+
+def test_null_ids_in_the_generation_config_hide_nothing():
+    config = model_config(flat(eos_token_id=7, pad_token_id=8), {"eos_token_id": None, "pad_token_id": None})
+    assert config.eos_token_ids == (7,) and config.pad_token_id == 8
+
+
 def test_defaults_of_the_released_config_class():
     """Its reduce_layer of 1000 means the last layer; its le_layers of (0,) is fine; ori_attn_supervision changes nothing."""
     glimpse = GlimpseConfig(selected_layers=(1,), reduce_layer=1000, selected_visual_layers=(2,)).validate(MODEL)
@@ -101,6 +113,8 @@ BAD_GLIMPSE = {
     "attn_fuse_num_heads=3 x 4 must divide": dict(attn_fuse_num_heads=3),
     "attn_fuse_size=18 is not divisible by attn_fuse_num_heads=4": dict(attn_fuse_size=18, visual_cond_size=14, attn_fuse_num_heads=4),
     "max_remain_ratio=2 is not in [0, 1]": dict(max_remain_ratio=2),
+    "attn_fuse_size=0 is not positive": dict(attn_fuse_size=0),
+    "reduce_threshold=nan is not a number": dict(reduce_threshold=float("nan")),
     "unknown anchor 'xx'": dict(anchor_positions=("xx",)),
     "exclude each other": dict(use_ref_masks=True, use_zero_masks=True),
 }
@@ -122,7 +136,14 @@ BAD_MODEL = {
     "mrope_section=[1, 1] must be 3 numbers": dict(rope_scaling={"type": "mrope", "mrope_section": [1, 1]}),
     "field 'vision_config' is missing": dict(vision_config=None),
     "out_hidden_size=16 differs from hidden_size=32": dict(vision_config=NESTED["vision_config"] | {"out_hidden_size": 16}),
-    "vision_config: field 'depth' is missing": dict(vision_config={k: v for k, v in NESTED["vision_config"].items() if k != "depth"}),
+    "vision_config: field 'hidden_size' is missing": dict(
+        vision_config={k: v for k, v in NESTED["vision_config"].items() if k != "hidden_size"}
+    ),
+    "vision_config='x' must be an object": dict(vision_config="x"),
+    "rope_scaling='x' must be an object": dict(rope_scaling="x"),
+    "mrope_section='abc' must be integers": dict(rope_scaling={"type": "mrope", "mrope_section": "abc"}),
+    "rope_theta='x' must be float": dict(rope_theta="x"),
+    "hidden_act: activation 'foo' is not supported": dict(hidden_act="foo"),
     "field 'image_token_id' is missing": dict(image_token_id=None),
     "hidden_size='64' must be a positive integer": dict(hidden_size="64"),
     "num_hidden_layers=0 must be a positive integer": dict(num_hidden_layers=0),
@@ -147,6 +168,7 @@ def test_bad_model_configs(message):
         ("selected_layers", "3", "selected_layers='3' must be tuple[int, ...]"),
         ("reduce_layer", "3", "reduce_layer='3' must be int"),
         ("max_remain_ratio", "many", "max_remain_ratio='many' must be float"),
+        ("attn_fuse_hidden_act", "foo", "attn_fuse_hidden_act: activation 'foo'"),
         ("deep_supervision", 1, "deep_supervision=1 must be bool"),
         ("le_layers", [0, None], "le_layers=(0, None) must be"),
     ],

@@ -35,6 +35,8 @@ def test_errors_name_the_file(tmp_path, photo):
     Image.open(photo).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])
     (tmp_path / "bomb.png").write_bytes(png_header(60000, 60000))
+    (tmp_path / "big.png").write_bytes(png_header(12000, 10000))
+    (tmp_path / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n")  # PostScript is a program
     (tmp_path / "long.png").write_bytes(png_header(5000, 3))
     Image.new("RGB", (1, 50)).save(tmp_path / "thin.png")
     for name, message in {
@@ -43,7 +45,9 @@ def test_errors_name_the_file(tmp_path, photo):
         "empty.jpg": "is not an image",
         "cut.png": "is truncated or damaged",
         "cut.jpg": "is truncated or damaged",
-        "bomb.png": "60000 x 60000 pixels are more than the limit of 100000000",
+        "bomb.png": "more pixels than the limit of 100000000",
+        "big.png": "12000 x 10000 pixels are more than the limit of 100000000",
+        "page.png": "is not an image in a known format",
         "long.png": "too extreme an aspect ratio",
         "thin.png": "too few",
     }.items():
@@ -52,6 +56,10 @@ def test_errors_name_the_file(tmp_path, photo):
         assert message in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(GlimpseError, match="is a folder"):
         open_image(tmp_path)
+    with pytest.raises(GlimpseError, match="is not a path"):
+        open_image("x" * 5000)
+    with pytest.raises(GlimpseError, match="is truncated or damaged"):
+        open_image(Image.open(tmp_path / "cut.jpg"))
 
 
 def test_limit_is_a_setting(photo):
@@ -65,7 +73,10 @@ def test_modes_become_upright_rgb(tmp_path):
     assert open_image(clear).getpixel((0, 0)) == (255, 255, 255), "transparent is white"
     assert open_image(Image.new("L", (10, 10), 7)).getpixel((0, 0)) == (7, 7, 7)
     assert open_image(Image.new("P", (10, 10))).mode == "RGB"
-    assert open_image(Image.new("I;16", (10, 10))).mode == "RGB"
+    grey = Image.fromarray(np.full((10, 10), 127 * 257, np.uint16))
+    assert open_image(grey).getpixel((0, 0)) == (127, 127, 127), "16 bits are scaled, not clipped"
+    with pytest.raises(GlimpseError, match="floating point"):
+        open_image(Image.new("F", (10, 10)))
     turned = Image.new("RGB", (20, 10))
     exif = turned.getexif()
     exif[0x0112] = 6

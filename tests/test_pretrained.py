@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from gp_jax import GlimpseError, GlimpseVLM
-from gp_jax.pretrained import files
+from gp_jax.pretrained import files, saving
 from gp_jax.pretrained.params import flat_params
 from gp_jax.pretrained.torch_file import read_torch, write_torch
 
@@ -111,6 +111,14 @@ def test_layouts(source, tmp_path, case):
     assert set(load_file(tmp_path / "saved" / "model.safetensors")) == set(tensors) - dropped
 
 
+def test_keys_in_both_styles_are_an_error(source, tmp_path):
+    def change(tensors):
+        tensors["model.language_model.norm.weight"] = tensors["model.norm.weight"]
+
+    with pytest.raises(GlimpseError, match=r"1 in both key styles: model\.(language_model\.)?norm\.weight"):
+        GlimpseVLM.from_pretrained(copy_with(source, tmp_path / "both", change))
+
+
 def test_dtypes(source, tmp_path):
     half = GlimpseVLM.from_pretrained(source / "base", glimpse=source / "glimpse", dtype="bfloat16")
     kinds = {path: value.dtype for path, value in arrays(half).items()}
@@ -118,19 +126,29 @@ def test_dtypes(source, tmp_path):
     assert all((kind == np.float32) == path.startswith(("glimpse.", "predictor.")) for path, kind in kinds.items())
     half.save_pretrained(tmp_path / "half")
     assert_same(half, GlimpseVLM.from_pretrained(tmp_path / "half"))
+    assert "bfloat16" in (tmp_path / "half" / "config.json").read_text()
+    for dtype in ("foo", "int8", 3):
+        with pytest.raises(GlimpseError, match="is not one of float32"):
+            GlimpseVLM.from_pretrained(source / "base", dtype=dtype)
+    mixed = copy_with(
+        source, tmp_path / "mixed", lambda t: t.update({k: v.astype(jnp.bfloat16) for k, v in t.items() if k != "lm_head.weight"})
+    )
+    assert GlimpseVLM.from_pretrained(mixed).model.decoder.lm_head.weight.dtype == jnp.bfloat16, "one odd tensor does not decide"
 
 
 def test_stale_shards_are_removed(source, tmp_path):
     vlm = GlimpseVLM.from_pretrained(source / "base")
     (tmp_path / "out").mkdir()
-    save_file({"x": np.zeros(2)}, tmp_path / "out" / "model-00001-of-00002.safetensors")
+    for name in ("model-00001-of-00002.safetensors", "model_ema.safetensors", "glimpse.safetensors"):
+        save_file({"x": np.zeros(2)}, tmp_path / "out" / name)
     vlm.save_pretrained(tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+    names = {p.name for p in (tmp_path / "out").glob("*.safetensors")}
+    assert names == {"model.safetensors", "model_ema.safetensors"}, "old shards and an old glimpse go, what is not ours stays"
 
 
 def test_a_failed_save_leaves_nothing(source, tmp_path, monkeypatch):
     vlm = GlimpseVLM.from_pretrained(source / "base", glimpse=source / "glimpse")
-    monkeypatch.setattr(vlm, "_write_glimpse", lambda folder: 1 / 0)
+    monkeypatch.setattr(saving, "write_glimpse", lambda model, folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         vlm.save_pretrained(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -155,7 +173,7 @@ def test_one_error_lists_all_keys_that_do_not_fit(source, tmp_path):
     with pytest.raises(GlimpseError) as error:
         GlimpseVLM.from_pretrained(copy_with(source, tmp_path / "bad", change))
     message = str(error.value)
-    assert "\n" not in message and "model.safetensors" in message
+    assert "\n" not in message and "model.safetensors: 1 missing" in message
     assert "1 missing: model.norm.weight" in message
     assert "1 unknown: model.surprise" in message
     assert "1 mis-shaped: lm_head.weight [5, 32], expected [96, 32]" in message
@@ -192,7 +210,9 @@ def test_missing_pieces(source, tmp_path):
 def test_glimpse_of_another_model(source, tmp_path):
     model = tiny.hf_model()
     tiny.save_glimpse(tmp_path / "wide", model, tiny.GLIMPSE, tiny.glimpse_weights(tiny.GLIMPSE, text_size=40))
-    with pytest.raises(GlimpseError, match=r"new_modules_gp.pt: weights do not fit .*mis-shaped: .*learnable_embeddings \[3, 1, 40\]"):
+    with pytest.raises(
+        GlimpseError, match=r"weights do not fit the config: .*new_modules_gp.pt: 4 mis-shaped: .*learnable_embeddings \[3, 1, 40\]"
+    ):
         GlimpseVLM.from_pretrained(source / "base", glimpse=tmp_path / "wide")
 
 
@@ -275,13 +295,30 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path):
     path = tmp_path / "x.pt"
     torch_zip(path, tensor_pickle((2, 2), (2, 1)), s0=np.arange(4, dtype=np.float32).tobytes())
     np.testing.assert_array_equal(read_torch(path)["a"], [[0, 1], [2, 3]])
-    for size, stride, offset in (((3, 2), (2, 1), 0), ((2, 2), (2, 1), 1), ((2,), (200,), 0), ((2,), (1, 1), 0)):
+    for size, stride, offset in (((3, 2), (2, 1), 0), ((2, 2), (2, 1), 1), ((2,), (200,), 0), ((2,), (1, 1), 0), ((200,), (0,), 0)):
         torch_zip(path, tensor_pickle(size, stride, offset), s0=np.arange(4, dtype=np.float32).tobytes())
         with pytest.raises(GlimpseError, match="reaches beyond|impossible"):
             read_torch(path)
     torch_zip(path, tensor_pickle((2, 2), (2, 1)), s0=b"\0" * 8)
     with pytest.raises(GlimpseError, match="8 bytes, 16 expected"):
         read_torch(path)
+
+
+def test_a_tensor_is_no_storage(tmp_path):
+    """A view of a view would be checked against the wrong size."""
+    inner = tensor_pickle((2, 2), (2, 1))[len(b"\x80\x02}X\x01\x00\x00\x00a") : -2]
+    payload = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n(" + inner + b"K\x01(K\x02t(K\x01t\x89}tRs."
+    torch_zip(tmp_path / "x.pt", payload, s0=b"\0" * 16)
+    with pytest.raises(GlimpseError, match="not a view of a storage"):
+        read_torch(tmp_path / "x.pt")
+
+
+def test_weights_must_be_floating(tmp_path, source):
+    weights = tiny.glimpse_weights(tiny.GLIMPSE)
+    weights["le_proj"]["bias"] = weights["le_proj"]["bias"].long()
+    tiny.save_glimpse(tmp_path / "whole", tiny.hf_model(), tiny.GLIMPSE, weights)
+    with pytest.raises(GlimpseError, match=r"le_proj.bias has dtype int64"):
+        GlimpseVLM.from_pretrained(source / "base", glimpse=tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

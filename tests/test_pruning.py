@@ -189,7 +189,7 @@ def test_glimpse_alone_equals_the_maps_of_generation(vlm):
 def test_reference_masks(vlm):
     rng = np.random.default_rng(0)
     masks = [rng.random((4, 6)) < 0.4, [rng.random((3, 3)) < 0.5, rng.random((2, 5)) < 0.5], None, np.zeros(4, bool)]
-    done = generate(vlm, SAMPLES, Prune(reference_masks=masks, min_remain_num=0))
+    done = generate(vlm, SAMPLES, Prune(reference_masks=masks, max_remain_ratio=0.1))  # exactly the masks: no cap, no floor
     np.testing.assert_array_equal(done.keep[0], masks[0].reshape(-1))
     np.testing.assert_array_equal(done.keep[1], np.concatenate([m.reshape(-1) for m in masks[1]]))
     assert done.keep[2].size == 0 and not done.keep[3].any()
@@ -203,6 +203,12 @@ def test_reference_masks(vlm):
 def test_settings_are_checked_first(vlm):
     for options, message in (
         (dict(max_new_tokens=0), "max_new_tokens=0"),
+        (dict(max_new_tokens=2.5), "max_new_tokens=2.5"),
+        (dict(top_k=2.5), "top_k=2.5"),
+        (dict(seed=2**70), "seed="),
+        (dict(eos_token_id=[1.5]), "eos_token_id=1.5"),
+        (dict(temperature="1"), "temperature='1' is not a number"),
+        (dict(pixel_values_videos=1), "does not take pixel_values_videos: only still images"),
         (dict(max_new_tokens=17), "'decode' ladder, which ends at 16"),
         (dict(temperature=-1), "temperature=-1"),
         (dict(top_p=0), "top_p=0"),
@@ -225,7 +231,19 @@ def test_pruning_needs_a_glimpse(vlm):
     bare = GlimpseVLM.from_pretrained(vlm.folder, ladders=tiny.LADDERS)
     with pytest.raises(GlimpseError, match="no glimpse is loaded"):
         generate(bare, SAMPLES)
-    assert bare.generate(**tiny.inputs(SAMPLES), max_new_tokens=1).mask_logits is None
+    batch = tiny.torch_inputs(tiny.inputs(SAMPLES))  # what a processor returns goes in as it is, token types too
+    assert bare.generate(**{k: v.numpy() for k, v in batch.items()}, max_new_tokens=1).mask_logits is None
+
+
+def test_a_later_cut_still_taps_the_glimpse_row(vlm):
+    """A cut in front of the glimpse moves rows; the tap follows its row."""
+    engine = vlm.engine
+    samples = read_samples(vlm.config, **tiny.inputs(SAMPLES))
+    stream = engine.embed(engine.prompt(samples, 4, 64, engine.glimpse_rows), None)
+    stays = stream.valid & ((stream.image_slot < 0) | (stream.image_slot % 2 == 0))
+    short = engine.compact(stream, stays, cut=Cut(-1, "given"), length=48)
+    rows = [int(short.glimpse_row[b, short.tap_row[b]]) for b in range(4)]
+    assert rows == [engine.glimpse_rows - 1] * 4
 
 
 def test_nothing_compiles_after_warm_up(vlm):

@@ -92,6 +92,9 @@ def test_reference_masks_of_any_shape():
     for wrong in (flat[:6], parts[0], [parts[1], parts[0]], parts[0].T):
         with pytest.raises(GlimpseError, match="reference_masks"):
             reference_mask(wrong, grids, "reference_masks[0]")
+    for wrong in (np.full(10, 0.3), ["a"] * 10):
+        with pytest.raises(GlimpseError, match="true and false"):
+            reference_mask(wrong, grids, "m")
     with pytest.raises(GlimpseError, match="token grids"):
         reference_mask(parts[0].T, grids[:1], "m")
 
@@ -102,7 +105,12 @@ def test_reference_masks_of_any_shape():
         (dict(max_remain_ratio=1.5), "max_remain_ratio=1.5"),
         (dict(fixed_remain_ratio=-0.1), "fixed_remain_ratio=-0.1"),
         (dict(min_remain_num=-1), "min_remain_num=-1"),
+        (dict(min_remain_num=2.7), "min_remain_num=2.7"),
+        (dict(max_remain_ratio="0.1"), "max_remain_ratio='0.1'"),
+        (dict(reduce_threshold=None), "reduce_threshold=None"),
         (dict(anchor_positions=("middle",)), "unknown anchor 'middle'"),
+        (dict(anchor_positions=5), "anchor_positions=5"),
+        (dict(reference_masks=5), "reference_masks must be a list"),
     ],
 )
 def test_bad_settings(setting, message):

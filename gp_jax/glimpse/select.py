@@ -26,8 +26,8 @@ class Prune:
     min_remain_num:     if fewer are kept, add the best so many (None or 0: a sample may lose all).
     fixed_remain_ratio: instead of all this, always keep the best int(ratio * N), at least one.
     anchor_positions:   corners that always stay, of "tl", "tr", "bl", "br" (samples with one image only).
-    reference_masks:    one mask per sample instead of the glimpse: a (rows, columns) or flat bool array over its visual tokens,
-                        or a list of such arrays, one per image; None for a sample without images.
+    reference_masks:    one mask per sample instead of the glimpse, and exactly that is kept: a (rows, columns) or flat bool array
+                        over its visual tokens, or a list of such arrays, one per image; None for a sample without images.
     released_batch_positions: decode every sample of a batch at the last sample's positions. The released code does (transformers
                         4.51 slices the position ids of a pruned batch along the wrong axis), so its batched tokens depend on
                         the neighbours; only for reproducing them.
@@ -42,7 +42,12 @@ class Prune:
     released_batch_positions: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "anchor_positions", tuple(self.anchor_positions or ()))
+        anchors = self.anchor_positions or ()
+        if not isinstance(anchors, list | tuple):
+            raise GlimpseError(f"anchor_positions={anchors!r} is not a list of corners")
+        object.__setattr__(self, "anchor_positions", tuple(anchors))
+        if self.reference_masks is not None and not isinstance(self.reference_masks, list | tuple):
+            raise GlimpseError("reference_masks must be a list with one entry per sample")
         rule = {
             f: getattr(self, f)
             for f in ("reduce_threshold", "max_remain_ratio", "fixed_remain_ratio", "min_remain_num", "anchor_positions")
@@ -85,7 +90,10 @@ def reference_mask(mask: object, grids: Sequence[tuple[int, int]], where: str) -
     if mask is None:
         mask = []
     parts = list(mask) if isinstance(mask, list | tuple) and (not mask or np.ndim(mask[0]) > 0) and len(mask) == len(shapes) else [mask]
-    flat = [np.asarray(part, bool) for part in parts]
+    flat = [np.asarray(part) for part in parts]
+    if any(a.dtype.kind not in "bui" or ((a != 0) & (a != 1)).any() for a in flat if a.size):
+        raise GlimpseError(f"{where}: masks must hold true and false (or 1 and 0) only")
+    flat = [a.astype(bool) for a in flat]
     shaped = [a.shape for a in flat if a.ndim == 2]
     joined = np.concatenate([a.reshape(-1) for a in flat]) if flat else np.zeros(0, bool)
     if joined.size != sum(r * c for r, c in shapes) or (shaped and shaped != shapes[: len(shaped)]):

@@ -104,4 +104,6 @@ def attend(
         implementation = choose(q, k, prefix)
     if implementation not in KERNELS:
         raise GlimpseError(f"attention implementation '{implementation}' is unknown (known: auto, {', '.join(KERNELS)})")
+    if implementation == "cudnn" and not prefix:
+        raise GlimpseError("attention implementation 'cudnn' needs rows that are one valid prefix each (prefix=True)")
     return KERNELS[implementation](q, k, v, q_segment, kv_segment, causal=causal)

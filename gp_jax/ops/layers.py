@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def activation(name: str) -> Callable[[Array], Array]:
     """The activation that Hugging Face calls `name`. Raises: GlimpseError on an unknown one."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise GlimpseError(f"activation '{name}' is not supported (supported: {', '.join(ACTIVATIONS)})")
     return ACTIVATIONS[name]
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -39,9 +40,13 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     Raises: GlimpseError when it is neither.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:
+        raise GlimpseError(f"{str(name)[:80]}: is not a path ({type(error).__name__})") from error
+    if is_folder:
         return path
-    if path.exists():
+    if exists:
         raise GlimpseError(f"{path}: is a file, a model folder or Hub id is needed")
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
         raise GlimpseError(f"{name}: no such folder")
@@ -64,11 +69,18 @@ def read_json(path: Path, required: bool = True) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise GlimpseError(f"{path}: is not valid JSON ({error})") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise GlimpseError(f"{path}: is not valid JSON ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise GlimpseError(f"{path}: must hold a JSON object")
     return content
+
+
+def _floating(dtype: Any, key: str, where: str) -> np.dtype:
+    """Raises: GlimpseError unless weights of this dtype can be loaded."""
+    if dtype not in DTYPES.values():
+        raise GlimpseError(f"{where}: {key} has dtype {dtype}, supported are {', '.join(DTYPES)}")
+    return dtype
 
 
 class TensorSource:
@@ -107,9 +119,7 @@ class SafetensorsSource(TensorSource):
 
     def dtype(self, key: str) -> np.dtype:
         name = self._slices[key].get_dtype()
-        if name not in DTYPES:
-            raise GlimpseError(f"{self.where}: {key} has dtype {name}, supported are {', '.join(DTYPES)}")
-        return DTYPES[name]
+        return _floating(DTYPES.get(name, name), key, self.where)
 
     def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
         self.dtype(key)
@@ -124,9 +134,10 @@ class MemorySource(TensorSource):
         self.shapes = {key: value.shape for key, value in tensors.items()}
 
     def dtype(self, key: str) -> np.dtype:
-        return self._tensors[key].dtype
+        return _floating(self._tensors[key].dtype, key, self.where)
 
     def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+        self.dtype(key)
         return self._tensors[key][index]
 
 
@@ -134,8 +145,8 @@ def base_source(folder: Path) -> TensorSource:
     """The base model's tensors: sharded or single safetensors. Raises: GlimpseError naming what is missing or damaged."""
     if (folder / INDEX).exists():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise GlimpseError(f"{folder / INDEX}: has no 'weight_map'")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) and name == Path(name).name for name in weight_map.values()):
+            raise GlimpseError(f"{folder / INDEX}: 'weight_map' must name a file in this folder for every tensor")
         paths = [folder / name for name in sorted(set(weight_map.values()))]
         lost = [str(path) for path in paths if not path.exists()]
         if lost:
@@ -169,10 +180,13 @@ def side_files(folder: Path) -> list[Path]:
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A scratch folder whose files move into `folder` when the block ends well, and vanish when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not folder.is_dir():
         raise GlimpseError(f"{folder}: exists and is not a folder")
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise GlimpseError(f"{folder}: cannot be written ({error.strerror or error})") from error
     try:
         yield scratch
         folder.mkdir(exist_ok=True)
@@ -209,7 +223,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def remove_stale_weights(folder: Path, fresh: set[str]) -> None:
-    """Deletes weight files of an earlier save that are not part of this one."""
-    for path in [*folder.glob("model*.safetensors"), folder / INDEX]:
-        if path.exists() and path.name not in fresh:
+    """Deletes weight files of an earlier save that are not part of this one; only names that a save itself writes."""
+    ours = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|" + "|".join(map(re.escape, (INDEX, GLIMPSE_TENSORS, GLIMPSE_TORCH))))
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and path.name not in fresh:
             path.unlink()

@@ -10,8 +10,26 @@ from typing import Any
 
 from gp_jax.config import GlimpseConfig, ModelConfig, TextConfig, VisionConfig
 from gp_jax.errors import GlimpseError
+from gp_jax.ops.layers import activation
 
 MODEL_TYPES = ("qwen2_5_vl", "qwen2_5_vl_gp")
+# What transformers takes for fields that a file leaves out; the 32B model on the Hub leaves some out.
+VISION_DEFAULTS = {"depth": 32, "num_heads": 16, "fullatt_block_indexes": (7, 15, 23, 31)}
+
+
+def _mapping(value: Any, name: str, where: str) -> Mapping[str, Any]:
+    """Raises: GlimpseError unless `value` is a JSON object."""
+    if not isinstance(value, Mapping):
+        raise GlimpseError(f"{where}: {name}={value!r} must be an object")
+    return value
+
+
+def _activation(name: Any, field: str, where: str) -> None:
+    """Raises: GlimpseError, naming file and field, unless the activation exists."""
+    try:
+        activation(name)
+    except GlimpseError as error:
+        raise GlimpseError(f"{where}: {field}: {error}") from error
 
 
 def _get(source: Mapping[str, Any], name: str, where: str, default: Any = ...) -> Any:
@@ -54,7 +72,7 @@ def _no(condition: bool, message: str) -> None:
 
 
 def _text_from_hf(text: Mapping[str, Any], top: Mapping[str, Any], where: str) -> TextConfig:
-    rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
+    rope = _mapping(text.get("rope_parameters") or text.get("rope_scaling") or {}, "rope_scaling", where)
     kind = rope.get("rope_type", rope.get("type", "default"))
     _no(kind not in ("default", "mrope"), f"{where}: rope type '{kind}' is not supported (supported: default, mrope)")
     _no(bool(text.get("use_sliding_window")), f"{where}: use_sliding_window=true is not supported")
@@ -63,7 +81,12 @@ def _text_from_hf(text: Mapping[str, Any], top: Mapping[str, Any], where: str) -
     kv_heads = heads if text.get("num_key_value_heads") is None else _sizes(text, ("num_key_value_heads",), where)[0]
     _no(width % heads != 0, f"{where}: hidden_size={width} is not divisible by num_attention_heads={heads}")
     _no(heads % kv_heads != 0, f"{where}: num_attention_heads={heads} is not divisible by num_key_value_heads={kv_heads}")
-    section = tuple(rope.get("mrope_section", ()))
+    section = rope.get("mrope_section", ())
+    _no(
+        not isinstance(section, list | tuple) or not all(isinstance(n, int) for n in section),
+        f"{where}: mrope_section={section!r} must be integers",
+    )
+    section = tuple(section)
     _no(
         len(section) != 3 or sum(section) != width // heads // 2,
         f"{where}: mrope_section={list(section)} must be 3 numbers that add up to half the head width ({width // heads // 2})",
@@ -76,11 +99,12 @@ def _text_from_hf(text: Mapping[str, Any], top: Mapping[str, Any], where: str) -
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         rms_norm_eps=_get(text, "rms_norm_eps", where, 1e-6),
-        rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or 1e6),
+        rope_theta=rope.get("rope_theta") or text.get("rope_theta") or 1e6,
         mrope_section=section,
         tie_word_embeddings=bool(top.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)),
         hidden_act=_get(text, "hidden_act", where, "silu"),
     )
+    _activation(config.hidden_act, "hidden_act", where)
     return _typed(config, where)
 
 
@@ -89,9 +113,11 @@ def _vision_from_hf(vision: Mapping[str, Any], where: str) -> VisionConfig:
     channels = vision.get("in_channels", vision.get("in_chans", 3))
     fields = {f.name: f for f in dataclasses.fields(VisionConfig)}
     values = {name: _get(vision, name, where, ... if f.default is dataclasses.MISSING else f.default) for name, f in fields.items()}
-    values |= {"in_channels": channels, "fullatt_block_indexes": tuple(values["fullatt_block_indexes"])}
+    full = values["fullatt_block_indexes"]
+    values |= {"in_channels": channels, "fullatt_block_indexes": tuple(full) if isinstance(full, list) else full}
     _sizes(values, tuple(name for name, f in fields.items() if f.type in (int, "int")), where)
     config = _typed(VisionConfig(**values), where)
+    _activation(config.hidden_act, "hidden_act", where)
     _no(
         config.hidden_size % config.num_heads != 0,
         f"{where}: hidden_size={config.hidden_size} is not divisible by num_heads={config.num_heads}",
@@ -108,8 +134,8 @@ def model_config(hf: Mapping[str, Any], generation: Mapping[str, Any] | None = N
     """
     kind = hf.get("model_type")
     _no(kind not in MODEL_TYPES, f"{where}: model_type '{kind}' is not supported (supported: {', '.join(MODEL_TYPES)})")
-    text, generation = hf.get("text_config") or hf, generation or {}
-    vision = _vision_from_hf(_get(hf, "vision_config", where), where)
+    text, generation = _mapping(hf.get("text_config") or hf, "text_config", where), generation or {}
+    vision = _vision_from_hf(VISION_DEFAULTS | dict(_mapping(_get(hf, "vision_config", where), "vision_config", where)), where)
     decoder = _text_from_hf(text, hf, where)
     _no(
         vision.out_hidden_size != decoder.hidden_size,
@@ -117,7 +143,7 @@ def model_config(hf: Mapping[str, Any], generation: Mapping[str, Any] | None = N
     )
 
     def token(name: str) -> Any:
-        return generation.get(name, hf.get(name, text.get(name)))
+        return next((source[name] for source in (generation, hf, text) if source.get(name) is not None), None)
 
     eos = token("eos_token_id")
     eos = tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (eos,)
@@ -145,7 +171,9 @@ def glimpse_config(hf: Mapping[str, Any], model: ModelConfig, where: str = "conf
         required = field.default is dataclasses.MISSING
         value = _get(hf, field.name, where, ... if required else field.default)
         values[field.name] = tuple(value or ()) if isinstance(value, list | tuple) or field.name == "anchor_positions" else value
-    return _typed(GlimpseConfig(**values), where).validate(model)
+    config = _typed(GlimpseConfig(**values), where)
+    _activation(config.attn_fuse_hidden_act, "attn_fuse_hidden_act", where)
+    return config.validate(model)
 
 
 def flat_hf_config(hf: Mapping[str, Any], glimpse: GlimpseConfig) -> dict[str, Any]:

@@ -43,18 +43,18 @@ GLIMPSE = (
     Rule("predictor.", "attn_fuser."),
     Rule("glimpse.", ""),
 )
-STYLES = {"nested": (("model.visual.", "visual."), ("model.language_model.", "model."))}
+NESTED = (("model.visual.", "visual."), ("model.language_model.", "model."))  # prefixes in the nested and in the flat style
 IGNORED = ("*rotary_emb.inv_freq", "*rotary_pos_emb.inv_freq")
 
 
 def canonical(key: str) -> str:
     """A checkpoint key in the flat style."""
-    return next((flat + key[len(nested) :] for nested, flat in STYLES["nested"] if key.startswith(nested)), key)
+    return next((flat + key[len(nested) :] for nested, flat in NESTED if key.startswith(nested)), key)
 
 
 def nested_key(key: str) -> str:
     """The flat style's key in the nested style."""
-    return next((nested + key[len(flat) :] for nested, flat in STYLES["nested"] if key.startswith(flat)), key)
+    return next((nested + key[len(flat) :] for nested, flat in NESTED if key.startswith(flat)), key)
 
 
 def checkpoint_name(path: str) -> str:
@@ -91,18 +91,13 @@ def _optional(path: str, config: ModelConfig, glimpse: GlimpseConfig | None) -> 
     return bool(glimpse) and glimpse.attn_fuse_type == "AttnFuserV2" and path.startswith("predictor.cond_in_projs.")
 
 
-def check_keys(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], optional: set[str], where: str) -> None:
-    """Raises: one GlimpseError that lists unknown, missing and mis-shaped keys."""
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], optional: set[str]) -> list[str]:
+    """What of a source's keys does not fit, in words: missing, unknown and mis-shaped keys. Empty when all fit."""
     missing = sorted(k for k in wanted if k not in found and k not in optional)
     unknown = sorted(k for k in found if k not in wanted)
     wrong = [f"{k} {list(found[k])}, expected {list(s)}" for k, s in sorted(wanted.items()) if k in found and tuple(found[k]) != s]
-    parts = [
-        f"{len(names)} {kind}: {', '.join(names)}"
-        for kind, names in (("missing", missing), ("unknown", unknown), ("mis-shaped", wrong))
-        if names
-    ]
-    if parts:
-        raise GlimpseError(f"{where}: weights do not fit the config: {'; '.join(parts)}")
+    kinds = (("missing", missing), ("unknown", unknown), ("mis-shaped", wrong))
+    return [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds if names]
 
 
 def load(
@@ -120,19 +115,24 @@ def load(
     Args: base, extra: checkpoint and glimpse tensors; dtype: of the base, None: as stored. The glimpse is float32.
     Raises: GlimpseError that lists every key that does not fit, before anything is read.
     """
-    base_keys = {canonical(key): key for key in base.shapes if not any(fnmatch.fnmatchcase(key, p) for p in IGNORED)}
-    if config.text.tie_word_embeddings:
-        base_keys.pop("lm_head.weight", None)  # a copy of the embedding
+    tied, names = config.text.tie_word_embeddings, [key for key in base.shapes if not any(fnmatch.fnmatchcase(key, p) for p in IGNORED)]
+    base_keys = {canonical(key): key for key in names if not (tied and key == "lm_head.weight")}  # tied: a copy of the embedding
+    twice = sorted(key for key in names if base_keys.get(canonical(key), key) != key)
     if dtype is None:
-        dtype = base.dtype(next(iter(base_keys.values()))) if base_keys else jnp.float32
+        embedding = base_keys.get(checkpoint_name("decoder.embed_tokens"))
+        dtype = base.dtype(embedding) if embedding else jnp.float32
     graph, state = nnx.split(abstract_model(config, glimpse, dtype))
     variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     wanted = {path: checkpoint_shape(path, v.shape, config) for path, v in variables.items()}
     optional = {checkpoint_name(p) for p in wanted if _optional(p, config, glimpse)}
+    problems = [f"{base.where}: {len(twice)} in both key styles: {', '.join(twice)}"] if twice else []
     for source, keys, chosen in ((base, base_keys, False), (extra, {k: k for k in extra.shapes} if extra else {}, True)):
-        names = {checkpoint_name(p): shape for p, shape in wanted.items() if is_glimpse(p) == chosen}
         if source is not None:
-            check_keys(names, {name: source.shapes[key] for name, key in keys.items()}, optional, source.where)
+            expected = {checkpoint_name(p): shape for p, shape in wanted.items() if is_glimpse(p) == chosen}
+            found = {name: source.shapes[key] for name, key in keys.items()}
+            problems += [f"{source.where}: {problem}" for problem in misfits(expected, found, optional)]
+    if problems:
+        raise GlimpseError(f"weights do not fit the config: {'; '.join(problems)}")
 
     def place(path: str, variable: nnx.Variable) -> jax.Array:
         name, shape = checkpoint_name(path), variable.shape
@@ -156,17 +156,15 @@ def _keys(path: str) -> Iterator[str | int]:
     return (int(part) if part.isdigit() else part for part in path.split("."))
 
 
-def export(model: LVLM, style: str) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Checkpoint tensors by key: the base in `style` ("flat" or "nested") and the glimpse by released names.
-
-    The base's arrays are still ours: reshape to `checkpoint_shape` when writing.
-    """
-    params = flat_params(nnx.state(model, nnx.Param))
-    rename = nested_key if style == "nested" else lambda key: key
+def export(model: LVLM, nested: bool) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Checkpoint tensors by key: the base in the flat or nested style, the glimpse by released names."""
     base, glimpse = {}, {}
-    for path, value in params.items():
-        shaped = value.reshape(checkpoint_shape(path, value.shape, model.config))
-        (glimpse if is_glimpse(path) else base)[checkpoint_name(path) if is_glimpse(path) else rename(checkpoint_name(path))] = shaped
+    for path, value in flat_params(nnx.state(model, nnx.Param)).items():
+        name, value = checkpoint_name(path), value.reshape(checkpoint_shape(path, value.shape, model.config))
+        if is_glimpse(path):
+            glimpse[name] = value
+        else:
+            base[nested_key(name) if nested else name] = value
     return base, glimpse
 
 

@@ -32,26 +32,38 @@ STORAGES = {
 STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
 
 
-@dataclass
+@dataclass(frozen=True)
 class _StorageType:
     dtype: np.dtype
 
 
-def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
-    """A strided view of a storage, refused if it would reach outside."""
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+@dataclass(frozen=True)
+class _Storage:
+    """The only thing a tensor may be a view of."""
+
+    values: np.ndarray  # (n,)
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
+    """A strided view of a storage, refused if it would reach outside or repeat values."""
+    if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise pickle.UnpicklingError("a tensor is not a view of a storage")
+    values, numbers = storage.values, (offset, *size, *stride)
+    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
         raise pickle.UnpicklingError(f"a tensor has impossible sizes {size} or strides {stride}")
-    if math.prod(size) == 0:
-        return np.zeros(size, storage.dtype)
+    count = math.prod(size)
+    if count == 0 and max(size) <= values.size + 2**20:
+        return np.zeros(size, values.dtype)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if last >= storage.size:
-        raise pickle.UnpicklingError(f"a tensor of shape {size} reaches beyond its storage of {storage.size} values")
-    item = storage.itemsize
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, tuple(s * item for s in stride)).copy()
+    if last >= values.size or count > values.size:
+        raise pickle.UnpicklingError(f"a tensor of shape {size} reaches beyond its storage of {values.size} values")
+    item = values.itemsize
+    return np.lib.stride_tricks.as_strided(values[offset:], size, tuple(s * item for s in stride)).copy()
 
 
 def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:
+    if not isinstance(data, np.ndarray):
+        raise pickle.UnpicklingError("a parameter is not a tensor")
     return data
 
 
@@ -74,7 +86,7 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for '{module}.{name}', which is not a tensor or plain container")
         return ALLOWED[module, name]
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
+    def persistent_load(self, pid: Any) -> _Storage:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], _StorageType)):
             raise pickle.UnpicklingError("it holds a reference that is not a tensor storage")
         _, kind, key, _, count = pid
@@ -82,7 +94,7 @@ class _Unpickler(pickle.Unpickler):
             data = self.archive.read(f"{self.prefix}/data/{key}")
             if len(data) != count * kind.dtype.itemsize:
                 raise pickle.UnpicklingError(f"storage {key} has {len(data)} bytes, {count * kind.dtype.itemsize} expected")
-            self.storages[key] = np.frombuffer(data, kind.dtype)
+            self.storages[key] = _Storage(np.frombuffer(data, kind.dtype))
         return self.storages[key]
 
 
@@ -104,17 +116,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
                 raise pickle.UnpicklingError("it is not little-endian")
             content = _Unpickler(archive.read(pickles[0]), archive, prefix).load()
         return _flatten(content)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        pickle.PickleError,
-        KeyError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        IndexError,
-    ) as error:
+    except Exception as error:  # a hostile file can make zipfile and pickle raise anything
         raise GlimpseError(f"{path}: cannot be read as tensors: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 

@@ -1,0 +1,59 @@
+"""Writing models: the base for transformers, the glimpse for the released code and for us. Whole or not at all."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gp_jax.errors import GlimpseError
+from gp_jax.lvlm import LVLM
+from gp_jax.pretrained import files, params
+from gp_jax.pretrained.hf_config import flat_hf_config
+from gp_jax.pretrained.torch_file import write_torch
+
+
+def save_model(model: LVLM, hf_config: dict[str, Any], folder: Path, *, source: Path | None, nested: bool) -> None:
+    """Writes everything that `GlimpseVLM.from_pretrained(folder)` reads. A failed save leaves nothing behind.
+
+    Args:
+        hf_config: the base's `config.json`.
+        source: folder whose tokenizer and processor files go along.
+        nested: the key style of the base's tensors (`params.NESTED`).
+    """
+    base, _ = params.export(model, nested)
+    with files.staged(folder) as scratch:
+        files.write_shards(scratch, base)
+        write_config(model, hf_config, scratch)
+        write_glimpse(model, scratch)
+        for path in files.side_files(source) if source else ():
+            shutil.copy(path, scratch / path.name)
+        fresh = {path.name for path in scratch.iterdir()}
+    files.remove_stale_weights(folder, fresh)
+
+
+def save_glimpse(model: LVLM, hf_config: dict[str, Any], folder: Path) -> None:
+    """Writes a released-style glimpse folder: config.json and new_modules_gp.pt, and glimpse.safetensors beside them."""
+    if model.glimpse_config is None:
+        raise GlimpseError("there is no glimpse to save")
+    with files.staged(folder) as scratch:
+        write_config(model, hf_config, scratch)
+        write_glimpse(model, scratch)
+
+
+def write_config(model: LVLM, hf_config: dict[str, Any], folder: Path) -> None:
+    """config.json, with the dtype that the weights are written in."""
+    config = flat_hf_config(hf_config, model.glimpse_config) if model.glimpse_config else hf_config
+    name = "dtype" if "dtype" in config else "torch_dtype"
+    config = config | {name: str(model.decoder.embed_tokens.dtype)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_glimpse(model: LVLM, folder: Path) -> None:
+    """The glimpse in both formats; nothing without one."""
+    _, tensors = params.export(model, nested=False)
+    if tensors:
+        tensors = {key: np.asarray(value) for key, value in tensors.items()}
+        files.write_tensors(folder / files.GLIMPSE_TENSORS, tensors)
+        write_torch(folder / files.GLIMPSE_TORCH, params.nested_glimpse(tensors))
