@@ -1,6 +1,7 @@
 """Pictures and questions to the arrays of a Hugging Face processor: transformers' own tokenizer and PIL image processor."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from gp_jax.pretrained.files import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its advice to install PyTorch does not apply here
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 

@@ -1,10 +1,13 @@
 """What must not change a result: compaction, batching, buckets, streaming."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
+from flax import nnx
 
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, pipeline
 from gp_jax.engine import Engine
@@ -148,6 +151,30 @@ def test_any_bucket_equals_any_other(vlm, rungs):
         np.testing.assert_array_equal(other.tokens, expected.tokens)
         np.testing.assert_array_equal(other.positions, expected.positions)
         np.testing.assert_allclose(other.first_logits, expected.first_logits, atol=2e-5)
+
+
+@pytest.mark.parametrize("attention", ["einsum", "blockwise", "splash_interpret"])
+def test_every_attention_kernel_gives_the_same_answers(vlm, attention):
+    other = GlimpseVLM(vlm.model, vlm.hf_config, vlm.processor, ladders=tiny.LADDERS, attention=attention)
+    expected, done = generate(vlm, SAMPLES), generate(other, SAMPLES)
+    np.testing.assert_array_equal(done.tokens, expected.tokens)
+    np.testing.assert_allclose(done.first_logits, expected.first_logits, atol=2e-5)
+
+
+def test_zero_and_reference_masks_by_config(vlm):
+    """`use_zero_masks` keeps the floor only; `use_ref_masks` cannot do without masks."""
+    graph, state = nnx.split(vlm.model)
+
+    def configured(**changes):
+        model = nnx.merge(graph, state)
+        model.glimpse_config = dataclasses.replace(vlm.glimpse_config, **changes)
+        return GlimpseVLM(model, vlm.hf_config, vlm.processor, ladders=tiny.LADDERS)
+
+    for floor in (1, 3):
+        done = generate(configured(use_zero_masks=True), SAMPLES, Prune(min_remain_num=floor))
+        assert [int(keep.sum()) for keep in done.keep] == [floor, floor, 0, floor]
+    with pytest.raises(GlimpseError, match=r"use_ref_masks=true: pass Prune\(reference_masks"):
+        generate(configured(use_ref_masks=True), SAMPLES)
 
 
 def test_streaming_equals_whole(vlm):

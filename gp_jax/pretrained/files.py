@@ -102,28 +102,36 @@ class TensorSource:
 
 
 class SafetensorsSource(TensorSource):
-    """One or several safetensors files."""
+    """One or several safetensors files. The library checks them; each tensor is then mapped on its own and let go of at once,
+    since pages of a whole mapped file would count as a second copy of the model."""
 
     def __init__(self, paths: list[Path], where: str):
-        self.where, self._slices = where, {}
+        self.where, self._entries = where, {}
         for path in paths:
             try:
-                handle = safe_open(path, framework="numpy")
-                self._slices |= {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
-            except (SafetensorError, OSError) as error:
+                with safe_open(path, framework="numpy"):  # validates header, offsets and length
+                    pass
+                with path.open("rb") as file:
+                    header = int.from_bytes(file.read(8), "little")
+                    entries = json.loads(file.read(header))
+            except (SafetensorError, OSError, ValueError) as error:
                 raise GlimpseError(f"{path}: is not a readable safetensors file ({' '.join(str(error).split())})") from error
+            entries.pop("__metadata__", None)
+            self._entries |= {key: (path, entry, 8 + header + entry["data_offsets"][0]) for key, entry in entries.items()}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {key: tuple(part.get_shape()) for key, part in self._slices.items()}
+        return {key: tuple(entry["shape"]) for key, (_, entry, _) in self._entries.items()}
 
     def dtype(self, key: str) -> np.dtype:
-        name = self._slices[key].get_dtype()
+        name = self._entries[key][1]["dtype"]
         return _floating(DTYPES.get(name, name), key, self.where)
 
     def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
-        self.dtype(key)
-        return self._slices[key][index or slice(None)]
+        path, _, offset = self._entries[key]
+        if 0 in self.shapes[key]:
+            return np.zeros(self.shapes[key], self.dtype(key))[index]
+        return np.array(np.memmap(path, self.dtype(key), "r", offset, self.shapes[key])[index])
 
 
 class MemorySource(TensorSource):

@@ -143,7 +143,7 @@ def load(
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             if wanted[path] == shape:
-                return source.read(key, index).astype(variable.dtype)
+                return source.read(key, index).astype(variable.dtype, copy=False)
             return source.read(key, ()).reshape(shape)[index].astype(variable.dtype)  # the convolution, a small one
 
         return jax.make_array_from_callback(shape, sharding, part)
@@ -160,7 +160,8 @@ def export(model: LVLM, nested: bool) -> tuple[dict[str, jax.Array], dict[str, j
     """Checkpoint tensors by key: the base in the flat or nested style, the glimpse by released names."""
     base, glimpse = {}, {}
     for path, value in flat_params(nnx.state(model, nnx.Param)).items():
-        name, value = checkpoint_name(path), value.reshape(checkpoint_shape(path, value.shape, model.config))
+        name, shape = checkpoint_name(path), checkpoint_shape(path, value.shape, model.config)
+        value = value if value.shape == shape else value.reshape(shape)
         if is_glimpse(path):
             glimpse[name] = value
         else:

@@ -1,0 +1,90 @@
+"""Pictures and questions become what a Hugging Face processor returns."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gp_jax import GlimpseError, GlimpseVLM, Prune
+from gp_jax.processing import Processor
+from gp_jax.tiny import PROCESSOR, make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (h, w, 3), np.uint8)) for h, w in ((90, 140), (61, 61), (30, 200))]
+
+
+def test_equals_the_hugging_face_way(vlm, pictures):
+    """Chat template, one placeholder per visual token, left padding, patches and grids."""
+    own, questions = [pictures[:2], pictures[2:], []], ["What is new?", "Which one is it?", "Why?"]
+    ours = vlm.processor(own, questions).inputs
+    tokenizer, image_processor, merge = vlm.processor.tokenizer, vlm.processor.image_processor, 4
+    texts, grids, pixels = [], [], []
+    for images, question in zip(own, questions, strict=True):
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
+        text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        for image in images:
+            part = image_processor(images=[image], return_tensors="np")
+            grids.append(part["image_grid_thw"])
+            pixels.append(part["pixel_values"])
+            text = text.replace("<|image_pad|>", "<|placeholder|>" * int(grids[-1].prod() // merge), 1)
+        texts.append(text.replace("<|placeholder|>", "<|image_pad|>"))
+    theirs = tokenizer(texts, padding=True, padding_side="left", return_tensors="np")
+    np.testing.assert_array_equal(ours["attention_mask"], theirs["attention_mask"])
+    mask = ours["attention_mask"].astype(bool)
+    np.testing.assert_array_equal(ours["input_ids"][mask], theirs["input_ids"][mask])
+    np.testing.assert_array_equal(ours["image_grid_thw"], np.concatenate(grids))
+    np.testing.assert_array_equal(ours["pixel_values"], np.concatenate(pixels))
+
+
+def test_answer_equals_generate_on_the_processors_output(vlm, pictures):
+    prune = Prune(fixed_remain_ratio=0.25)
+    prepared = vlm.processor([pictures[:2]], ["What is new?"])
+    done = vlm.generate(**prepared.inputs, prune=prune, max_new_tokens=6)
+    answer = vlm.answer(pictures[:2], "What is new?", prune=prune, max_new_tokens=6)
+    np.testing.assert_array_equal(answer.tokens, done.tokens[0])
+    np.testing.assert_array_equal(np.concatenate([k.reshape(-1) for k in answer.keep]), done.keep[0])
+    assert answer.total == done.keep[0].size and [k.shape for k in answer.keep] == list(prepared.grids[0])
+
+
+def test_processor_files_of_transformers_4_and_5(vlm, tmp_path):
+    small = PROCESSOR | {"max_pixels": 28 * 28 * 6}
+    for name, content in (("preprocessor_config.json", small), ("processor_config.json", {"image_processor": small})):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(json.dumps(content))
+        processor = Processor.load(folder, vlm.config)
+        assert processor.tokenizer is None
+        _, grid = processor.pixels([Image.new("RGB", (500, 400))])
+        assert grid.prod() // 4 <= 6, name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"patch_size": 16}, r"does not fit the model: patch_size=16 \(model: 14\)"), ({"min_pixels": "abc"}, "settings cannot be used")],
+)
+def test_bad_processor_files(vlm, tmp_path, change, message):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | change))
+    with pytest.raises(GlimpseError, match=f"preprocessor_config.json: {message}"):
+        Processor.load(tmp_path, vlm.config)
+
+
+def test_without_tokenizer_or_template(vlm, pictures, tmp_path):
+    bare = Processor(vlm.config, None, vlm.processor.image_processor)
+    with pytest.raises(GlimpseError, match="no tokenizer files: use generate"):
+        bare([pictures[:1]], ["What?"])
+    make_checkpoint(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(GlimpseError, match="no chat template"):
+        GlimpseVLM.from_pretrained(tmp_path).answer(pictures[0], "What?")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(GlimpseError, match="tokenizer files cannot be read"):
+        GlimpseVLM.from_pretrained(tmp_path)
