@@ -91,6 +91,8 @@ def ask(args: Ask) -> None:
     from gp_jax.images import open_image  # light; photographs are checked before the model is loaded
 
     photos = [open_image(path, args.max_image_pixels) for path in map(Path, args.inputs[:-1])]
+    from tqdm import tqdm
+
     from gp_jax import GlimpseVLM
 
     start = time.perf_counter()
@@ -98,10 +100,15 @@ def ask(args: Ask) -> None:
     loading = time.perf_counter() - start
     prune = pruning(args, vlm.glimpse_config)
     live = not args.json and sys.stdout.isatty()
-    shown = ""
+    shown, stages = "", ("processing", "vision", "glimpse", "finish", "decode")
+    bar = tqdm(desc=stages[0], bar_format="{desc} ... {elapsed}", leave=False, disable=not sys.stderr.isatty())
+
+    def next_stage(ended: str) -> None:
+        bar.set_description_str(stages[min(stages.index(ended) + 1, len(stages) - 1)])
 
     def show(text: str) -> None:
         nonlocal shown
+        bar.close()
         if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
             print(text[len(shown) :], end="", flush=True)
             shown = text
@@ -117,8 +124,16 @@ def ask(args: Ask) -> None:
         seed=args.seed,
         max_image_pixels=args.max_image_pixels,
         on_text=show if live else None,
+        on_stage=next_stage,
     )
-    timings = {"loading": loading} | answer.timings
+    bar.close()
+    report(args, answer, {"loading": loading} | answer.timings, shown if live else "")
+    if prune is None and args.prune and not args.json:
+        print("no pruning: no glimpse was given (--glimpse) and the model folder has none")
+
+
+def report(args: Ask, answer: "Answer", timings: dict[str, float], shown: str) -> None:
+    """Prints the answer (less what was shown while it grew) and its facts; writes the overlay."""
     if args.json:
         facts = {
             "answer": answer.text,
@@ -126,21 +141,18 @@ def ask(args: Ask) -> None:
             "total_tokens": answer.total,
             "retention": answer.retention,
             "generated_tokens": len(answer.tokens),
-            "pruned": prune is not None,
             "timings": {stage: round(seconds, 4) for stage, seconds in timings.items()},
             "overlay": str(args.overlay) if args.overlay else None,
         }
         print(json.dumps(facts, ensure_ascii=False))
-        save_overlay(answer, args.overlay)
-        return
-    print(answer.text[len(shown) :] if live and answer.text.startswith(shown) else answer.text)
+        return save_overlay(answer, args.overlay)
+    print(answer.text.removeprefix(shown))
     print(f"\nvisual tokens  {answer.kept} of {answer.total} kept ({answer.retention:.1%})")
-    if args.prune and not vlm.glimpse_config:
-        print("no pruning: no glimpse was given (--glimpse) and the model folder has none")
     print("seconds        " + "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in timings.items()))
     save_overlay(answer, args.overlay)
     if args.overlay:
         print(f"overlay        {args.overlay}")
+    return None
 
 
 def pruning(args: Ask, glimpse: "GlimpseConfig | None") -> "Prune | None":

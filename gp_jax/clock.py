@@ -1,6 +1,7 @@
 """Seconds per stage, compilation booked apart."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
@@ -31,6 +32,7 @@ class Clock:
 
     enabled: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    on_lap: Callable[[str], None] | None = None  # told the name of every stage that ends
 
     def __post_init__(self) -> None:
         if self.enabled:
@@ -47,3 +49,5 @@ class Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + max(0.0, now - self._last - compiling)
         self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiling
         self._last, self._compiled = now, compiled
+        if self.on_lap:
+            self.on_lap(stage)

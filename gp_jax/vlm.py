@@ -116,7 +116,7 @@ class GlimpseVLM:
         seed: int = 0,
         eos_token_id: int | Sequence[int] | str | None = AUTO,
         stream: Callable[[np.ndarray], None] | None = None,
-        timed: bool = False,
+        timed: bool | Clock = False,
         mm_token_type_ids: object = None,
         **unknown: object,
     ) -> Generation:
@@ -130,7 +130,7 @@ class GlimpseVLM:
             temperature: 0 is greedy; top_k (0 off), top_p (1 off) and seed matter above 0.
             eos_token_id: id or ids that end a sample; "auto": the checkpoint's; None: never end early.
             stream: called with the new tokens (B,) int32 of every step; padding on samples that have ended.
-            timed: measure seconds per stage, which waits for the device between stages.
+            timed: measure seconds per stage, which waits for the device between stages; or a Clock to go on with.
             mm_token_type_ids: accepted, as processors return it, and not needed.
         Raises: GlimpseError that names the argument at fault, before anything runs.
         """
@@ -143,7 +143,7 @@ class GlimpseVLM:
         whole_number("max_new_tokens", max_new_tokens, 1)
         self.engine.ladders.decode.fit(max_new_tokens)
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw)
-        clock = Clock(timed)
+        clock = timed if isinstance(timed, Clock) else Clock(timed)
         filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), clock)
         positions = [sample.next_position for sample in samples]
         if prune and prune.released_batch_positions:
@@ -162,6 +162,7 @@ class GlimpseVLM:
         system: str | None = None,
         max_image_pixels: int = MAX_PIXELS,
         on_text: Callable[[str], None] | None = None,
+        on_stage: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Answer | list[Answer]:
         """Answers questions about pictures (paths, PIL images or arrays).
@@ -171,10 +172,11 @@ class GlimpseVLM:
                 list of images, or None.
             system: system message, default the chat template's.
             on_text: called with the growing answer of a single question.
+            on_stage: called with the name of every stage that ends: processing, vision, glimpse, finish, decode.
             options: as for `generate` (prune, max_new_tokens, temperature, ...).
         Returns: an Answer, or a list of them for a list of questions.
         """
-        clock = Clock(enabled=True)
+        clock = Clock(enabled=True, on_lap=on_stage)
         prepared = self._prepare(images, questions, system, max_image_pixels)
         clock.lap("processing")
         pieces: list[int] = []
@@ -183,7 +185,7 @@ class GlimpseVLM:
             pieces.append(int(tokens[0]))
             on_text(self.processor.text(np.array(pieces)))
 
-        done = self.generate(**prepared.inputs, **options, stream=show if on_text else None, timed=True)
+        done = self.generate(**prepared.inputs, **options, stream=show if on_text else None, timed=clock)
         answers = [
             Answer(
                 text=self.processor.text(tokens),
@@ -192,7 +194,7 @@ class GlimpseVLM:
                 total=keep.size,
                 keep=split_tokens(keep, grids),
                 images=own,
-                timings=done.timings | {"processing": clock.seconds["processing"]},
+                timings=done.timings,
             )
             for tokens, keep, grids, own in zip(done.tokens, done.keep, prepared.grids, prepared.images, strict=True)
         ]

@@ -221,6 +221,8 @@ def test_reference_masks(vlm):
     np.testing.assert_array_equal(done.keep[1], np.concatenate([m.reshape(-1) for m in masks[1]]))
     assert done.keep[2].size == 0 and not done.keep[3].any()
     assert np.isposinf(done.mask_logits[0][done.keep[0]]).all() and np.isneginf(done.mask_logits[0][~done.keep[0]]).all()
+    one = np.stack([masks[0]])  # an array with the samples in front is as good as a list
+    np.testing.assert_array_equal(generate(vlm, SAMPLES[:1], Prune(reference_masks=one)).keep[0], masks[0].reshape(-1))
     with pytest.raises(GlimpseError, match="holds 1 masks for 4 samples"):
         generate(vlm, SAMPLES, Prune(reference_masks=masks[:1]))
     with pytest.raises(GlimpseError, match=r"reference_masks\[0\]"):

@@ -46,8 +46,10 @@ class Prune:
         if not isinstance(anchors, list | tuple):
             raise GlimpseError(f"anchor_positions={anchors!r} is not a list of corners")
         object.__setattr__(self, "anchor_positions", tuple(anchors))
-        if self.reference_masks is not None and not isinstance(self.reference_masks, list | tuple):
-            raise GlimpseError("reference_masks must be a list with one entry per sample")
+        if self.reference_masks is not None:
+            if not isinstance(self.reference_masks, list | tuple | np.ndarray):
+                raise GlimpseError("reference_masks must be a list with one entry per sample")
+            object.__setattr__(self, "reference_masks", tuple(self.reference_masks))
         rule = {
             f: getattr(self, f)
             for f in ("reduce_threshold", "max_remain_ratio", "fixed_remain_ratio", "min_remain_num", "anchor_positions")
