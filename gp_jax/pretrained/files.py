@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -83,25 +83,20 @@ def _floating(dtype: Any, key: str, where: str) -> np.dtype:
     return dtype
 
 
-class TensorSource:
-    """Named tensors of which only what is asked for is read.
+class TensorSource(Protocol):
+    """Named tensors of which only what is asked for is read."""
 
-    where: for error messages; shapes: key -> shape.
-    """
-
-    where: str
-    shapes: dict[str, tuple[int, ...]]
+    where: str  # for error messages
+    shapes: Mapping[str, tuple[int, ...]]
 
     def dtype(self, key: str) -> np.dtype:
-        """Stored dtype of a tensor."""
-        raise NotImplementedError
+        """Stored dtype of a tensor. Raises: GlimpseError unless weights of this dtype can be loaded."""
 
     def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A rectangle of a tensor."""
-        raise NotImplementedError
+        """A rectangle of a tensor; () for all of it."""
 
 
-class SafetensorsSource(TensorSource):
+class SafetensorsSource:
     """One or several safetensors files. The library checks them; each tensor is then mapped on its own and let go of at once,
     since pages of a whole mapped file would count as a second copy of the model."""
 
@@ -134,7 +129,7 @@ class SafetensorsSource(TensorSource):
         return np.array(np.memmap(path, self.dtype(key), "r", offset, self.shapes[key])[index])
 
 
-class MemorySource(TensorSource):
+class MemorySource:
     """Tensors already read (a released `new_modules_gp.pt` is small)."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], where: str):
