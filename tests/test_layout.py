@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tiny_models as tiny
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gp_jax import GlimpseError
@@ -18,7 +18,6 @@ def config():
     return model_config(tiny.hf_model().config.to_dict())
 
 
-@settings(deadline=None)
 @given(GRIDS, st.integers(1, 5))
 def test_windows_are_packed_whole_and_once(grids, side):
     slots, windows = pack_windows(grids, side)
@@ -37,7 +36,6 @@ def test_windows_are_packed_whole_and_once(grids, side):
     assert len({place for places in homes.values() for place in places}) == len(owner), "two windows share a number"
 
 
-@settings(deadline=None)
 @given(GRIDS, st.integers(1, 5))
 def test_packing_wastes_less_than_half(grids, side):
     slots, _ = pack_windows(grids, side)

@@ -21,7 +21,7 @@ def kept_by_definition(logits: np.ndarray, top_k: int, top_p: float) -> set[int]
     return kept
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-40, 40), min_size=8, max_size=8, unique=True), st.integers(0, 9), st.sampled_from([0.05, 0.5, 0.9, 1.0]))
 def test_truncate(values, top_k, top_p):
     logits = np.array([values], np.float32) / 7

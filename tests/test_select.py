@@ -30,7 +30,7 @@ ratio = st.one_of(st.none(), st.floats(0, 1, width=32), st.sampled_from([0.0, 0.
 sample = st.lists(st.integers(-80, 80), min_size=1, max_size=17, unique=True)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(sample, min_size=1, max_size=3),
     st.sampled_from([0.1, 0.5, 0.77, 0.999999]),
