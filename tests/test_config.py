@@ -156,10 +156,11 @@ BAD_MODEL = {
 
 @pytest.mark.parametrize("message", BAD_MODEL)
 def test_bad_model_configs(message):
-    raw = {k: v for k, v in flat(**BAD_MODEL[message]).items() if v is not None}  # None: the field is missing
-    with pytest.raises(GlimpseError) as error:
-        model_config(raw)
-    assert message in str(error.value)
+    raw = flat(**BAD_MODEL[message])
+    for config in (raw, {k: v for k, v in raw.items() if v is not None}):  # null is as good as missing
+        with pytest.raises(GlimpseError) as error:
+            model_config(config)
+        assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

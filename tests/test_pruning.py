@@ -283,6 +283,7 @@ def test_nothing_compiles_after_warm_up(vlm):
     assert isinstance(small.engine, Engine)
     small.warm_up(batch=2, patches=256, prompt=64, max_new_tokens=8)
     small.warm_up(prune=None, batch=2, patches=256, prompt=64, max_new_tokens=8)
+    small.warm_up(prune=Prune(reference_masks=[]), batch=2, patches=256, prompt=64, max_new_tokens=8)
     before = COMPILES.count
     rng = np.random.default_rng(0)
     for i in range(12):
@@ -297,4 +298,7 @@ def test_nothing_compiles_after_warm_up(vlm):
         ]
         options = dict(max_new_tokens=int(rng.integers(1, 9)), temperature=float(i % 3), top_k=i, eos_token_id=[None, 5, [1, 2]][i % 3])
         small.generate(**tiny.inputs(batch, seed=i), prune=prune[i % 4], **options, seed=i)
+        if i % 5:
+            masks = [rng.random((int(rows), int(columns))) < 0.5, None][: len(batch)]
+            small.generate(**tiny.inputs(batch, seed=i), prune=Prune(reference_masks=masks), **options)
     assert COMPILES.count == before

@@ -33,8 +33,9 @@ def _activation(name: Any, field: str, where: str) -> None:
 
 
 def _get(source: Mapping[str, Any], name: str, where: str, default: Any = ...) -> Any:
+    """A field; null counts as missing where there is no default."""
     value = source.get(name, default)
-    if value is ...:
+    if value is ... or (value is None and default is ...):
         raise GlimpseError(f"{where}: field '{name}' is missing")
     return value
 

@@ -86,7 +86,7 @@ def abstract_model(config: ModelConfig, glimpse: GlimpseConfig | None, dtype: jn
     return nnx.eval_shape(lambda: LVLM(config, glimpse, dtype=dtype, rngs=nnx.Rngs(0)))
 
 
-def _optional(path: str, config: ModelConfig, glimpse: GlimpseConfig | None) -> bool:
+def _optional(path: str, glimpse: GlimpseConfig | None) -> bool:
     """Released V2 predictors carry condition projections that nothing reads; files without them are as good."""
     return bool(glimpse) and glimpse.attn_fuse_type == "AttnFuserV2" and path.startswith("predictor.cond_in_projs.")
 
@@ -124,7 +124,7 @@ def load(
     graph, state = nnx.split(abstract_model(config, glimpse, dtype))
     variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     wanted = {path: checkpoint_shape(path, v.shape, config) for path, v in variables.items()}
-    optional = {checkpoint_name(p) for p in wanted if _optional(p, config, glimpse)}
+    optional = {checkpoint_name(p) for p in wanted if _optional(p, glimpse)}
     problems = [f"{base.where}: {len(twice)} in both key styles: {', '.join(twice)}"] if twice else []
     for source, keys, chosen in ((base, base_keys, False), (extra, {k: k for k in extra.shapes} if extra else {}, True)):
         if source is not None:
