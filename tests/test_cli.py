@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from gp_jax import GlimpseError, cli
+from gp_jax.commands import ask
 from gp_jax.tiny import make_checkpoint, make_picture
 
 
@@ -61,9 +62,10 @@ def test_config_file_sets_defaults(home, capsys, tmp_path):
     assert facts["generated_tokens"] == 3 and facts["retention"] == 0.25, "the command line wins"
 
 
-def test_shipped_configs_are_valid():
-    for path in (Path(__file__).parents[1] / "configs").glob("*.py"):
-        assert cli.config_defaults(path)["model"].startswith("Qwen/")
+def test_shipped_presets_are_valid():
+    for size in ("3b", "7b"):
+        path = Path(__file__).parents[1] / "configs" / f"qwen2_5_vl_{size}.py"
+        assert ask.config_defaults(path)["model"].startswith("Qwen/")
 
 
 def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
@@ -112,7 +114,7 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
 
 
 def test_an_unexpected_error_is_one_line_too(capsys, monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "ask", lambda argv: 1 / 0)
+    monkeypatch.setattr(ask, "run", lambda args: 1 / 0)
     assert "unexpected ZeroDivisionError: division by zero" in fail(capsys, monkeypatch, "ask")
 
 

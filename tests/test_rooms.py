@@ -5,17 +5,19 @@ from pathlib import Path
 
 RANKS = [
     {"errors", "version", "allocator"},
-    {"config", "trees", "buckets", "clock"},
+    {"config", "trees", "buckets", "clock", "settings"},
     {"sharding", "ops", "images"},
     {"models", "glimpse", "layout"},
     {"lvlm"},
     {"pretrained", "plan"},
     {"processing", "pipeline"},
-    {"sampling"},
-    {"engine"},
+    {"sampling", "data"},
+    {"engine", "checkpoint", "report"},
     {"warmup", "requests", "results"},
     {"vlm"},
-    {"tiny", "cli"},
+    {"tiny", "training"},
+    {"commands"},
+    {"cli"},
     {"__main__", "__init__"},
 ]
 ROOT = Path(__file__).resolve().parents[1] / "gp_jax"

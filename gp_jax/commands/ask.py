@@ -1,0 +1,204 @@
+"""The command `gp-jax ask`."""
+
+import dataclasses
+import json
+import runpy
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from gp_jax.errors import GlimpseError
+
+if TYPE_CHECKING:
+    from gp_jax.config import GlimpseConfig
+    from gp_jax.glimpse.select import Prune
+    from gp_jax.results import Answer
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask a question about one or several photographs.
+
+    gp-jax ask PHOTO [PHOTO ...] "question" --model DIR_OR_ID [--glimpse DIR_OR_ID]
+    """
+
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar='PHOTO [PHOTO ...] "question"')]
+    """The photographs, then the question."""
+    model: str = ""
+    """Folder or Hugging Face Hub id of the base model."""
+    glimpse: str | None = None
+    """Folder or Hub id of the glimpse; by default the model folder's own, if it has one."""
+    config: Path | None = None
+    """A Python file whose `ask` dict sets defaults for these options, e.g. configs/qwen2_5_vl_7b.py."""
+    max_remain_ratio: float | None = None
+    """Keep at most this share of the visual tokens. [default: the glimpse's config]"""
+    fixed_remain_ratio: float | None = None
+    """Keep exactly this share of the visual tokens."""
+    threshold: float | None = None
+    """Keep visual tokens whose importance is above it. [default: the glimpse's config]"""
+    min_remain_num: int | None = None
+    """Keep at least so many visual tokens. [default: the glimpse's config]"""
+    prune: bool = True
+    """Prune; --no-prune reads the whole picture."""
+    max_new_tokens: int = 128
+    """Length limit of the answer."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens; 0: off."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that make up this probability; 1: off."""
+    seed: int = 0
+    """Of the sampling."""
+    dtype: str | None = None
+    """Weights and activations: float32 or bfloat16. [default: as stored]"""
+    overlay: Path | None = None
+    """Write the picture with its kept regions shown."""
+    max_image_pixels: int = 100_000_000
+    """Refuse larger pictures before decoding them."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def check(self) -> None:
+        """What can be wrong before anything is loaded."""
+        if len(self.inputs) < 2:
+            raise GlimpseError('give at least one photo and a question: gp-jax ask PHOTO "question" --model DIR_OR_ID')
+        if not self.inputs[-1].strip():
+            raise GlimpseError("the question is empty")
+        if not self.model:
+            raise GlimpseError("--model is missing: a folder or a Hugging Face Hub id")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise GlimpseError(f"--dtype {self.dtype} is not float32, bfloat16 or float16")
+        if self.overlay and self.overlay.is_dir():
+            raise GlimpseError(f"--overlay {self.overlay}: is a folder")
+        if self.overlay and not self.overlay.parent.is_dir():
+            raise GlimpseError(f"--overlay {self.overlay}: folder {self.overlay.parent} does not exist")
+        if self.overlay and self.overlay.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise GlimpseError(f"--overlay {self.overlay}: must end in .png, .jpg or .webp")
+
+
+def run(args: Ask) -> None:
+    """Runs `gp-jax ask`."""
+    args.check()
+    from gp_jax.images import open_image  # light; photographs are checked before the model is loaded
+
+    photos = [open_image(path, args.max_image_pixels) for path in map(Path, args.inputs[:-1])]
+    from tqdm import tqdm
+
+    from gp_jax import GlimpseVLM
+
+    start = time.perf_counter()
+    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=sys.stderr.isatty())
+    loading = time.perf_counter() - start
+    prune = pruning(args, vlm.glimpse_config)
+    live = not args.json and sys.stdout.isatty()
+    shown, stages = "", ("processing", "vision", "glimpse", "finish", "decode")
+    bar = tqdm(desc=stages[0], bar_format="{desc} ... {elapsed}", leave=False, disable=not sys.stderr.isatty())
+
+    def next_stage(ended: str) -> None:
+        bar.set_description_str(stages[min(stages.index(ended) + 1, len(stages) - 1)])
+
+    def show(text: str) -> None:
+        nonlocal shown
+        bar.close()
+        if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+
+    answer = vlm.answer(
+        photos,
+        args.inputs[-1],
+        prune=prune,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        max_image_pixels=args.max_image_pixels,
+        on_text=show if live else None,
+        on_stage=next_stage,
+    )
+    bar.close()
+    report(args, answer, {"loading": loading} | answer.timings, shown if live else "")
+    if prune is None and args.prune and not args.json:
+        print("no pruning: no glimpse was given (--glimpse) and the model folder has none")
+
+
+def report(args: Ask, answer: "Answer", timings: dict[str, float], shown: str) -> None:
+    """Prints the answer (less what was shown while it grew) and its facts; writes the overlay."""
+    if args.json:
+        facts = {
+            "answer": answer.text,
+            "kept_tokens": answer.kept,
+            "total_tokens": answer.total,
+            "retention": answer.retention,
+            "generated_tokens": len(answer.tokens),
+            "timings": {stage: round(seconds, 4) for stage, seconds in timings.items()},
+            "overlay": str(args.overlay) if args.overlay else None,
+        }
+        print(json.dumps(facts, ensure_ascii=False))
+        return save_overlay(answer, args.overlay)
+    print(answer.text.removeprefix(shown))
+    print(f"\nvisual tokens  {answer.kept} of {answer.total} kept ({answer.retention:.1%})")
+    print("seconds        " + "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in timings.items()))
+    save_overlay(answer, args.overlay)
+    if args.overlay:
+        print(f"overlay        {args.overlay}")
+    return None
+
+
+def pruning(args: Ask, glimpse: "GlimpseConfig | None") -> "Prune | None":
+    """The keep rule: the glimpse's own, changed by what the command line says. Raises: GlimpseError when nothing can prune."""
+    from gp_jax import Prune
+
+    given = {"reduce_threshold": args.threshold, "max_remain_ratio": args.max_remain_ratio, "min_remain_num": args.min_remain_num}
+    given = {name: value for name, value in (given | {"fixed_remain_ratio": args.fixed_remain_ratio}).items() if value is not None}
+    if given and not (args.prune and glimpse):
+        raise GlimpseError("options that prune need a glimpse (--glimpse)" if args.prune else "--no-prune excludes the options that prune")
+    if not args.prune or glimpse is None:
+        return None
+    rule = Prune.from_config(glimpse)
+    if given and "fixed_remain_ratio" not in given:
+        rule = dataclasses.replace(rule, fixed_remain_ratio=None)  # it would silence them
+    return dataclasses.replace(rule, **given)
+
+
+def save_overlay(answer: "Answer", path: Path | None) -> None:
+    """Writes the overlay, whole or not at all."""
+    if path is None:
+        return
+    scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        answer.overlay().save(scratch)
+        scratch.replace(path)
+    except (OSError, ValueError) as error:
+        raise GlimpseError(f"--overlay {path}: cannot be written ({error})") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def config_defaults(path: Path) -> dict:
+    """The `ask` dict of a Python config file. Raises: GlimpseError when there is none or it has unknown fields."""
+    if not path.is_file():
+        raise GlimpseError(f"--config {path}: no such file")
+    try:
+        values = runpy.run_path(str(path)).get("ask")
+    except Exception as error:  # whatever a config file does wrong
+        raise GlimpseError(f"--config {path}: {type(error).__name__}: {error}") from error
+    known = {f.name for f in dataclasses.fields(Ask)} - {"inputs", "config"}
+    if not isinstance(values, dict) or not set(values) <= known:
+        raise GlimpseError(f"--config {path}: needs a dict `ask` with options of gp-jax ask ({', '.join(sorted(known))})")
+    return values
+
+
+def parse(argv: list[str]) -> Ask:
+    """Reads the command line; a --config file changes the defaults."""
+    options = dict(args=argv, prog="gp-jax ask", config=(tyro.conf.HelptextFromCommentsOff,))
+    args = tyro.cli(Ask, **options)
+    if args.config is None:
+        return args
+    return tyro.cli(Ask, default=Ask(inputs=tyro.MISSING, **config_defaults(args.config)), **options)

@@ -1,0 +1,89 @@
+"""The command `gp-jax prepare`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from gp_jax.errors import GlimpseError
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Check annotations and pictures and write them as a TFDS folder of ArrayRecord shards, for training and evaluation.
+
+    gp-jax prepare SOURCE [SOURCE ...] --images DIR --out DIR
+
+    Reads Visual-CoT's training JSONL and benchmark JSON as released, and 'your own': JSONL or a JSON list of objects with image
+    (or images), question, answer, and boxes [[x1, y1, x2, y2], ...] or a mask picture (white = evidence). Pictures are looked for
+    as written, and in cot/DATASET and DATASET. Bad rows are counted and reported (report.txt in the output folder), not used.
+    Interrupted work goes on when the same command is run again.
+    """
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
+    """Annotation files, or folders with .jsonl and .json files."""
+    images: Path | None = None
+    """Folder of the pictures. Nothing outside it is read."""
+    out: Path | None = None
+    """Folder to write: a new one, or one where the same command was interrupted."""
+    split: str | None = None
+    """Put all rows into this split. [default: each row's own `split`, else train]"""
+    boxes: Literal["auto", "pixel", "normalized", "0-1000"] = "auto"
+    """What box numbers of 'your own' rows mean. auto: what the row's box_format says; without one, fractions all in 0..1 are
+    normalised, all else is pixels. 0-1000 must be said, here or in the rows: it looks like pixels."""
+    workers: int | None = None
+    """Processes. [default: one per core, fewer for small sets]"""
+    max_bad_share: float = 0.1
+    """Stop when more than this share of all rows is bad."""
+    rows_per_shard: int | None = None
+    """Source rows that make one shard. [default: 512, fewer for small sets]"""
+    offenders: int = 5
+    """Bad rows to show per reason, at most 20."""
+    overwrite: bool = False
+    """Start afresh in an output folder that holds another preparation."""
+
+    def check(self) -> None:
+        """What can be wrong before anything is read."""
+        if not self.sources:
+            raise GlimpseError("give at least one annotation file or folder: gp-jax prepare SOURCE --images DIR --out DIR")
+        if self.images is None:
+            raise GlimpseError("--images is missing: the folder of the pictures")
+        if self.out is None:
+            raise GlimpseError("--out is missing: the folder to write")
+
+
+def run(args: Prepare) -> None:
+    """Runs `gp-jax prepare`."""
+    args.check()
+    from gp_jax.data.prepare import TooManyBad
+    from gp_jax.data.prepare import prepare as run
+
+    try:
+        report = run(
+            args.sources,
+            args.images,
+            args.out,
+            split=args.split,
+            boxes=args.boxes,
+            workers=args.workers,
+            max_bad_share=args.max_bad_share,
+            rows_per_shard=args.rows_per_shard,
+            offenders=args.offenders,
+            overwrite=args.overwrite,
+            progress=sys.stderr.isatty(),
+        )
+    except TooManyBad as error:
+        print(error.report.text(args.offenders), flush=True)
+        raise
+    except KeyboardInterrupt:
+        print("gp-jax: interrupted; the same command goes on from here", file=sys.stderr)
+        raise
+    print(report.text(args.offenders))
+    print(f"out       {args.out}")
+
+
+def parse(argv: list[str]) -> Prepare:
+    """Reads the command line."""
+    return tyro.cli(Prepare, args=argv, prog="gp-jax prepare", config=(tyro.conf.HelptextFromCommentsOff,))

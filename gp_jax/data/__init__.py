@@ -1,0 +1,1 @@
+"""Data for training and evaluation: public formats in, one format inside, batches of fixed shapes out."""

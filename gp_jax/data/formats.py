@@ -1,0 +1,249 @@
+"""Annotation rows of the public formats, read into one `Row`. What they say about pictures is checked in `checks.py`.
+
+Three formats; each row is recognised by its content.
+
+Visual-CoT training JSONL: `question, answer, image, width, height, bboxs, dataset, split`, boxes in pixels. A case of 'your own'.
+
+Visual-CoT benchmark JSON: `image` is `[path, "path###[x1, y1, x2, y2]"]` with the box in pixels, `conversations` holds the question,
+the same box as shares of the picture padded to a centred square (used only when the pixel box is absent), and the answer.
+
+Your own: JSONL, or one JSON list, of objects with
+
+    image or images    one path or a list of paths, inside the folder of images
+    question, answer   text (an answer may be a number)
+    boxes              one picture: a list of [x1, y1, x2, y2] (one bare box is fine too); several: such a list per picture, [] or
+                       null for a picture without evidence. Also read: bboxes, bboxs, bbox
+    mask or masks      instead of boxes: a mask picture (white = evidence), or a list with one per picture, null for none
+    box_format         "pixel", "normalized" or "0-1000" (also box_type; "normalised", "per_mille", "qwen")
+    width, height      optional, of the upright picture (lists for several); checked against the file
+    id, dataset, split optional
+
+Boxes are shares or pixels of the upright picture, as viewers show it. Without `box_format` (and `--boxes auto`) fractions that all lie
+in 0..1 are normalised and everything else is pixels. Per mille must be said: [100, 200, 300, 400] is a fine box in pixels too, and
+nothing in a row can tell the two apart. What fits neither reading, such as [0, 0, 1, 1] in whole numbers, is a bad row.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Frame = str  # what numbers of boxes mean: "auto", or one of FRAMES, or "square" (shares of the picture padded to a square)
+FRAMES = ("pixel", "normalized", "0-1000")
+ALIASES = {"pixels": "pixel", "normalised": "normalized", "per_mille": "0-1000", "qwen": "0-1000"}
+FRAME_NAMES = {name: name for name in ("auto", *FRAMES)} | ALIASES
+BOX_FIELDS = ("boxes", "bboxes", "bboxs", "bbox")
+REQUEST = re.compile(r"\s*Please provide the bounding box coordinate of the region that can help you answer the question better\.?\s*$")
+SPLIT_NAME = re.compile(r"(?!all$)[A-Za-z][A-Za-z0-9_]*", re.IGNORECASE)  # what TFDS takes; it reserves "all"
+
+
+class BadRow(Exception):
+    """A row that cannot become a record: a short stable reason for counting, and one line of detail."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        # Printed and written as UTF-8: no control characters, no halves of surrogate pairs.
+        self.detail = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(detail.split())[:300])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One annotation as its file says it; pictures are not opened yet. Tuples have one element per picture."""
+
+    id: str
+    dataset: str
+    split: str
+    question: str
+    answer: str
+    images: tuple[str, ...]
+    boxes: tuple[tuple[Any, ...], ...]  # not yet known to be numbers
+    masks: tuple[str | None, ...]
+    frame: Frame
+    sizes: tuple[tuple[int | None, int | None], ...]  # declared (width, height)
+
+
+def parse_row(data: bytes, where: str, dataset: str, boxes: Frame = "auto", split: str | None = None) -> Row:
+    """One row of any format.
+
+    Args: where: "file.jsonl:17", becomes the id of a row without one; dataset: for rows that name none; boxes: what box numbers mean,
+    above what rows of 'your own' say of themselves unless "auto"; split: above the row's.
+    Raises: BadRow.
+    """
+    try:
+        fields = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadRow("not JSON", "is not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:
+        raise BadRow("not JSON", f"{type(error).__name__}: {error}") from error
+    if not isinstance(fields, dict):
+        raise BadRow("not an object", f"is a JSON {type(fields).__name__}, rows are objects with fields")
+    fields = {name: value for name, value in fields.items() if value is not None} | ({"split": split} if split else {})
+    return _benchmark(fields, where, dataset) if "conversations" in fields else _own(fields, where, dataset, boxes)
+
+
+def _own(fields: dict, where: str, dataset: str, boxes: Frame) -> Row:
+    for name in ("question", "answer"):
+        if name not in fields:
+            raise BadRow("field missing", f"has no '{name}'")
+    images = _paths(fields, "image", "images")
+    if not images or None in images:
+        raise BadRow("field missing", "has no 'image'")
+    given = next((fields[name] for name in BOX_FIELDS if name in fields), None)
+    masks = _paths(fields, "mask", "masks")
+    if masks and len(masks) != len(images):
+        raise BadRow("counts disagree", f"{len(masks)} masks for {len(images)} images")
+    said = fields.get("box_format", fields.get("box_type", "auto"))
+    if not isinstance(said, str) or said.lower() not in FRAME_NAMES:
+        raise BadRow("unknown box format", f"box_format {said!r} is not one of {', '.join(FRAME_NAMES)}")
+    return Row(
+        **_common(fields, where, dataset),
+        question=_text(fields, "question"),
+        answer=_text(fields, "answer"),
+        images=images,
+        boxes=_per_image(given, len(images)),
+        masks=masks or (None,) * len(images),
+        frame=boxes if boxes != "auto" else FRAME_NAMES[said.lower()],
+        sizes=tuple(zip(_lengths(fields, "width", len(images)), _lengths(fields, "height", len(images)), strict=True)),
+    )
+
+
+def _benchmark(fields: dict, where: str, dataset: str) -> Row:
+    """Each distinct path of `image` is a picture; what follows ### are its boxes, in pixels."""
+    boxes: dict[str, tuple] = {}
+    for path in _paths(fields, "image", "images"):
+        name, _, text = (path or "").partition("###")
+        if not name.strip():
+            raise BadRow("field missing", "'image' has an empty path")
+        boxes[name] = boxes.get(name, ()) + (_one_image(_numbers(text)) if text else ())
+    if not boxes:
+        raise BadRow("field missing", "has no 'image'")
+    humans, replies = _turns(fields["conversations"])
+    if not humans or not replies:
+        raise BadRow("field missing", "conversations have no question (human) or no answer (gpt)")
+    spoken = _spoken_box(replies[0])
+    if spoken and len(replies) == 1:
+        raise BadRow("field missing", "conversations end with the box, without an answer")
+    frame = "pixel"
+    if spoken and len(boxes) == 1 and not any(boxes.values()):
+        frame, boxes = "square", dict.fromkeys(boxes, (spoken,))
+    return Row(
+        **_common(fields, where, dataset),
+        question=REQUEST.sub("", humans[0].replace("<image>", "")).strip(),
+        answer=replies[-1],
+        images=tuple(boxes),
+        boxes=tuple(boxes.values()),
+        masks=(None,) * len(boxes),
+        frame=frame,
+        sizes=((None, None),) * len(boxes),
+    )
+
+
+def _turns(conversations: object) -> tuple[list[str], list[str]]:
+    """What the human and what the model said, in order."""
+    turns = conversations if isinstance(conversations, list) else [None]
+    if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
+        raise BadRow("field not text", "conversations are not a list of objects with 'from' and a text 'value'")
+    said = {"human": [], "gpt": []}
+    for turn in turns:
+        speaker = {"user": "human", "assistant": "gpt"}.get(str(turn.get("from")), turn.get("from"))
+        if speaker in ("human", "gpt"):
+            said[speaker].append(turn["value"])
+    return said["human"], said["gpt"]
+
+
+def _spoken_box(text: str) -> list | None:
+    """[x1, y1, x2, y2] when a turn is just that."""
+    try:
+        box = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return box if isinstance(box, list) and len(box) == 4 and not any(isinstance(value, list | dict | str) for value in box) else None
+
+
+def _numbers(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("box not numbers", f"'###{text}' is not ###[x1, y1, x2, y2]") from error
+
+
+def _common(fields: dict, where: str, dataset: str) -> dict[str, str]:
+    """Id, dataset and split. A benchmark's question ids count within its data set."""
+    dataset = _text(fields, "dataset") if "dataset" in fields else dataset
+    split = _text(fields, "split").strip() if "split" in fields else "train"
+    if not SPLIT_NAME.fullmatch(split):
+        raise BadRow("split name", f"split {split!r} must be a word of letters, digits and _, and not 'all'")
+    name = where
+    if "id" in fields:
+        name = _text(fields, "id")
+    elif "question_id" in fields:
+        name = f"{dataset}/{_text(fields, 'question_id')}"
+    return {"id": name, "dataset": dataset, "split": split}
+
+
+def _text(fields: dict, name: str) -> str:
+    value = fields[name]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadRow("field not text", f"'{name}' is a {type(value).__name__}")
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("field not text", f"'{name}' has half a surrogate pair, which is no character") from error
+    return text
+
+
+def _paths(fields: dict, one: str, several: str) -> tuple[str | None, ...]:
+    """Under either name: a path, or a list of paths and nulls."""
+    if one in fields and several in fields:
+        raise BadRow("fields clash", f"has both '{one}' and '{several}'")
+    name = one if one in fields else several
+    value = fields.get(name, [])
+    paths = value if isinstance(value, list) else [value]
+    for path in paths:
+        if not (isinstance(path, str) and path.strip()) and not (path is None and one == "mask"):
+            raise BadRow("field not text", f"'{name}' holds {path!r:.60}, not a path")
+    return tuple(paths)
+
+
+def _lengths(fields: dict, name: str, count: int) -> list[int | None]:
+    value = fields.get(name)
+    values = value if isinstance(value, list) else [value] if count == 1 or value is not None else [None] * count
+    if len(values) != count:
+        raise BadRow("counts disagree", f"'{name}' has {len(values)} values for {count} images")
+    for number in values:
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1):
+            raise BadRow("size not numbers", f"'{name}' is {number!r:.60}")
+    return [None if number is None else int(number) for number in values]
+
+
+def _is_box(value: object) -> bool:
+    """Could be [x1, y1, x2, y2]: a list without lists in it. Its values are checked later, one by one."""
+    return isinstance(value, list) and bool(value) and not any(isinstance(item, list) or item is None for item in value)
+
+
+def _one_image(value: object) -> tuple[Any, ...]:
+    """One box or a list of boxes."""
+    if value is None or value == []:
+        return ()
+    if _is_box(value):
+        return (value,)
+    if isinstance(value, list) and all(_is_box(box) for box in value):
+        return tuple(value)
+    raise BadRow("box not numbers", f"{json.dumps(value)[:80]} is not a list of [x1, y1, x2, y2]")
+
+
+def _per_image(value: object, count: int) -> tuple[tuple[Any, ...], ...]:
+    if value is None:
+        return ((),) * count
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise BadRow("box not numbers", f"{json.dumps(value)[:80]} is not a list of [x1, y1, x2, y2]")
+    if count > 1:
+        if len(value) != count:
+            raise BadRow("counts disagree", f"boxes for {len(value)} images, there are {count}: one list of boxes per image")
+        return tuple(_one_image(boxes) for boxes in value)
+    if len(value) == 1 and isinstance(value[0], list) and (not value[0] or isinstance(value[0][0], list)):
+        value = value[0]  # a list per image, of one
+    return (_one_image(value),)

@@ -1,0 +1,98 @@
+"""What became of the rows: counts, and the first offenders per reason."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+KEPT = 20  # offenders per reason that every shard remembers, and so the most that a report can show
+
+
+@dataclass
+class Tally:
+    """Bad rows of one reason."""
+
+    count: int = 0
+    first: list[tuple[str, str]] = field(default_factory=list)  # where ("file.jsonl:17"), detail
+
+
+@dataclass
+class Report:
+    """Of a whole preparation, or of one shard. `rows` is how many the sources have, `total` how many of them were read."""
+
+    rows: int = 0
+    total: int = 0
+    splits: dict[str, int] = field(default_factory=dict)  # good rows
+    datasets: dict[str, int] = field(default_factory=dict)  # good rows
+    reasons: dict[str, Tally] = field(default_factory=dict)
+
+    @property
+    def good(self) -> int:
+        """Rows that became records."""
+        return sum(self.splits.values())
+
+    @property
+    def bad(self) -> int:
+        """Rows that did not."""
+        return self.total - self.good
+
+    def add_good(self, split: str, dataset: str) -> None:
+        """Counts a record."""
+        self.total += 1
+        self.splits[split] = self.splits.get(split, 0) + 1
+        self.datasets[dataset] = self.datasets.get(dataset, 0) + 1
+
+    def add_bad(self, reason: str, where: str, detail: str) -> None:
+        """Counts a bad row."""
+        self.total += 1
+        tally = self.reasons.setdefault(reason, Tally())
+        tally.count += 1
+        if len(tally.first) < KEPT:
+            tally.first.append((where, detail))
+
+    def as_dict(self, offenders: int = KEPT) -> dict:
+        """For JSON."""
+        reasons = sorted(self.reasons.items(), key=lambda item: (-item[1].count, item[0]))
+        return {
+            "rows": self.rows,
+            "total": self.total,
+            "good": self.good,
+            "bad": self.bad,
+            "splits": dict(sorted(self.splits.items())),
+            "datasets": dict(sorted(self.datasets.items())),
+            "reasons": {name: {"count": tally.count, "first": tally.first[:offenders]} for name, tally in reasons},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Report":
+        """Reads `as_dict`'s."""
+        reasons = {name: Tally(tally["count"], [(w, d) for w, d in tally["first"]]) for name, tally in values["reasons"].items()}
+        return cls(values["rows"], values["total"], dict(values["splits"]), dict(values["datasets"]), reasons)
+
+    @classmethod
+    def merged(cls, reports: Iterable["Report"], rows: int) -> "Report":
+        """Of shards, in their order."""
+        whole = cls(rows=rows)
+        for report in reports:
+            whole.total += report.total
+            for mine, theirs in ((whole.splits, report.splits), (whole.datasets, report.datasets)):
+                for name, count in theirs.items():
+                    mine[name] = mine.get(name, 0) + count
+            for reason, tally in report.reasons.items():
+                known = whole.reasons.setdefault(reason, Tally())
+                known.count += tally.count
+                known.first = (known.first + tally.first)[:KEPT]
+        return whole
+
+    def text(self, offenders: int = 5) -> str:
+        """For people."""
+        read = f"rows      {self.total}" if self.total == self.rows else f"rows      {self.total} read of {self.rows}"
+        share = f" ({self.bad / self.total:.1%})" if self.total else ""
+        lines = [f"{read}: {self.good} good, {self.bad} bad{share}"]
+        for title, counts in (("splits", self.splits), ("datasets", self.datasets)):
+            if counts:
+                lines.append(f"{title:<10}" + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+        for name, tally in self.as_dict(offenders)["reasons"].items():
+            lines.append(f"{tally['count']:>7}  {name}")
+            lines += [f"           {where}{'  ' + detail if detail else ''}" for where, detail in tally["first"]]
+            more = tally["count"] - len(tally["first"])
+            lines += [f"           ... and {more} more"] if more and tally["first"] else []
+        return "\n".join(lines)

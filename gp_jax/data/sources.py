@@ -1,0 +1,160 @@
+"""Annotation files cut into chunks of rows, by byte positions: worker processes read only their own rows."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gp_jax.errors import GlimpseError
+
+SUFFIXES = (".jsonl", ".json")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BLANK = re.compile(r"[ \t\r\n]*")
+
+Span = tuple[int, int, int]  # first byte, bytes, number of the row counted from 1 (its line in JSONL)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some consecutive rows of one file."""
+
+    path: str
+    label: str  # "file.jsonl:" or, for elements of a JSON list, "file.json#"; the row's number follows
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The rows of one shard."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return sum(len(piece.spans) for piece in self.pieces)
+
+    def read(self) -> Iterator[tuple[str, str, bytes]]:
+        """(where, name of the file without suffix, JSON text) of each row."""
+        for piece in self.pieces:
+            stem = Path(piece.path).stem
+            with open(piece.path, "rb") as file:
+                for start, length, number in piece.spans:
+                    file.seek(start)
+                    yield f"{piece.label}{number}", stem, file.read(length)
+
+
+def find_files(sources: Sequence[str | Path]) -> list[Path]:
+    """Annotation files of files and folders, in order. Raises: GlimpseError for what is missing or has none."""
+    files = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            found = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file() and path.name[0] != ".")
+            if not found:
+                raise GlimpseError(f"{source}: the folder has no {' or '.join(SUFFIXES)} files")
+            files += found
+        elif source.is_file():
+            files.append(source)
+        else:
+            raise GlimpseError(f"{source}: no such file or folder")
+    if not files:
+        raise GlimpseError("no annotation file is given")
+    doubled = next((path for i, path in enumerate(files) if path.resolve() in {other.resolve() for other in files[:i]}), None)
+    if doubled:
+        raise GlimpseError(f"{doubled}: is given twice")
+    return files
+
+
+def scan(files: Sequence[Path]) -> tuple[list[Piece], str]:
+    """Every file's rows, and a digest of all files' names and contents. Raises: GlimpseError for a file without a readable row."""
+    names = [path.name for path in files]
+    digest = hashlib.sha256()
+    pieces = []
+    for path in files:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise GlimpseError(f"{path}: cannot be read ({error.strerror})") from error
+        name = path.name if names.count(path.name) == 1 else str(path)
+        digest.update(f"{name}\0{len(data)}\0".encode() + hashlib.sha256(data).digest())
+        spans, is_list = _spans(data, path)
+        if not any(_is_object(data[start : start + length]) for start, length, _ in spans):
+            raise GlimpseError(f"{path}: has no readable row, expected JSON objects one a line, or one JSON list of them, in UTF-8")
+        pieces.append(Piece(str(path), f"{name}{'#' if is_list else ':'}", tuple(spans)))
+    return pieces, digest.hexdigest()
+
+
+def cut(pieces: Sequence[Piece], rows: int) -> list[Chunk]:
+    """Chunks of so many rows, across files."""
+    chunks, current, space = [], [], rows
+    for piece in pieces:
+        start = 0
+        while start < len(piece.spans):
+            taken = piece.spans[start : start + space]
+            current.append(Piece(piece.path, piece.label, taken))
+            start, space = start + len(taken), space - len(taken)
+            if not space:
+                chunks.append(Chunk(len(chunks), tuple(current)))
+                current, space = [], rows
+    return [*chunks, Chunk(len(chunks), tuple(current))] if current else chunks
+
+
+def _spans(data: bytes, path: Path) -> tuple[list[Span], bool]:
+    """Rows, and whether they are elements of a list."""
+    if data[:4096].removeprefix(BYTE_ORDER_MARK).lstrip()[:1] != b"[":
+        return _line_spans(data), False
+    try:
+        return _list_spans(data, path), True
+    except GlimpseError:
+        lines = _line_spans(data)
+        # JSON lines of which the first is no row: the second stands for itself, as no element of a list of several does.
+        if len(lines) > 1 and _is_object(data[lines[1][0] : lines[1][0] + lines[1][1]]):
+            return lines, False
+        raise
+
+
+def _line_spans(data: bytes) -> list[Span]:
+    spans, start = [], 0
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.removeprefix(BYTE_ORDER_MARK).strip():
+            spans.append((start, len(line), number))
+        start += len(line) + 1
+    return spans
+
+
+def _list_spans(data: bytes, path: Path) -> list[Span]:
+    """Where the elements of a JSON list are. Raises: GlimpseError when it is damaged, for nothing after the damage can be trusted."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise GlimpseError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    decoder, spans = json.JSONDecoder(), []
+    at = BLANK.match(text, text.index("[") + 1).end()
+    counted, bytes_before = 0, 0  # bytes of the first `counted` characters
+    try:
+        while text[at : at + 1] != "]":
+            _, end = decoder.raw_decode(text, at)
+            bytes_before += len(text[counted:at].encode())
+            length = len(text[at:end].encode())
+            spans.append((bytes_before, length, len(spans) + 1))
+            counted, bytes_before = end, bytes_before + length
+            at = BLANK.match(text, end).end()
+            if text[at : at + 1] == ",":
+                at = BLANK.match(text, at + 1).end()
+            elif text[at : at + 1] != "]":
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+        if BLANK.match(text, at + 1).end() != len(text):
+            raise json.JSONDecodeError("Expecting nothing after the list", text, at + 1)
+    except (ValueError, RecursionError) as error:
+        raise GlimpseError(f"{path}: is a damaged or cut off JSON list, after element {len(spans)} ({error})") from error
+    return spans
+
+
+def _is_object(data: bytes) -> bool:
+    try:
+        return isinstance(json.loads(data.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
