@@ -47,7 +47,7 @@ class Engine:
     """Compiles on first use and keeps what it compiled."""
 
     def __init__(self, model: LVLM, ladders: Ladders | None = None, mesh: Mesh | None = None, attention: str = "auto"):
-        self.ladders, self.mesh, self.config = ladders or Ladders(), mesh, model.config
+        self.ladders, self.mesh, self.config, self.attention = ladders or Ladders(), mesh, model.config, attention
         self.glimpse_rows = model.glimpse_config.rows if model.glimpse_config else 0
         self.window = model.config.vision.window_side**2
         graph, state = nnx.split(model)

@@ -1,20 +1,23 @@
 """The spine: pure functions from pixels and prompt to logits. Training, generation, evaluation and benchmarks call these.
 
     see -> embed -> run(0, c) -> score -> compact -> run(c, L) -> head -> decode_step, decode_step, ...
+    see -> embed -> run(0, L) -> forward_train                                                 learning the glimpse
 
-B samples, T rows, M vision slots, D decoder width, L layers, V vocabulary. Nothing here is jitted; `engine` does that.
+B samples, T rows, M vision slots, D decoder width, L layers, V vocabulary, U rows of a tail. Nothing here is jitted; `engine` does that.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from gp_jax.glimpse.compact import survivors, take_kv, take_rows
-from gp_jax.glimpse.prompt import add_rows, tap
+from gp_jax.glimpse.prompt import add_rows, drop, tap
 from gp_jax.glimpse.select import keep_mask
 from gp_jax.lvlm import LVLM
-from gp_jax.plan import SCORERS, Cut, present_slots, survivors_mask
-from gp_jax.trees import DecodeState, KeepLimits, LayerKV, PromptInput, Stream, VisionFeatures, VisionInput
+from gp_jax.plan import SCORERS, Cut, importance, present_slots, survivors_mask
+from gp_jax.trees import DecodeState, KeepLimits, LayerKV, PromptInput, Stream, TrainBatch, VisionFeatures, VisionInput
 
 
 def see(model: LVLM, vision: VisionInput, implementation: str = "auto") -> VisionFeatures:
@@ -50,7 +53,9 @@ def run(model: LVLM, stream: Stream, low: int, high: int, taps: bool, implementa
         x, q, layer_kv = layer.prefill(x, angles, stream.valid, implementation)
         kv.append(layer_kv)
         if taps and index in config.selected_layers:
-            tapped[index] = tap(q, layer_kv.key, stream.valid, stream.tap_row, log_softmax=not config.use_attention_logits)
+            row = jnp.take_along_axis(q, stream.tap_row[:, None, None, None], axis=2)[:, :, 0]
+            visible = stream.valid & (jnp.arange(stream.valid.shape[1]) <= stream.tap_row[:, None])
+            tapped[index] = tap(row, layer_kv.key, visible, log_softmax=not config.use_attention_logits)
     return Stream(x, stream.positions, stream.valid, stream.image_slot, stream.glimpse_row, stream.tap_row, tuple(kv), tapped)
 
 
@@ -106,3 +111,48 @@ def decode_step(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState) ->
         x, new = layer.decode(x, angles, prompt_kv, new, state.step - 1)
         written.append(new)
     return model.decoder.logits(x[:, 0]), tuple(written)
+
+
+def forward_train(
+    model: LVLM,
+    batch: TrainBatch,
+    dropout: Array | None = None,
+    *,
+    remat: bool = True,
+    implementation: str = "auto",
+    answer_in_denominator: bool = False,
+) -> tuple[Array, Array]:
+    """Prompt, glimpse and answer through all layers, nothing pruned.
+
+    The prompt cannot see the glimpse (attention is causal), so nothing that trains changes it: it runs as in inference, and only
+    the tail's few rows and the predictor have a backward pass.
+
+    Args:
+        dropout: () PRNG key of the step; None: no dropout.
+        remat: the backward pass computes each block again instead of keeping what is inside it.
+        answer_in_denominator: where the map is a log-softmax, normalise over the answer's keys too, as the released training does.
+    Returns: logits (B, U, V) float32 of every tail row, importance logits (heads, B, M) float32.
+    """
+    config, tail = model.glimpse_config, batch.tail
+    features = see(model, batch.vision, implementation)
+    depth = model.config.text.num_hidden_layers
+    stream = run(model, embed(model, batch.prompt, features), 0, depth, taps=False, implementation=implementation)
+    lead, x = config.rows or 1, model.decoder.embed(tail.ids)
+    vectors, angles, tapped = None, model.decoder.angles(tail.positions), {}
+    if config.rows:
+        x, vectors = x.at[:, :lead].set(0), model.glimpse.vectors()
+        vectors = vectors[None] if dropout is None else drop(vectors, config.le_dropout_prob, dropout, batch.number)
+
+    for index, (layer, kv) in enumerate(zip(model.decoder.layers, stream.kv, strict=True)):
+        if index in config.le_layers:
+            x = x.at[:, :lead].add(vectors[:, config.le_layers.index(index)].astype(x.dtype))
+        extend = jax.checkpoint(layer.extend) if remat else layer.extend
+        x, q, key = extend(x, angles, tail.valid, kv)
+        if index in config.selected_layers:
+            seen = key.shape[2] if answer_in_denominator else lead
+            keys = jnp.concatenate([kv.key, key[:, :, :seen]], axis=2)
+            visible = jnp.concatenate([kv.valid, tail.valid[:, :seen]], axis=1)
+            maps = tap(q[:, :, lead - 1], keys, visible, log_softmax=not config.use_attention_logits)
+            tapped[index] = maps[:, : kv.key.shape[2]]
+    logits = importance(model, dataclasses.replace(stream, taps=tapped), batch.vision, features, remat)
+    return model.decoder.logits(x), logits

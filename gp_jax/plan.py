@@ -54,11 +54,16 @@ def present_slots(stream: Stream, slots: int) -> Array:
     return to_slots(stream.valid, stream.image_slot, slots)
 
 
-def _glimpse(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, given: Array | None) -> Array:
+def importance(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, remat: bool = False) -> Array:
+    """What the predictor makes of a stream's taps. Returns: (heads, B, M) float32 logits, of which the last head decides."""
     slots = vision.token_image.shape[1]
     maps = jnp.concatenate([stream.taps[layer] for layer in model.glimpse_config.selected_layers], axis=-1)
     maps = to_slots(maps, stream.image_slot, slots)
-    return model.predictor(maps, features.conditions, vision, present_slots(stream, slots))[-1]
+    return model.predictor(maps, features.conditions, vision, present_slots(stream, slots), remat)
+
+
+def _glimpse(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, given: Array | None) -> Array:
+    return importance(model, stream, vision, features)[-1]
 
 
 def _given(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, given: Array | None) -> Array:

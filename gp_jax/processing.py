@@ -1,5 +1,6 @@
 """Pictures and questions to the arrays of a Hugging Face processor: transformers' own tokenizer and PIL image processor."""
 
+import copy
 import itertools
 import os
 from collections.abc import Sequence
@@ -79,6 +80,27 @@ class Processor:
         if any((folder / name).exists() for name in TOKENIZER_FILES):
             tokenizer = load_tokenizer(folder)
         return cls(config, tokenizer, image_processor)
+
+    def limited(self, max_visual_tokens: int) -> "Processor":
+        """The same, with larger pictures scaled down to at most so many visual tokens each."""
+        side = self.config.vision.patch_size * self.config.vision.spatial_merge_size
+        least, most = self._pixel_limits()
+        most = min(most, max_visual_tokens * side * side)
+        image_processor = copy.deepcopy(self.image_processor)
+        image_processor.size = type(image_processor.size)(shortest_edge=min(least, most), longest_edge=most)
+        return Processor(self.config, self.tokenizer, image_processor)
+
+    def _pixel_limits(self) -> tuple[int, int]:
+        """Fewest and most pixels of a picture after resizing."""
+        return self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, columns) of visual tokens of a picture with so many pixels, without looking at it."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize  # slow to import
+
+        side = self.config.vision.patch_size * self.config.vision.spatial_merge_size
+        rows, columns = smart_resize(height, width, factor=side, min_pixels=self._pixel_limits()[0], max_pixels=self._pixel_limits()[1])
+        return rows // side, columns // side
 
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         if self.tokenizer is None:

@@ -5,11 +5,16 @@ Mesh axes: `data` (samples), `fsdp` (samples, and parameters at rest), `tensor` 
 
 import fnmatch
 import functools
+import glob
+import importlib.util
 import math
+import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gp_jax.config import TextConfig
@@ -17,6 +22,10 @@ from gp_jax.errors import GlimpseError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+
+# Environment variables by which TPU pods and cluster managers say that a process is one of several.
+CLUSTER_SIGNS = ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE")
+TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")  # a TPU VM that sets none of them; it knows the others by its metadata
 
 # Logical axis -> mesh axis.
 RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
@@ -84,3 +93,43 @@ def batch_sharding(mesh: Mesh | None, samples: int, axis: int = 0) -> jax.shardi
 def replicated(mesh: Mesh | None) -> jax.sharding.Sharding:
     """The same on every device."""
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def spread(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Host values, the same in every process, to global arrays."""
+
+    def place(value: Any) -> jax.Array:
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(place, tree)
+
+
+def start_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins the other processes of a run, before anything else touches JAX.
+
+    Nothing to do for one process. TPU pods and cluster managers (Slurm, MPI, Kubernetes) need no arguments: JAX finds the others.
+    Raises: GlimpseError when they cannot be joined.
+    """
+    given = (coordinator, processes, process)
+    alone = all(value is None for value in given)
+    if not alone and any(value is None for value in given):
+        raise GlimpseError("mesh: coordinator, processes and process must be given together")
+    on_tpu = importlib.util.find_spec("libtpu") is not None and any(glob.glob(pattern) for pattern in TPU_DEVICES)
+    if alone and not on_tpu and not any(name in os.environ for name in CLUSTER_SIGNS):
+        return
+    try:
+        jax.distributed.initialize(*given)
+    except (RuntimeError, ValueError) as error:
+        raise GlimpseError(f"mesh: the processes of this run could not be joined ({' '.join(str(error).split())[:200]})") from error
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """Sizes with -1 (at most one) replaced by what is left. Raises: GlimpseError when they do not divide the devices."""
+    sizes = (data, fsdp, tensor)
+    known = math.prod(size for size in sizes if size != -1)
+    if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        raise GlimpseError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: sizes are positive, at most one is -1")
+    if -1 in sizes and devices % known:
+        raise GlimpseError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not divide {devices} devices")
+    return tuple(devices // known if size == -1 else size for size in sizes)

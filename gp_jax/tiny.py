@@ -1,16 +1,20 @@
 """A tiny random checkpoint in released layout, to try every command in seconds and without a download.
 
-    python -m gp_jax.tiny FOLDER [--picture PICTURE.png]
+    python -m gp_jax.tiny FOLDER [--picture PICTURE.png] [--data DATA]
 
 Its answers are gibberish: nothing is trained. Sizes and formats are real, so whatever runs on it runs on Qwen2.5-VL.
 """
 
+import contextlib
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from flax import nnx
 from PIL import Image, ImageDraw
@@ -93,16 +97,16 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
-def make_checkpoint(folder: Path, seed: int = 0) -> GlimpseVLM:
+def make_checkpoint(folder: Path, seed: int = 0, hf_config: dict = CONFIG) -> GlimpseVLM:
     """Writes a random model with its glimpse, tokenizer and processor files. Returns: the model."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
     generation = {"eos_token_id": ID["<|im_end|>"], "pad_token_id": ID["<|endoftext|>"]}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2))
-    config = model_config(CONFIG, generation)
-    model = LVLM(config, glimpse_config(CONFIG, config), dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    vlm = GlimpseVLM(model, CONFIG, Processor.load(folder, config), folder=folder)
+    config = model_config(hf_config, generation)
+    model = LVLM(config, glimpse_config(hf_config, config), dtype=jnp.float32, rngs=nnx.Rngs(seed))
+    vlm = GlimpseVLM(model, hf_config, Processor.load(folder, config), folder=folder)
     vlm.save_pretrained(folder)
     return vlm
 
@@ -121,6 +125,50 @@ def make_picture(path: Path) -> None:
     image.save(path)
 
 
+COLORS = {"red": "#cc0000", "green": "#38761d", "blue": "#1155cc", "yellow": "#f1c232"}
+
+
+def make_dataset(folder: Path, count: int = 64, seed: int = 0) -> None:
+    """A prepared folder with drawn pictures, questions, answers and the boxes of what was asked for; splits train and val."""
+    from gp_jax.data.prepare import prepare  # slow to import
+
+    random = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = []
+        for number in range(count):
+            width, height = (int(28 * n) for n in random.integers(5, 13, 2))
+            image = Image.new("RGB", (width, height), "#d9d9d9")
+            draw, shapes = ImageDraw.Draw(image), []
+            for left, kind in zip((0, width // 2), random.permutation(["circle", "square"]), strict=True):
+                size = int(random.integers(24, min(width // 2, height) - 4))
+                x, y = left + int(random.integers(0, width // 2 - size)), int(random.integers(0, height - size))
+                color = str(random.choice(list(COLORS)))
+                (draw.ellipse if kind == "circle" else draw.rectangle)((x, y, x + size, y + size), fill=COLORS[color])
+                shapes.append((kind, color, [x, y, x + size, y + size]))
+            image.save(Path(scratch) / f"{number}.png")
+            kind, color, box = shapes[int(random.integers(2))]
+            split = "val" if number % 4 == 3 else "train"
+            question = f"What color is the {kind}?"
+            rows.append(
+                {"image": f"{number}.png", "question": question, "answer": color, "boxes": [box], "box_format": "pixel", "split": split}
+            )
+        (Path(scratch) / "shapes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        prepare([Path(scratch) / "shapes.jsonl"], Path(scratch), folder, workers=1, progress=False)
+
+
+def ensure(folder: Path) -> Path:
+    """A tiny checkpoint in `folder`/model and data in `folder`/data, made if they are not there. Returns: `folder`."""
+    for name, make in (("model", make_checkpoint), ("data", make_dataset)):
+        if not (folder / name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+            make(scratch / name)
+            with contextlib.suppress(OSError):  # another process of the same run was faster
+                (scratch / name).rename(folder / name)
+            shutil.rmtree(scratch)
+    return folder
+
+
 @dataclass(frozen=True)
 class Tiny:
     """Write a tiny random checkpoint with glimpse, tokenizer and processor files."""
@@ -129,8 +177,10 @@ class Tiny:
     """Where to write it."""
     picture: Path | None = None
     """Also draw a picture to ask about."""
+    data: Path | None = None
+    """Also draw pictures to train on and prepare them there."""
     seed: int = 0
-    """Of the random weights."""
+    """Of the random weights and pictures."""
 
 
 def main() -> None:
@@ -141,6 +191,9 @@ def main() -> None:
     if args.picture:
         make_picture(args.picture)
         print(f"drew {args.picture}")
+    if args.data:
+        make_dataset(args.data, seed=args.seed)
+        print(f"prepared {args.data}")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,28 @@ class PromptInput:
 
 
 @tree
+class TailInput:
+    """What follows a prompt in training: the lead (the glimpse rows, or the last prompt token where there are none), then the
+    answer. U lead and answer rows; the lead is `lead` rows long."""
+
+    ids: Array  # (B, U) int: answer tokens; a placeholder on glimpse rows
+    positions: Array  # (A, B, U) int
+    valid: Array  # (B, U) bool
+    targets: Array  # (B, U) int: the token that this row must predict, -1: none
+
+
+@tree
+class TrainBatch:
+    """Prompts (without glimpse rows), their answers and the reference masks."""
+
+    vision: VisionInput
+    prompt: PromptInput
+    tail: TailInput
+    reference: Array  # (B, M) bool: vision slots that hold the evidence
+    number: Array  # (B,) int: number of the sample in its step (the seed of its dropout), -1 padding
+
+
+@tree
 class LayerKV:
     """Keys and values of one layer; `valid` says which slots hold a token."""
 

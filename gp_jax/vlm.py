@@ -49,6 +49,12 @@ class GlimpseVLM:
         self.hf_config, self.processor, self.folder, self.nested_keys = hf_config, processor, folder, nested_keys
         self.engine = Engine(model, ladders, mesh, attention)
 
+    def with_model(self, model: LVLM) -> "GlimpseVLM":
+        """The same front door with another model behind it, e.g. one whose glimpse was trained."""
+        mesh, ladders, attention = self.engine.mesh, self.engine.ladders, self.engine.attention
+        options = dict(folder=self.folder, mesh=mesh, ladders=ladders, attention=attention, nested_keys=self.nested_keys)
+        return GlimpseVLM(model, self.hf_config, self.processor, **options)
+
     @classmethod
     def from_pretrained(
         cls,

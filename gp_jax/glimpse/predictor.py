@@ -3,6 +3,7 @@
 B samples, M vision slots, A maps x heads, E `attn_fuse_size`, F condition width (0 in V2), N heads, C ViT width. All float32.
 """
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -69,13 +70,14 @@ class ImportancePredictor(nnx.Module):
         self.conditioned, self.head_dim = config.cond_size > 0, (config.attn_fuse_size + config.cond_size) // config.attn_fuse_num_heads
         self.window = None if config.attn_fuse_global else model.vision.window_side**2
 
-    def __call__(self, maps: Array, conditions: tuple[Array, ...], vision: VisionInput, present: Array) -> Array:
+    def __call__(self, maps: Array, conditions: tuple[Array, ...], vision: VisionInput, present: Array, remat: bool = False) -> Array:
         """Importance logits.
 
         Args:
             maps: (B, M, A) glimpse attention at every vision slot.
             conditions: per block (B, M, C).
             present: (B, M) bool, slots that hold a token that is still in the stream.
+            remat: a backward pass computes each block again instead of keeping its attention.
         Returns: (heads, B, M) float32; the last head decides, the others exist under deep supervision.
         """
         segment = jnp.where(present, vision.token_image if self.window is None else vision.token_window, -1)
@@ -88,7 +90,8 @@ class ImportancePredictor(nnx.Module):
         x, angles, segment = rows(self.attn_in_proj(maps.astype(jnp.float32))), rows(angles), rows(segment)
         outs = []
         for layer, project, head, condition in zip(self.layers, self.cond_in_projs, self.attn_out_projs, conditions, strict=True):
-            x = layer(x, rows(project(condition.astype(jnp.float32))) if self.conditioned else None, angles, segment)
+            block = jax.checkpoint(layer) if remat else layer
+            x = block(x, rows(project(condition.astype(jnp.float32))) if self.conditioned else None, angles, segment)
             if head is not None:
                 outs.append(head(x)[..., 0].reshape(batch, -1))
         return jnp.stack(outs)

@@ -33,6 +33,15 @@ class GlimpsePrompt(nnx.Module):
         return self.le_norm(self.le_proj(self.learnable_embeddings[...]))
 
 
+def drop(vectors: Array, rate: float, key: Array, number: Array) -> Array:
+    """Dropout of glimpse vectors in training, another mask for every sample, whatever device or batch it is in.
+
+    Args: vectors: (J, L, D); key: () of the step; number: (B,) int, of the sample in the step. Returns: (B, J, L, D).
+    """
+    keep = jax.vmap(lambda n: jax.random.bernoulli(jax.random.fold_in(key, n), 1 - rate, vectors.shape))(number)
+    return jnp.where(keep, vectors[None] / (1 - rate), 0)
+
+
 def add_rows(hidden: Array, vectors: Array, glimpse_row: Array) -> Array:
     """Adds one layer's vectors to the glimpse rows. (Layer 0: to rows that are zero.)
 
@@ -44,19 +53,17 @@ def add_rows(hidden: Array, vectors: Array, glimpse_row: Array) -> Array:
     return hidden + added.astype(hidden.dtype)
 
 
-def tap(q: Array, key: Array, valid: Array, tap_row: Array, *, log_softmax: bool) -> Array:
+def tap(row: Array, key: Array, visible: Array, *, log_softmax: bool) -> Array:
     """Attention of one query row to all rows of its sample.
 
-    Args: q: (B, N, T, H), key: (B, K, T, H), both after rope; tap_row: (B,) int; valid: (B, T) bool, causal included.
-        log_softmax: normalise over all valid keys; else raw logits q.k / sqrt(H).
-    Returns: (B, T, N) float32; rows that are not valid mean nothing.
+    Args: row: (B, N, H), key: (B, K, T, H), both after rope; visible: (B, T) bool, what the row may see.
+        log_softmax: normalise over all visible keys; else raw logits q.k / sqrt(H).
+    Returns: (B, T, N) float32; rows that are not visible mean nothing.
     """
-    row = jnp.take_along_axis(q, tap_row[:, None, None, None], axis=2)[:, :, 0]
-    row = rearrange(row, "b (k g) h -> b k g h", k=key.shape[1])
-    exact = "highest" if q.dtype == jnp.float32 else None
-    logits = jnp.einsum("bkgh,bkth->btkg", row, key, preferred_element_type=jnp.float32, precision=exact) * q.shape[-1] ** -0.5
+    exact = "highest" if row.dtype == jnp.float32 else None
+    grouped = rearrange(row, "b (k g) h -> b k g h", k=key.shape[1])
+    logits = jnp.einsum("bkgh,bkth->btkg", grouped, key, preferred_element_type=jnp.float32, precision=exact) * row.shape[-1] ** -0.5
     logits = rearrange(logits, "b t k g -> b t (k g)")
     if not log_softmax:
         return logits
-    visible = valid & (jnp.arange(valid.shape[1])[None] <= tap_row[:, None])
     return jax.nn.log_softmax(jnp.where(visible[..., None], logits, jnp.finfo(jnp.float32).min), axis=1)

@@ -77,30 +77,40 @@ class Layer(nnx.Module):
         new = tuple(cache.at[:, :, step].set(row[:, :, 0]) for cache, row in zip(new, (k, v), strict=True))
         written = jnp.arange(new[0].shape[2]) <= step
         visible = jnp.concatenate([prompt.valid, jnp.broadcast_to(written, (x.shape[0], written.size))], axis=1)
-        heads = two_part_attention(q[:, :, 0], ((prompt.key, prompt.value), new), visible)
-        return self.finish(x, heads[:, :, None]), new
+        return self.finish(x, two_part_attention(q, ((prompt.key, prompt.value), new), visible[:, None])), new
+
+    def extend(self, x: Array, angles: Array, valid: Array, prompt: LayerKV) -> tuple[Array, Array, Array]:
+        """Some more rows behind a prompt, all at once.
+
+        Args: x: (B, U, D), angles: (B, U, H / 2), valid: (B, U) bool, a prefix of every row.
+        Returns: x (B, U, D), queries (B, N, U, H) and keys (B, K, U, H) for taps.
+        """
+        q, k, v = self.self_attn.project(self.input_layernorm(x), angles)
+        batch, length = valid.shape
+        causal = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None]
+        before = jnp.broadcast_to(prompt.valid[:, None], (batch, length, prompt.valid.shape[1]))
+        heads = two_part_attention(q, ((prompt.key, prompt.value), (k, v)), jnp.concatenate([before, causal], axis=-1))
+        return self.finish(x, heads), q, k
 
 
 def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible: Array) -> Array:
-    """One query per sample over several caches, without joining the caches.
+    """A few queries per sample over several caches, without joining the caches.
 
-    Args: q: (B, N, H); parts: (keys, values) pairs, (B, K, s, H) each; visible: (B, sum of s) bool, at least one true per row
-        of interest (rows without give an average, never NaN).
-    Returns: (B, N, H).
+    Args: q: (B, N, U, H); parts: (keys, values) pairs, (B, K, s, H) each; visible: (B, U or 1, sum of s) bool, at least one true
+        per row of interest (rows without give an average, never NaN).
+    Returns: (B, N, U, H).
     """
     exact = "highest" if q.dtype == jnp.float32 else None
-    grouped = rearrange(q, "b (k g) h -> b k g h", k=parts[0][0].shape[1])
-    logits = [jnp.einsum("bkgh,bksh->bkgs", grouped, key, preferred_element_type=jnp.float32, precision=exact) for key, _ in parts]
-    logits = jnp.where(visible[:, None, None], jnp.concatenate(logits, axis=-1) * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
-    weights = nnx.softmax(logits, axis=-1).astype(q.dtype)
+    grouped = rearrange(q, "b (k g) u h -> b k g u h", k=parts[0][0].shape[1])
+    logits = [jnp.einsum("bkguh,bksh->bkgus", grouped, key, preferred_element_type=jnp.float32, precision=exact) for key, _ in parts]
+    joined = jnp.concatenate(logits, axis=-1) * q.shape[-1] ** -0.5
+    weights = nnx.softmax(jnp.where(visible[:, None, None], joined, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
     out, start = 0.0, 0
     for _, value in parts:
         share = weights[..., start : start + value.shape[2]]
-        out, start = (
-            out + jnp.einsum("bkgs,bksh->bkgh", share, value, preferred_element_type=jnp.float32, precision=exact),
-            start + value.shape[2],
-        )
-    return rearrange(out, "b k g h -> b (k g) h").astype(q.dtype)
+        out = out + jnp.einsum("bkgus,bksh->bkguh", share, value, preferred_element_type=jnp.float32, precision=exact)
+        start += value.shape[2]
+    return rearrange(out, "b k g u h -> b (k g) u h").astype(q.dtype)
 
 
 class Decoder(nnx.Module):

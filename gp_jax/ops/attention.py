@@ -6,6 +6,9 @@ not negative, and, if causal, s <= t. A query that sees nothing gets zeros, neve
 Letters: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys, H head width, V value width.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -64,10 +67,23 @@ KERNELS = {
 }
 
 
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def targeting(backend: str) -> Iterator[None]:
+    """Programs traced inside are for this backend, whatever the machine that traces them has (ahead-of-time compilation)."""
+    token = _target.set(backend)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
 def choose(q: Array, k: Array, prefix: bool) -> str:
-    """The kernel for these operands on the default backend."""
+    """The kernel for these operands on the backend that programs are for."""
     batch, heads, length, _ = q.shape
-    backend = jax.default_backend()
+    backend = _target.get() or jax.default_backend()
     score_bytes = batch * heads * length * k.shape[2] * 4
     if max(length, k.shape[2]) <= SHORT:
         return "einsum" if score_bytes <= SCORE_BYTES else "split_batch"

@@ -156,17 +156,24 @@ def _keys(path: str) -> Iterator[str | int]:
     return (int(part) if part.isdigit() else part for part in path.split("."))
 
 
-def export(model: LVLM, nested: bool) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Checkpoint tensors by key: the base in the flat or nested style, the glimpse by released names."""
-    base, glimpse = {}, {}
-    for path, value in flat_params(nnx.state(model, nnx.Param)).items():
+def export_base(model: LVLM, nested: bool) -> dict[str, jax.Array]:
+    """The base's tensors by checkpoint key, in the flat or nested style."""
+    tensors = {}
+    for path, value in flat_params(nnx.state((model.vision, model.decoder), nnx.Param)).items():
+        path = ("vision", "decoder")[int(path[0])] + path[1:]
         name, shape = checkpoint_name(path), checkpoint_shape(path, value.shape, model.config)
-        value = value if value.shape == shape else value.reshape(shape)
-        if is_glimpse(path):
-            glimpse[name] = value
-        else:
-            base[nested_key(name) if nested else name] = value
-    return base, glimpse
+        tensors[nested_key(name) if nested else name] = value if value.shape == shape else value.reshape(shape)
+    return tensors
+
+
+def export_glimpse(model: LVLM) -> dict[str, jax.Array]:
+    """The glimpse's tensors by released name; none without one. They lie whole on every device, so any process can write them."""
+    tensors = {}
+    for part in ("glimpse", "predictor"):
+        if (module := getattr(model, part)) is not None:
+            own = flat_params(nnx.state(module, nnx.Param))
+            tensors |= {checkpoint_name(f"{part}.{path}"): value for path, value in own.items()}
+    return tensors
 
 
 def nested_glimpse(tensors: Mapping[str, jax.Array]) -> dict:

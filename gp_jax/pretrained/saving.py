@@ -22,7 +22,7 @@ def save_model(model: LVLM, hf_config: dict[str, Any], folder: Path, *, source: 
         source: folder whose tokenizer and processor files go along.
         nested: the key style of the base's tensors (`params.NESTED`).
     """
-    base, _ = params.export(model, nested)
+    base = params.export_base(model, nested)
     with files.staged(folder) as scratch:
         files.write_shards(scratch, base)
         write_config(model, hf_config, scratch)
@@ -52,7 +52,7 @@ def write_config(model: LVLM, hf_config: dict[str, Any], folder: Path) -> None:
 
 def write_glimpse(model: LVLM, folder: Path) -> None:
     """The glimpse in both formats; nothing without one."""
-    _, tensors = params.export(model, nested=False)
+    tensors = params.export_glimpse(model)
     if tensors:
         tensors = {key: np.asarray(value) for key, value in tensors.items()}
         files.write_tensors(folder / files.GLIMPSE_TENSORS, tensors)

@@ -1,0 +1,164 @@
+"""Checkpoints of a run: orbax, asynchronous, atomic, the newest few and the best.
+
+A checkpoint holds the training state (trainable parameters, optimiser, step, random key; the data position is the step) and the
+configuration that made it. Bit rot is caught by a checksum of the values themselves.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from gp_jax.errors import GlimpseError
+
+policies = ocp.training.preservation_policies
+
+
+def checksum(tree: Any) -> int:
+    """Of every value, in order. Arrays must be whole on this process (replicated), as everything trainable is."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        total = zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).tobytes(), total)
+    return total
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the libraries from printing pages about a damaged file; our one line names it."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+        gc.collect()  # forgotten tasks complain when they are collected
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Fields in which two configurations (nested dicts) differ, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{name}[{i}]")]
+    return [] if old == new else [f"{name}: {old!r} in the checkpoint, {new!r} now"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read."""
+
+    state: Any
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. `identity` is what a run must agree in to be the same run, as nested dicts of JSON values."""
+
+    def __init__(self, folder: epath.Path, identity: dict, keep: int, tell: Callable[[str], None] = print):
+        self.folder, self.identity, self.tell, self._keep = folder, identity, tell, keep
+        self._manager: ocp.training.Checkpointer | None = None
+        self._started: int | None = None  # step of the newest save, which may still be on its way
+
+    def _open(self) -> ocp.training.Checkpointer:
+        if self._manager is None:
+            best = policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+            self._manager = ocp.training.Checkpointer(
+                self.folder,
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
+                cleanup_tmp_directories=True,
+            )
+        return self._manager
+
+    def steps(self) -> list[int]:
+        """Steps that have a finished checkpoint, newest first."""
+        if not self.folder.exists():
+            return []
+        return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()), reverse=True)
+
+    def save(self, step: int, state: Any, loss: float | None = None, wait: bool = False) -> None:
+        """Writes a checkpoint in the background. loss: of a validation, by which the best is known. wait: until it is on disk."""
+        if step != self._started and step not in self.steps():
+            # The state is donated to the next step, and on CPU orbax would write from the very memory that the step reuses.
+            state = jax.tree.map(jnp.copy, state)
+            metadata = {"identity": self.identity, "checksum": checksum(state)}
+            self._open().save_async(
+                step, as_dict(state), force=True, metrics=None if loss is None else {"loss": loss}, custom_metadata=metadata
+            )
+            self._started = step
+        if wait and self._manager is not None:
+            self._manager.wait()
+
+    def restore(self, like: Any) -> Restored | None:
+        """The newest checkpoint that can be read, onto the devices of `like`; None when there is none.
+
+        Damaged ones are reported and set aside. Raises: GlimpseError when the run had another configuration, or when every
+        checkpoint is damaged (a run must not quietly start over).
+        """
+        steps = self.steps()
+        for step in steps:
+            try:
+                with quiet():
+                    metadata = ocp.metadata(self.folder / str(step)).custom_metadata
+                    identity, expected = metadata["identity"], metadata["checksum"]
+            except Exception as error:  # whatever a damaged file makes the libraries raise
+                self._set_aside(step, error)
+                continue
+            changed = differences(identity, self.identity)
+            if changed:
+                raise GlimpseError(f"{self.folder}: is a run with another configuration ({'; '.join(changed)}); choose another --out")
+            try:
+                with quiet():
+                    found = self._load(step, like)
+                if checksum(found) != expected:
+                    raise ValueError("its values do not match their checksum")
+            except Exception as error:
+                self._set_aside(step, error)
+                continue
+            return Restored(found, step)
+        if steps:
+            raise GlimpseError(f"{self.folder}: no checkpoint can be read; choose another --out to start over")
+        return None
+
+    def _load(self, step: int, like: Any) -> Any:
+        wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in as_dict(like).items()}
+        loaded = ocp.load(self.folder / str(step), wanted)
+        return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in wanted])  # trees of dicts sort their leaves
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        """A damaged checkpoint must not be in the way when its step comes again."""
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        self.close()  # it may know the step
+        aside = self.folder / f"damaged-{step}"
+        self.tell(f"checkpoint {self.folder / str(step)} is damaged ({reason}); it is now {aside.name}, the one before it is used")
+        if jax.process_index() == 0:
+            if aside.exists():
+                aside.rmtree()
+            (self.folder / str(step)).rename(aside)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(f"set aside {step}")
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = self._started = None
+
+
+def as_dict(tree: Any) -> dict[str, jax.Array]:
+    """Leaves by path: checkpoints do not depend on the classes that hold them."""
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

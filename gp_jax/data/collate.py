@@ -1,0 +1,89 @@
+"""Training samples to padded arrays, numpy on the host. See `trees.TrainBatch` for the shapes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gp_jax.config import ModelConfig
+from gp_jax.errors import GlimpseError
+from gp_jax.layout import Sample, prompt_input, vision_input
+from gp_jax.trees import TailInput, TrainBatch
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """A prompt, the answer to learn and the evidence."""
+
+    prompt: Sample
+    answer: np.ndarray  # (a,) int, a > 0: token ids, the end of the turn included
+    reference: np.ndarray  # (N,) bool over visual tokens, in prompt order
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A bucket: every array of a batch has these lengths."""
+
+    slots: int  # vision slots M
+    prompt: int  # prompt rows T
+    tail: int  # tail rows U
+
+
+def lengths(slots: int, prompt: int, answer: int, glimpse_rows: int) -> Shape:
+    """What a sample needs, from its vision slots, prompt tokens and answer tokens (see `train_batch`)."""
+    return Shape(slots, prompt if glimpse_rows else prompt - 1, max(1, glimpse_rows) + answer - 1)
+
+
+def split_answer(ids: np.ndarray, labels: np.ndarray, where: str = "labels") -> int:
+    """Where the answer starts, from labels as trainers write them (-100: no loss).
+
+    Raises: GlimpseError unless the labels are a prompt without loss followed by the ids themselves.
+    """
+    start = int(np.argmax(labels != -100))
+    if labels.shape != ids.shape or start == 0 or not np.array_equal(labels[start:], ids[start:]):
+        raise GlimpseError(f"{where}: must be -100 on the prompt and the token ids on the answer behind it")
+    return start
+
+
+def tail_input(samples: Sequence[TrainSample], config: ModelConfig, batch: int, length: int, glimpse_rows: int) -> TailInput:
+    """Lead and answers, left-aligned. Positions go on behind the prompt, on all axes."""
+    shape, lead = (batch, length), max(1, glimpse_rows)
+    ids = np.full(shape, config.pad_token_id, np.int32)
+    targets, valid = np.full(shape, -1, np.int32), np.zeros(shape, bool)
+    positions = np.zeros((config.position_axes, *shape), np.int32)
+    for b, sample in enumerate(samples):
+        rows = lead + sample.answer.size - 1
+        ids[b, :lead] = (config.eos_token_ids or (config.pad_token_id,))[0] if glimpse_rows else sample.prompt.ids[-1]
+        ids[b, lead:rows] = sample.answer[:-1]
+        targets[b, lead - 1 : rows] = sample.answer
+        valid[b, :rows] = True
+        positions[:, b, :rows] = sample.prompt.next_position - (0 if glimpse_rows else 1) + np.arange(rows)
+    return TailInput(ids, positions, valid, targets)
+
+
+def without_last(sample: Sample) -> Sample:
+    """The prompt without its last token, which leads the tail where there are no glimpse rows."""
+    return Sample(
+        sample.ids[:-1], sample.positions[:, :-1], sample.image_token[:-1], sample.grids, sample.pixels, sample.slots, sample.windows
+    )
+
+
+def train_batch(
+    samples: Sequence[TrainSample], config: ModelConfig, batch: int, shape: Shape, glimpse_rows: int, first: int = 0
+) -> TrainBatch:
+    """Pads samples to `batch` rows of a bucket.
+
+    Args: first: number of the first sample in its step.
+    """
+    prompts = [sample.prompt if glimpse_rows else without_last(sample.prompt) for sample in samples]
+    reference, number = np.zeros((batch, shape.slots), bool), np.full(batch, -1, np.int32)
+    for b, sample in enumerate(samples):
+        reference[b, sample.prompt.slot_of_token[sample.reference]] = True
+        number[b] = first + b
+    return TrainBatch(
+        vision=vision_input([sample.prompt for sample in samples], config, batch, shape.slots),
+        prompt=prompt_input(prompts, config, batch, shape.prompt, 0),
+        tail=tail_input(samples, config, batch, shape.tail, glimpse_rows),
+        reference=reference,
+        number=number,
+    )

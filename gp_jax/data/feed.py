@@ -1,0 +1,116 @@
+"""From a schedule to arrays on the devices: background loading with grain, each host its own rows, in exact order."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+
+from gp_jax.data.collate import Shape, train_batch
+from gp_jax.data.record import Source
+from gp_jax.data.samples import SampleMaker
+from gp_jax.data.schedule import Schedule
+from gp_jax.errors import GlimpseError
+from gp_jax.sharding import BATCH_AXES, batch_sharding
+from gp_jax.trees import TrainBatch
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A micro-batch on the host: this process's rows."""
+
+    number: int
+    shape: Shape
+    batch: TrainBatch  # numpy, rows `first` .. of the global batch
+    first: int
+
+
+class LoadMicroBatch(grain.transforms.Map):
+    """Reads, decodes and pads a micro-batch; runs in background threads or processes."""
+
+    def __init__(self, sources: Sequence[Source], maker: SampleMaker, schedule: Schedule, rows: tuple[int, int], accumulation: int):
+        self.sources, self.maker, self.schedule = sources, maker, schedule
+        self.rows, self.accumulation = rows, accumulation
+
+    def map(self, number: int) -> Loaded:
+        low, high = self.rows
+        planned = self.schedule[number]
+        records = [self.sources[s][r] for s, r in planned.members[low:high]]
+        suffixes = [self.schedule.sources[s].suffix for s, _ in planned.members[low:high]]
+        samples = [self.maker.make(record, suffix) for record, suffix in zip(records, suffixes, strict=True)]
+        first = number % self.accumulation * self.schedule.batch + low
+        batch = train_batch(samples, self.maker.config, high - low, planned.shape, self.maker.glimpse_rows, first)
+        return Loaded(number, planned.shape, batch, low)
+
+
+class Numbers(grain.sources.RandomAccessDataSource):
+    """0, 1, 2, ... up to an end."""
+
+    def __init__(self, end: int):
+        self.end = end
+
+    def __len__(self) -> int:
+        return self.end
+
+    def __getitem__(self, number: int) -> int:
+        return int(number)
+
+
+def load(loader: LoadMicroBatch, start: int, end: int, *, threads: int, prefetch: int, workers: int) -> Iterator[Loaded]:
+    """Micro-batches start .. end-1 in order, loaded ahead. workers: processes; 0: threads only."""
+    data = grain.MapDataset.source(Numbers(end)).slice(slice(start, None)).map(loader)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which only absl's own main parses
+            flags.FLAGS.mark_as_parsed()
+        stream = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers))
+        return iter(stream.mp_prefetch(options))
+    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+
+
+def local_rows(mesh: Mesh | None, batch: int) -> tuple[int, int]:
+    """First and behind-last row of a global batch that this process's devices hold.
+
+    Raises: GlimpseError when several processes cannot share the batch evenly.
+    """
+    if mesh is None:
+        return 0, batch
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch % parts and jax.process_count() > 1:
+        raise GlimpseError(f"batch_size={batch} is not a multiple of data x fsdp = {parts} devices")
+    indices = batch_sharding(mesh, batch).addressable_devices_indices_map((batch,)).values()
+    spans = [index[0].indices(batch)[:2] for index in indices]
+    return min(low for low, _ in spans), max(high for _, high in spans)
+
+
+class Placer:
+    """Host rows to global arrays."""
+
+    def __init__(self, mesh: Mesh | None, batch: int):
+        self.mesh, self.batch = mesh, batch
+
+    def _place(self, local: np.ndarray, first: int, axis: int = 0) -> jax.Array:
+        shape = (*local.shape[:axis], self.batch, *local.shape[axis + 1 :])
+        sharding = batch_sharding(self.mesh, self.batch, axis)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            low, high, _ = index[axis].indices(self.batch)
+            return local[(*index[:axis], slice(low - first, high - first), *index[axis + 1 :])]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    def __call__(self, batch: TrainBatch, first: int) -> TrainBatch:
+        """A global batch; positions hold their samples on axis 1, everything else on axis 0."""
+
+        def place(tree: Any) -> Any:
+            named = {f: (getattr(tree, f), 1 if f == "positions" else 0) for f in tree.__dataclass_fields__}
+            return type(tree)(**{f: self._place(value, first, axis) for f, (value, axis) in named.items()})
+
+        parts: dict[str, Any] = {"vision": place(batch.vision), "prompt": place(batch.prompt), "tail": place(batch.tail)}
+        flat = {name: self._place(getattr(batch, name), first) for name in ("reference", "number")}
+        return TrainBatch(**parts, **flat)

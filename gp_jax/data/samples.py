@@ -1,0 +1,89 @@
+"""Records to training samples: chat template, tokens, pictures, evidence. Host only; picklable for worker processes."""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from gp_jax.data.collate import TrainSample, lengths
+from gp_jax.data.masks import box_mask, picture_mask
+from gp_jax.data.record import Entry, Record
+from gp_jax.data.schedule import Length
+from gp_jax.errors import GlimpseError
+from gp_jax.images import formats, open_image
+from gp_jax.layout import pack_windows, read_samples
+from gp_jax.processing import Processor
+
+TOKENIZED_AT_ONCE = 2048
+
+
+def question_text(question: str, suffix: str) -> str:
+    """The question as the model reads it."""
+    return f"{question}\n{suffix}" if suffix else question
+
+
+class SampleMaker:
+    """Makes what the training step needs of a record, and says beforehand how long it will be."""
+
+    def __init__(self, processor: Processor, glimpse_rows: int, max_visual_tokens: int | None = None):
+        """Args: max_visual_tokens: larger pictures are scaled down to this many visual tokens per picture."""
+        self.processor = processor.limited(max_visual_tokens) if max_visual_tokens else processor
+        self.config, self.glimpse_rows = processor.config, glimpse_rows
+
+    @cached_property
+    def _end(self) -> int:
+        """The token that ends an answer."""
+        tokenizer = self.processor.tokenizer
+        end = tokenizer.eos_token_id if tokenizer is not None else None
+        if end is None:
+            end = next(iter(self.config.eos_token_ids), None)
+        if end is None:
+            raise GlimpseError("the model has no end-of-sequence token: answers could not end")
+        return end
+
+    def _texts(self, entries: Sequence[Entry], suffix: str) -> tuple[list[str], list[str]]:
+        prompts = [self.processor.chat(len(entry.sizes), question_text(entry.question, suffix)) for entry in entries]
+        return prompts, [entry.answer.strip() for entry in entries]
+
+    def measure(self, entries: Sequence[Entry], suffix: str, progress: Callable[[Iterable], Iterable] = iter) -> list[Length]:
+        """Lengths of records, without their pictures."""
+        found: list[Length] = []
+        for start in progress(range(0, len(entries), TOKENIZED_AT_ONCE)):
+            part = entries[start : start + TOKENIZED_AT_ONCE]
+            prompts, answers = self._texts(part, suffix)
+            tokenize = self.processor.tokenizer
+            for entry, prompt, answer in zip(part, tokenize(prompts)["input_ids"], tokenize(answers)["input_ids"], strict=True):
+                grids = [self.processor.grid(width, height) for width, height in entry.sizes]
+                visual = sum(rows * columns for rows, columns in grids)
+                slots = pack_windows(grids, self.config.vision.window_side)[0].size
+                tokens = len(answer) + 1
+                shape = lengths(slots, len(prompt) - len(grids) + visual, tokens, self.glimpse_rows)
+                found.append(Length(shape, tokens, visual))
+        return found
+
+    def make(self, record: Record, suffix: str = "") -> TrainSample:
+        """A record's training sample. Raises: GlimpseError that names the record."""
+        try:
+            images = [decode(encoded, f"picture {i + 1}") for i, encoded in enumerate(record.images)]
+            prepared = self.processor([images], [question_text(record.question, suffix)])
+            answer = self.processor.tokenizer(record.answer.strip())["input_ids"]
+            prompt = read_samples(self.config, **prepared.inputs)[0]
+        except GlimpseError as error:
+            raise GlimpseError(f"record {record.id}: {error}") from error
+        parts = [
+            box_mask(boxes, grid) if mask is None else picture_mask(mask, grid)
+            for boxes, mask, grid in zip(record.boxes, record.masks, prompt.grids, strict=True)
+        ]
+        reference = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, bool)
+        return TrainSample(prompt, np.array([*answer, self._end], np.int32), reference)
+
+
+def decode(encoded: bytes, name: str) -> Image.Image:
+    """An encoded picture as upright RGB."""
+    try:
+        picture = Image.open(io.BytesIO(encoded), formats=formats())
+    except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them
+        raise GlimpseError(f"{name}: is not a readable image") from error
+    return open_image(picture, name=name)

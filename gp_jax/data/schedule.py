@@ -1,0 +1,117 @@
+"""The order of everything: which records form which micro-batch, in which shape. Index arithmetic only, the same on every host.
+
+All hosts plan the same global micro-batches and each loads its own rows, so shapes agree without talking. The position in the
+data is one number, the micro-batch, from which a run resumes exactly.
+"""
+
+import bisect
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gp_jax.data.collate import Shape
+from gp_jax.data.sampling import mixture, sample
+from gp_jax.data.shapes import bucket_of, fit_shapes, padding
+from gp_jax.errors import GlimpseError
+from gp_jax.settings import DataSource
+
+
+@dataclass(frozen=True)
+class Length:
+    """What a record needs."""
+
+    shape: Shape
+    answer: int  # answer tokens
+    visual: int  # visual tokens
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """members: (source, record) pairs, at most the batch size; what is missing to it is padding."""
+
+    shape: Shape
+    members: tuple[tuple[int, int], ...]
+
+
+class Schedule:
+    """Micro-batches by number, without end: epoch follows epoch."""
+
+    def __init__(
+        self, sources: Sequence[DataSource], lengths: Sequence[Sequence[Length | None]], *, batch: int, shapes: int, window: int, seed: int
+    ):
+        """Args: lengths: per source and record; None: left out. batch: samples of a micro-batch; window: vision slots of a window."""
+        self.sources, self.lengths, self.batch, self.seed = sources, lengths, batch, seed
+        self.members = []
+        for source, own in zip(sources, lengths, strict=True):
+            chosen = sample(len(own), source.sampling, source.seed)
+            self.members.append(np.array([i for i in chosen if own[i] is not None], int))
+        needs = [lengths[s][i].shape for s, own in enumerate(self.members) for i in own]
+        if not needs:
+            raise GlimpseError(f"data.sources: no record is left to train on ({', '.join(s.path for s in sources)})")
+        self.buckets = fit_shapes(needs, shapes, window)
+        self.padding = padding(needs, self.buckets)
+        self.samples = len(needs)
+        self._starts = [0]  # number of the first micro-batch of every epoch planned so far
+        self._plans: dict[int, list[MicroBatch]] = {}
+        self._lock = threading.RLock()  # loading threads ask too
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    def _epoch(self, epoch: int) -> list[MicroBatch]:
+        """A pass; the newest two are kept."""
+        with self._lock:
+            if epoch not in self._plans:
+                self._plans[epoch] = self._plan(epoch)
+                while len(self._plans) > 2:
+                    del self._plans[next(iter(self._plans))]
+            return self._plans[epoch]
+
+    def _plan(self, epoch: int) -> list[MicroBatch]:
+        """A pass: records join the queue of their bucket, a full queue is a micro-batch. What is left fills larger buckets."""
+        queues: dict[Shape, list] = {bucket: [] for bucket in self.buckets}
+        planned = []
+        for source, record in mixture(self.members, self.sources, self.seed, epoch):
+            bucket = bucket_of(self.lengths[source][record].shape, self.buckets)
+            queues[bucket].append((source, record))
+            if len(queues[bucket]) == self.batch:
+                planned.append(MicroBatch(bucket, tuple(queues[bucket])))
+                queues[bucket] = []
+        rest = sorted((self.lengths[s][r].shape.prompt, s, r) for queue in queues.values() for s, r in queue)
+        while rest:  # the longest together
+            group, rest = rest[-self.batch :], rest[: -self.batch]
+            shapes = [bucket_of(self.lengths[s][r].shape, self.buckets) for _, s, r in group]
+            largest = next(b for b in self.buckets[::-1] if b in shapes)
+            if all(b.slots <= largest.slots and b.tail <= largest.tail for b in shapes):
+                planned.append(MicroBatch(largest, tuple((s, r) for _, s, r in group)))
+            else:
+                planned += [MicroBatch(b, ((s, r),)) for b, (_, s, r) in zip(shapes, group, strict=True)]
+        return planned
+
+    def epoch_end(self, epochs: int) -> int:
+        """Micro-batches in the first `epochs` passes."""
+        with self._lock:
+            while len(self._starts) <= epochs:
+                self._starts.append(self._starts[-1] + len(self._epoch(len(self._starts) - 1)))
+            return self._starts[epochs]
+
+    def __getitem__(self, number: int) -> MicroBatch:
+        epoch = max(0, bisect.bisect_right(self._starts, number) - 1)
+        while self.epoch_end(epoch + 1) <= number:
+            epoch += 1
+        return self._epoch(epoch)[number - self._starts[epoch]]
+
+    def counts(self, numbers: Sequence[int]) -> tuple[int, int]:
+        """Answer tokens, and samples with visual tokens, in these micro-batches: what a step's losses are divided by."""
+        own = [self.lengths[s][r] for number in numbers for s, r in self[number].members]
+        return sum(length.answer for length in own), sum(length.visual > 0 for length in own)
+
+    def tokens(self, number: int) -> int:
+        """Prompt and answer tokens in a micro-batch, without padding."""
+        own = [self.lengths[s][r] for s, r in self[number].members]
+        return sum(length.shape.prompt + length.shape.tail for length in own)

@@ -1,0 +1,30 @@
+"""The published sizes of Qwen2.5-VL, for planning without a download."""
+
+from gp_jax.config import ModelConfig, TextConfig, VisionConfig
+
+IMAGE, VIDEO, ENDS, PAD = 151655, 151656, (151645, 151643), 151643
+
+
+def _qwen2_5_vl(width: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, tied: bool) -> ModelConfig:
+    vision = VisionConfig(
+        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=width, fullatt_block_indexes=(7, 15, 23, 31)
+    )
+    text = TextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        mrope_section=(16, 24, 24),
+        tie_word_embeddings=tied,
+    )
+    return ModelConfig("qwen2_5_vl", vision, text, image_token_id=IMAGE, video_token_id=VIDEO, eos_token_ids=ENDS, pad_token_id=PAD)
+
+
+KNOWN = {
+    "3b": _qwen2_5_vl(2048, 11008, 36, 16, 2, 151936, tied=True),
+    "7b": _qwen2_5_vl(3584, 18944, 28, 28, 4, 152064, tied=False),
+}

@@ -1,0 +1,1 @@
+"""Learning: losses, optimiser, step, loop."""

@@ -1,0 +1,166 @@
+"""From a configuration to everything that a run needs; whatever can be wrong is found here, before the first step."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from gp_jax.config import GlimpseConfig, ModelConfig
+from gp_jax.data.feed import LoadMicroBatch, local_rows
+from gp_jax.data.prepared import open_prepared
+from gp_jax.data.record import Source
+from gp_jax.data.samples import SampleMaker
+from gp_jax.data.schedule import Length, Schedule
+from gp_jax.errors import GlimpseError
+from gp_jax.glimpse.predictor import ImportancePredictor
+from gp_jax.glimpse.prompt import GlimpsePrompt
+from gp_jax.lvlm import LVLM
+from gp_jax.settings import DataSource, GlimpseSettings, TrainConfig
+from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
+from gp_jax.training.optim import learning_rate, optimizer
+from gp_jax.training.step import TrainingStep
+from gp_jax.vlm import GlimpseVLM
+
+Progress = Callable[..., Iterable]  # (items, what they are, how many) -> the items, with a bar
+
+
+def glimpse_config(settings: GlimpseSettings, model: ModelConfig) -> GlimpseConfig:
+    """The released configuration's fields, defaults filled in for this model. Raises: GlimpseError naming a field that cannot be."""
+    depth = model.text.num_hidden_layers
+    cut = math.ceil(depth * 2 / 3) - 1 if settings.reduce_layer is None else settings.reduce_layer
+    values = dataclasses.asdict(settings) | {
+        "reduce_layer": cut,
+        "selected_layers": settings.selected_layers or (cut,),
+        "le_layers": tuple(range(depth)) if settings.le_layers is None else settings.le_layers,
+        "selected_visual_layers": settings.selected_visual_layers or tuple(sorted(model.vision.fullatt_block_indexes, reverse=True)),
+        "ori_attn_supervision": False,
+    }
+    return GlimpseConfig(**values).validate(model)
+
+
+def attach_glimpse(model: LVLM, config: GlimpseConfig, seed: int, mesh: Mesh | None) -> LVLM:
+    """Gives a base model a new glimpse, randomly initialised, the same in every process."""
+    rngs = nnx.Rngs(seed)
+    model.glimpse_config = config
+    model.glimpse = GlimpsePrompt(config, model.config.text, rngs=rngs) if config.rows else None
+    model.predictor = ImportancePredictor(config, model.config, rngs=rngs)
+    for part in (model.glimpse, model.predictor):
+        if part is not None:
+            nnx.update(part, spread(nnx.state(part), replicated(mesh)))
+    return model
+
+
+def build_mesh(config: TrainConfig) -> Mesh | None:
+    """The mesh, None for a single device."""
+    if jax.device_count() == 1 and (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) in ((1, -1, 1), (1, 1, 1), (-1, 1, 1)):
+        return None
+    return make_mesh(*mesh_sizes(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, jax.device_count()))
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Records in the order of a schedule."""
+
+    sources: Sequence[Source]
+    schedule: Schedule
+    loader: LoadMicroBatch
+
+    def names(self, numbers: Sequence[int]) -> list[str]:
+        """Ids of the records in micro-batches, for messages."""
+        return [self.sources[s].entries[r].id for number in numbers for s, r in self.schedule[number].members]
+
+
+def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: SampleMaker, mesh: Mesh | None, progress: Progress) -> Feed:
+    """Opens sources, measures their records, plans batches."""
+    opened = [open_prepared(source.path, source.split) for source in sources]
+    lengths: list[list[Length | None]] = []
+    for source, own in zip(sources, opened, strict=True):
+        found = maker.measure(own.entries, source.suffix, lambda items: progress(items, "measuring records"))
+        lengths.append([length if fits(length, config) else None for length in found])
+    schedule = Schedule(
+        sources,
+        lengths,
+        batch=config.batch_size,
+        shapes=config.data.shapes,
+        window=maker.config.vision.window_side**2,
+        seed=config.data.seed,
+    )
+    return Feed(opened, schedule, LoadMicroBatch(opened, maker, schedule, local_rows(mesh, config.batch_size), config.accumulation))
+
+
+def fits(length: Length, config: TrainConfig) -> bool:
+    """Length filters."""
+    return length.answer <= config.data.max_answer and (config.data.max_prompt is None or length.shape.prompt <= config.data.max_prompt)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run before its first step."""
+
+    config: TrainConfig
+    vlm: GlimpseVLM
+    mesh: Mesh | None
+    feed: Feed
+    validation: Feed | None
+    step: TrainingStep
+    steps: int
+    identity: dict[str, Any]
+
+
+def build(config: TrainConfig, progress: Progress) -> Run:
+    """Loads model and data. Raises: GlimpseError that names what is wrong."""
+    mesh = build_mesh(config)
+    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse_from, config.dtype, mesh, attention=config.attention, progress=True)
+    if vlm.processor.tokenizer is None:
+        raise GlimpseError(f"{config.model}: has no tokenizer, which training needs")
+    if config.glimpse_from is None:
+        model = attach_glimpse(vlm.model, glimpse_config(config.glimpse, vlm.config), config.seed, mesh)
+        vlm = vlm.with_model(model)
+    maker = SampleMaker(vlm.processor, vlm.model.glimpse_config.rows, config.data.max_visual_tokens)
+    feed = build_feed(config, config.data.sources, maker, mesh, progress)
+    validation = build_feed(config, config.data.validation, maker, mesh, progress) if config.data.validation else None
+    if config.steps is not None:
+        steps = config.steps
+    else:
+        whole = math.floor(config.epochs)
+        part = config.epochs - whole
+        start, end = feed.schedule.epoch_end(whole), feed.schedule.epoch_end(math.ceil(config.epochs))
+        steps = max(1, math.ceil((start + part * (end - start)) / config.accumulation))
+    step = TrainingStep(
+        vlm.model,
+        optimizer(config.optim, steps),
+        learning_rate(config.optim, steps),
+        config.loss,
+        seed=config.seed,
+        mesh=mesh,
+        remat=config.remat,
+        attention=config.attention,
+    )
+    return Run(config, vlm, mesh, feed, validation, step, steps, identity(config, vlm.model.glimpse_config, feed, steps))
+
+
+def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int) -> dict[str, Any]:
+    """What a resumed run must share with the one it goes on from: all that changes its numbers; not the devices it runs on."""
+    fields = ("model", "glimpse_from", "loss", "optim", "dtype", "batch_size", "accumulation", "seed")
+    chosen = {name: value for name, value in plain(config).items() if name in fields}
+    data = plain(config.data)
+    for name in ("validation", "own", "workers", "threads", "prefetch"):
+        del data[name]
+    ids = "\n".join(entry.id for source in feed.sources for entry in source.entries)
+    data["records"] = {"count": sum(len(s.entries) for s in feed.sources), "digest": hashlib.sha256(ids.encode()).hexdigest()[:16]}
+    return chosen | {"glimpse": plain(glimpse), "data": data, "steps": steps}
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and tuples as JSON values."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value

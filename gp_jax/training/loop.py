@@ -1,0 +1,256 @@
+"""The training loop: feed, step, log, validate, save; stop well on signals and on numbers that are not finite."""
+
+import json
+import signal
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from gp_jax.checkpoint import Checkpoints
+from gp_jax.clock import COMPILES
+from gp_jax.data.feed import Placer, load
+from gp_jax.errors import GlimpseError
+from gp_jax.report import RunLog, environment, memory_gib, write_text
+from gp_jax.settings import TrainConfig
+from gp_jax.sharding import start_processes
+from gp_jax.training.build import Run, build, plain
+from gp_jax.training.export import export
+from gp_jax.training.step import Counts
+from gp_jax.training.validation import validate
+
+LAG = 2  # steps whose metrics may still be on their way: the host never waits for the newest
+
+
+def say(message: str) -> None:
+    """A line above the progress bar, by the first process."""
+    if jax.process_index() == 0:
+        tqdm.write(message)
+
+
+def bar(items: Iterable, what: str, total: int | None = None) -> Iterable:
+    """A progress bar in the first process."""
+    return tqdm(items, desc=what, total=total, leave=False, disable=None if jax.process_index() == 0 else True)
+
+
+class Stop:
+    """Notices SIGTERM (preemption) and SIGINT; a second one ends the process at once. All processes stop at the same step."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "Stop":
+        # With several processes JAX's own preemption notice listens to SIGTERM: it knows how to agree on a step. SIGINT, which
+        # one of them might get alone, then ends it as usual.
+        self.together = jax.process_count() > 1
+        self.old = {} if self.together else {s: signal.signal(s, self._note) for s in self.SIGNALS}
+        return self
+
+    def _note(self, number: int, _: object) -> None:
+        self.signal = number
+        for s, handler in self.old.items():
+            signal.signal(s, handler)
+
+    def __exit__(self, *_: object) -> None:
+        for s, handler in self.old.items():
+            signal.signal(s, handler)
+
+    def now(self, step: int) -> bool:
+        """Whether to stop behind this step."""
+        if self.together and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
+
+
+class Meter:
+    """Means of metrics and speeds between two log lines. Time spent on compiling, validation and saving does not count."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Starts anew."""
+        self.steps, self.samples, self.tokens, self.paused = 0, 0, 0, 0.0
+        self.sums: dict[str, float] = {}
+        self.start, self.compiled = time.perf_counter(), COMPILES.seconds
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """One step."""
+        self.steps += 1
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in metrics.items()}
+
+    def seconds(self) -> float:
+        """Training time so far."""
+        compiling = COMPILES.seconds - self.compiled
+        return max(time.perf_counter() - self.start - self.paused - compiling, 1e-9)
+
+    def read(self) -> dict[str, float]:
+        """Means and speeds."""
+        means = {name: value / self.steps for name, value in self.sums.items()}
+        return means | {"samples_per_s": self.samples / self.seconds(), "tokens_per_s": self.tokens / self.seconds()}
+
+
+def run_folder(out: str) -> epath.Path:
+    """The run folder: an absolute path, or a URI such as gs://bucket/run as it is."""
+    return epath.Path(out) if "://" in out else epath.Path(out).expanduser().resolve()
+
+
+class Loop:
+    """One run from where it stands to its end."""
+
+    def __init__(self, run: Run):
+        self.run, self.config = run, run.config
+        self.folder = run_folder(run.config.out)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", run.identity, run.config.keep, say)
+        self.state, self.gathered = run.step.start()
+        self.waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self.meter = Meter()
+
+    def start(self) -> int:
+        """Restores the newest checkpoint, writes the run's facts. Returns: the step to go on from."""
+        found = self.checkpoints.restore(self.state)
+        if found is not None:
+            self.state = found.state
+            say(f"going on from step {found.step} of {self.run.steps} in {self.folder}")
+        step = found.step if found else 0
+        if jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.json", json.dumps(plain(self.config) | {"resolved": self.run.identity}, indent=2) + "\n")
+            write_text(self.folder / "environment.json", json.dumps(environment() | {"from_step": step}, indent=2) + "\n")
+        self.log = RunLog(self.folder, step)
+        return step
+
+    def go(self) -> int | None:
+        """Trains. Returns: the signal that stopped it, None at the end."""
+        step = self.start()
+        schedule, accumulation, data = self.run.feed.schedule, self.config.accumulation, self.config.data
+        options = dict(threads=data.threads, prefetch=data.prefetch, workers=data.workers)
+        batches = load(self.run.feed.loader, step * accumulation, self.run.steps * accumulation, **options)
+        place = Placer(self.run.mesh, self.config.batch_size)
+        quiet = None if jax.process_index() == 0 else True
+        progress = tqdm(total=self.run.steps, initial=step, desc="training", unit="step", disable=quiet)
+        with Stop() as stop, progress:
+            self.progress = progress
+            while step < self.run.steps:
+                self.advance(step, batches, place)
+                step += 1
+                numbers = range((step - 1) * accumulation, step * accumulation)
+                self.meter.samples += sum(len(schedule[n].members) for n in numbers)
+                self.meter.tokens += sum(schedule.tokens(n) for n in numbers)
+                due = step % self.config.log_every == 0 or step == self.run.steps
+                self.collect(0 if due else LAG)
+                if due:
+                    self.write(step)
+                progress.update()
+                stopping = stop.now(step)
+                self.rest(step, stopping)
+                if stopping:
+                    break
+        self.collect(0)
+        self.checkpoints.save(step, self.state, wait=True)
+        self.checkpoints.close()
+        self.log.close()
+        return stop.signal
+
+    def advance(self, step: int, batches: Iterator, place: Placer) -> None:
+        """One optimiser step."""
+        accumulation = self.config.accumulation
+        tokens, samples = self.run.feed.schedule.counts(range(step * accumulation, (step + 1) * accumulation))
+        counts = Counts(np.float32(tokens), np.float32(max(1, samples)))
+        for _ in range(accumulation):
+            loaded = next(batches)
+            self.gathered = self.run.step.accumulate(self.gathered, self.state, place(loaded.batch, loaded.first), counts)
+        self.state, self.gathered, metrics = self.run.step.update(self.state, self.gathered)
+        self.waiting.append((step, metrics))
+
+    def collect(self, leave: int) -> None:
+        """Reads the metrics of all but the newest `leave` steps. Raises: GlimpseError on one that was not finite."""
+        while len(self.waiting) > leave:
+            step, metrics = self.waiting.popleft()
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if values.pop("bad") >= 0:
+                self.give_up(step, values)
+            self.meter.add(values)
+
+    def give_up(self, step: int, values: dict[str, float]) -> None:
+        """Keeps the state before a step that was not finite, and names its batch."""
+        state = self.state.__class__(**(self.state.__dict__ | {"bad": jax.device_put(np.int32(-1), self.state.bad.sharding)}))
+        self.checkpoints.save(step, state, wait=True)
+        self.checkpoints.close()
+        self.log.write(step, values, "train")
+        self.log.close()
+        numbers = range(step * self.config.accumulation, (step + 1) * self.config.accumulation)
+        kinds = ", ".join(f"{name}={values[name]}" for name in ("language", "dice", "bce", "grad_norm"))
+        raise GlimpseError(
+            f"step {step}: loss or gradient is not finite ({kinds}); its records are {', '.join(self.run.feed.names(numbers))}; "
+            f"the state before it is saved in {self.folder / 'checkpoints'}"
+        )
+
+    def write(self, step: int) -> None:
+        """A log line."""
+        values = self.meter.read() | {"epoch": self.epoch(step), "memory_gib": memory_gib()}
+        losses = "  ".join(f"{name} {values[name]:.3f}" for name in ("loss", "language", "dice", "bce", "iou"))
+        self.progress.set_postfix_str(f"{losses}  {values['samples_per_s']:.3g} samples/s  {values['tokens_per_s']:.3g} tokens/s")
+        self.log.write(step, values, "train")
+        self.meter.clear()
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data so far."""
+        return step * self.config.accumulation / self.run.feed.schedule.epoch_end(1)
+
+    def rest(self, step: int, stopping: bool) -> None:
+        """Validation and saving, where they are due. A validation saves too, so that the best state is kept."""
+        start, compiled, last = time.perf_counter(), COMPILES.seconds, step == self.run.steps
+        loss = None
+        if self.run.validation is not None and (step % self.config.validate_every == 0 or last) and not stopping:
+            self.collect(0)
+            found = validate(self.run, self.state, step, self.folder, self.log, bar)
+            loss = found["loss"]
+            shown = ("loss", "language", "dice", "f1", "iou", "retention")
+            say(f"step {step}: validation " + "  ".join(f"{name} {found[name]:.3f}" for name in shown))
+        if loss is not None or step % self.config.save_every == 0 or last or stopping:
+            self.collect(0)
+            self.checkpoints.save(step, self.state, loss, wait=stopping)
+        self.meter.paused += time.perf_counter() - start - (COMPILES.seconds - compiled)
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Runs a configuration to its end, or until a signal.
+
+    Returns: {"step": ..., "signal": ...}. Raises: GlimpseError on anything wrong with it, its model or its data.
+    """
+    config = config.check()
+    start_processes(config.mesh.coordinator, config.mesh.processes, config.mesh.process)
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    run = build(config, bar)
+    say(describe(run))
+    loop = Loop(run)
+    stopped = loop.go()
+    step = int(loop.state.step)
+    if stopped is not None:
+        say(f"stopped by signal {stopped} behind step {step}; saved, the same command goes on from here")
+    else:
+        export(run, loop.state, loop.folder)
+        say(f"done: {loop.folder / 'export'} holds the glimpse (glimpse.safetensors, new_modules_gp.pt, orbax)")
+    return {"step": step, "signal": stopped}
+
+
+def describe(run: Run) -> str:
+    """A run in a few lines."""
+    schedule = run.feed.schedule
+    size = sum(leaf.size for leaf in jax.tree.leaves(run.step.params))
+    shapes = ", ".join(f"{b.slots}/{b.prompt}/{b.tail}" for b in schedule.buckets)
+    return (
+        f"{schedule.samples} records, {schedule.padding:.1%} padding; shapes (visual/prompt/answer rows): {shapes}\n"
+        f"{run.steps} steps of {run.config.batch_size} x {run.config.accumulation} samples, {size / 1e6:.2f} M trainable parameters, "
+        f"{jax.device_count()} device(s) in {jax.process_count()} process(es)"
+    )

@@ -1,0 +1,174 @@
+"""The training step as two programs: `accumulate` (one per bucket shape) adds a micro-batch's gradients, `update` applies them.
+
+Gradients are of sums divided by the whole step's counts, so that a step's result does not depend on how it is cut into
+micro-batches, devices or processes.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from gp_jax import pipeline
+from gp_jax.lvlm import LVLM
+from gp_jax.settings import LossConfig
+from gp_jax.sharding import replicated, spread
+from gp_jax.training.losses import bce, dice, language_sum, mask_metrics
+from gp_jax.trees import TrainBatch, tree
+
+TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that learn; the rest is frozen
+
+
+@tree
+class Counts:
+    """What a whole step (all its micro-batches) holds; the denominators of its losses."""
+
+    tokens: Array  # () float: answer tokens
+    samples: Array  # () float: samples with at least one visual token
+
+
+@tree
+class TrainState:
+    """Everything that changes while training; donated from step to step."""
+
+    params: Any  # trainable parameters, float32
+    opt: Any  # optimiser state, for these parameters only
+    step: Array  # () int: updates made
+    bad: Array  # () int: first step whose loss or gradient was not finite, -1: none; nothing changes any more after it
+    rng: Array  # (2,) uint32: key data of the run; a step's key is folded from it and `step`
+
+
+@tree
+class Gathered:
+    """A step on its way: gradients and metric sums of the micro-batches so far."""
+
+    grads: Any
+    sums: dict[str, Array]
+
+
+METRICS = ("loss", "language", "dice", "bce", "precision", "recall", "f1", "iou", "retention")
+
+
+def is_trainable(path: tuple, _: object = None) -> bool:
+    """nnx filter: whether a parameter learns."""
+    return path[0] in TRAINABLE
+
+
+def losses(
+    model: LVLM, batch: TrainBatch, counts: Counts, key: Array | None, config: LossConfig, remat: bool, attention: str
+) -> tuple[Array, tuple[dict[str, Array], Array]]:
+    """Loss of a micro-batch as its share of the step, with metric sums and the importance logits (B, M) that decide."""
+    logits, maps = pipeline.forward_train(
+        model, batch, key, remat=remat, implementation=attention, answer_in_denominator=config.answer_in_denominator
+    )
+    present = batch.vision.token_image >= 0
+    has_image = jnp.any(present, axis=-1)
+
+    def mean(per_sample: Array) -> Array:
+        return jnp.sum(jnp.where(has_image, per_sample, 0)) / counts.samples
+
+    sums = {
+        "language": language_sum(logits, batch.tail.targets) / counts.tokens,
+        "dice": sum(mean(dice(head, batch.reference, present)) for head in maps),
+        "bce": sum(mean(bce(head, batch.reference, present)) for head in maps),
+    }
+    located = config.dice_weight * sums["dice"] + config.bce_weight * sums["bce"]
+    loss = config.language_weight * sums["language"] + config.location_weight * located
+    keep = jax.nn.sigmoid(maps[-1]) > model.glimpse_config.reduce_threshold
+    sums |= {name: mean(value) for name, value in mask_metrics(keep, batch.reference, present).items()}
+    return loss, (sums | {"loss": loss}, maps[-1])
+
+
+class TrainingStep:
+    """Compiled once per bucket shape. The frozen model is an argument of the programs, never a constant inside them."""
+
+    def __init__(
+        self,
+        model: LVLM,
+        optimizer: optax.GradientTransformation,
+        schedule: optax.Schedule,
+        config: LossConfig,
+        *,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        remat: bool = True,
+        attention: str = "auto",
+    ):
+        self.mesh, self.optimizer, self.schedule = mesh, optimizer, schedule
+        graph, self.params, self.frozen = nnx.split(model, is_trainable, ...)
+        self.seed = seed
+        self.graph, dropout = graph, model.glimpse_config.le_dropout_prob > 0 and model.glimpse_config.rows > 0
+
+        def forward(params, frozen, batch, counts, key):
+            return losses(nnx.merge(graph, params, frozen), batch, counts, key, config, remat, attention)
+
+        def accumulate(gathered: Gathered, params, frozen, batch: TrainBatch, counts: Counts, step: Array, rng: Array) -> Gathered:
+            key = jax.random.fold_in(jax.random.wrap_key_data(rng), step) if dropout else None
+            grads, (sums, _) = jax.grad(forward, has_aux=True)(params, frozen, batch, counts, key)
+            return Gathered(jax.tree.map(jnp.add, gathered.grads, grads), {name: gathered.sums[name] + sums[name] for name in METRICS})
+
+        def evaluate(params, frozen, batch: TrainBatch, counts: Counts) -> tuple[dict[str, Array], Array]:
+            return forward(params, frozen, batch, counts, None)[1]
+
+        self.programs = {
+            "accumulate": jax.jit(accumulate, donate_argnums=0),
+            "evaluate": jax.jit(evaluate),
+            "update": jax.jit(self._update, donate_argnums=(0, 1)),
+        }
+        accumulate, evaluate, self.update = (self._on_mesh(program) for program in self.programs.values())
+        self.accumulate = lambda gathered, state, *rest: accumulate(gathered, state.params, self.frozen, *rest, state.step, state.rng)
+        self.evaluate = lambda state, batch, counts: evaluate(state.params, self.frozen, batch, counts)
+
+    def _on_mesh(self, program: Callable) -> Callable:
+        def run(*args):
+            with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+                return program(*args)
+
+        return run
+
+    def _update(self, state: TrainState, gathered: Gathered) -> tuple[TrainState, Gathered, dict[str, Array]]:
+        """One optimiser step; a step that is not finite changes nothing, nor does any step after it."""
+        updates, opt = self.optimizer.update(gathered.grads, state.opt, state.params)
+        grad_norm = optax.global_norm(gathered.grads)
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(gathered.sums["loss"])
+        good = finite & (state.bad < 0)
+
+        def choose(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+        metrics = gathered.sums | {
+            "grad_norm": grad_norm,
+            "update_norm": optax.global_norm(updates),
+            "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
+            "bad": state.bad,
+        }
+        bad = jnp.where((state.bad < 0) & ~finite, state.step, state.bad)
+        after = TrainState(
+            params=choose(optax.apply_updates(state.params, updates), state.params),
+            opt=choose(opt, state.opt),
+            step=state.step + good.astype(jnp.int32),
+            bad=bad,
+            rng=state.rng,
+        )
+        return after, jax.tree.map(jnp.zeros_like, gathered), metrics | {"bad": bad}
+
+    def start(self) -> tuple[TrainState, Gathered]:
+        """State before the first step, on the devices."""
+        whole = replicated(self.mesh)
+        params = spread(self.params, whole)  # copies: the state is donated
+        opt = jax.jit(self.optimizer.init, out_shardings=whole)(params)
+        rng = np.asarray(jax.random.key_data(jax.random.key(self.seed)))
+        step, bad, rng, sums = spread((np.int32(0), np.int32(-1), rng, dict.fromkeys(METRICS, np.float32(0))), whole)
+        grads = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=whole)(params)
+        return TrainState(params, opt, step, bad, rng), Gathered(grads, sums)
+
+    def model(self, params: Any) -> LVLM:
+        """The whole model with these trainable parameters, for export."""
+        return nnx.merge(self.graph, params, self.frozen)

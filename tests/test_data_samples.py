@@ -1,0 +1,177 @@
+"""Records to samples and batches: masks, tokens, lengths, background loading, each host's rows."""
+
+import dataclasses
+import io
+import pickle
+
+import numpy as np
+import pytest
+import run_tools
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from gp_jax import GlimpseError, make_mesh
+from gp_jax.data.feed import LoadMicroBatch, Placer, load, local_rows
+from gp_jax.data.masks import box_mask, picture_mask
+from gp_jax.data.prepared import open_prepared
+from gp_jax.data.record import Entry, Record
+from gp_jax.data.samples import SampleMaker
+from gp_jax.data.schedule import Schedule
+from gp_jax.settings import SHORT_ANSWER, DataSource
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    run_tools.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vlm(home):
+    from gp_jax import GlimpseVLM
+
+    return GlimpseVLM.from_pretrained(home / "model")
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=4))
+def test_box_masks_follow_the_formula(rows, columns, corners):
+    boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
+    mask = box_mask(boxes, (rows, columns))
+    for row in range(rows):
+        for column in range(columns):
+            inside = any(
+                int(x1 * columns) <= column <= min(int(x2 * columns), columns - 1)
+                and int(y1 * rows) <= row <= min(int(y2 * rows), rows - 1)
+                for x1, y1, x2, y2 in boxes
+            )
+            assert mask[row, column] == inside
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31))
+def test_picture_masks_keep_every_token_that_is_touched(rows, columns, height, width, seed):
+    white = np.random.default_rng(seed).random((height, width)) < 0.05
+    mask = picture_mask(png((white * 255).astype(np.uint8)), (rows, columns))
+    for row in range(rows):
+        for column in range(columns):
+            y, x = np.arange(height), np.arange(width)
+            touched_y = (y * rows < (row + 1) * height) & ((y + 1) * rows > row * height)
+            touched_x = (x * columns < (column + 1) * width) & ((x + 1) * columns > column * width)
+            assert mask[row, column] == white[np.ix_(touched_y, touched_x)].any()
+
+
+def record(sizes: list[tuple[int, int]], boxes=None, **changes) -> Record:
+    pictures = tuple(png(np.full((height, width, 3), 40 * i + 60, np.uint8)) for i, (width, height) in enumerate(sizes))
+    boxes = boxes or tuple(((0.0, 0.0, 0.4, 0.4),) for _ in sizes)
+    fields = dict(id="r:1", dataset="d", question="What?", answer=" red ", images=pictures, boxes=boxes, masks=(None,) * len(sizes))
+    return Record(**(fields | changes))
+
+
+def entry(r: Record, sizes: list[tuple[int, int]]) -> Entry:
+    return Entry(r.id, r.dataset, r.question, r.answer, tuple(sizes))
+
+
+@pytest.mark.parametrize("sizes", [[(224, 168)], [(300, 77), (64, 64)], []], ids=str)
+@pytest.mark.parametrize("limit", [None, 20])
+@pytest.mark.parametrize("rows", [1, 3, 0])
+def test_lengths_known_beforehand_are_those_of_the_sample(vlm, sizes, limit, rows):
+    from gp_jax.data.collate import lengths
+
+    maker, r = SampleMaker(vlm.processor, rows, limit), record(sizes)
+    said = maker.measure([entry(r, sizes)], SHORT_ANSWER)[0]
+    made = maker.make(r, SHORT_ANSWER)
+    assert said.shape == lengths(made.prompt.slots.size, made.prompt.ids.size, made.answer.size, rows)
+    assert said.answer == made.answer.size and said.visual == made.prompt.count == made.reference.size
+    if limit:
+        assert all(r * c <= limit for r, c in made.prompt.grids)
+    tokenizer = vlm.processor.tokenizer
+    assert tokenizer.decode(made.answer) == "red<|im_end|>"
+    text = tokenizer.decode(made.prompt.ids)
+    assert text.endswith(f"What?\n{SHORT_ANSWER}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_references_of_several_images_lie_behind_each_other(vlm):
+    sizes = [(112, 112), (112, 56)]
+    mask = np.zeros((56, 112), np.uint8)
+    mask[:, 84:] = 255
+    made = SampleMaker(vlm.processor, 1).make(record(sizes, (((0.0, 0.0, 0.2, 0.2),), ()), masks=(None, png(mask))))
+    first, second = made.reference[:16].reshape(4, 4), made.reference[16:].reshape(2, 4)
+    assert first.sum() == 1 and first[0, 0] and second.sum() == 2 and second[:, 3].all()
+
+
+def test_errors_name_the_record(vlm):
+    with pytest.raises(GlimpseError, match=r"record r:1: picture 1: is not a readable image"):
+        SampleMaker(vlm.processor, 1).make(record([(64, 64)], images=(b"no picture",)))
+
+
+def feed(home, vlm, batch=4, rows=None, accumulation=2):
+    maker = SampleMaker(vlm.processor, 1)
+    sources = (DataSource(str(home / "data")),)
+    opened = [open_prepared(source.path, source.split) for source in sources]
+    lengths = [maker.measure(source.entries, "") for source in opened]
+    schedule = Schedule(sources, lengths, batch=batch, shapes=2, window=vlm.config.vision.window_side**2, seed=0)
+    return LoadMicroBatch(opened, maker, schedule, rows or (0, batch), accumulation)
+
+
+def leaves(batch) -> list[np.ndarray]:
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(batch)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_background_loading_is_in_order_and_resumes_anywhere(home, vlm, workers):
+    loader = feed(home, vlm)
+    options = dict(threads=3, prefetch=4, workers=workers)
+    whole = list(load(loader, 0, 8, **options))
+    assert [loaded.number for loaded in whole] == list(range(8))
+    rest = list(load(loader, 5, 8, **options))
+    for a, b in zip(whole[5:], rest, strict=True):
+        assert a.number == b.number and a.shape == b.shape
+        for x, y in zip(leaves(a.batch), leaves(b.batch), strict=True):
+            np.testing.assert_array_equal(x, y)
+    if workers:
+        for a, b in zip(whole, load(loader, 0, 8, **options | {"workers": 0}), strict=True):
+            for x, y in zip(leaves(a.batch), leaves(b.batch), strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_hosts_load_disjoint_rows_of_the_same_batches(home, vlm):
+    whole, low, high = (feed(home, vlm, rows=rows) for rows in ((0, 4), (0, 2), (2, 4)))
+    for number in range(whole.schedule.epoch_end(1)):
+        a, b, c = (loader.map(number) for loader in (whole, low, high))
+        assert a.shape == b.shape == c.shape and (b.first, c.first) == (0, 2)
+        for name in ("reference", "number"):
+            np.testing.assert_array_equal(getattr(a.batch, name), np.concatenate([getattr(b.batch, name), getattr(c.batch, name)]))
+        np.testing.assert_array_equal(
+            a.batch.prompt.positions, np.concatenate([b.batch.prompt.positions, c.batch.prompt.positions], axis=1)
+        )
+
+
+def test_samples_are_numbered_through_a_step(home, vlm):
+    loader = feed(home, vlm, batch=3, accumulation=2)
+    numbers = [[n for n in loader.map(i).batch.number if n >= 0] for i in range(4)]
+    assert numbers[0] == [0, 1, 2] and numbers[1] == [3, 4, 5] and numbers[2] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8), (8, 1, 1)], ids=str)
+def test_placing_on_a_mesh_keeps_every_value(home, vlm, shape):
+    loaded = feed(home, vlm, batch=8).map(0)
+    mesh = make_mesh(*shape)
+    assert local_rows(mesh, 8) == (0, 8) and local_rows(None, 8) == (0, 8)
+    placed = Placer(mesh, 8)(loaded.batch, loaded.first)
+    for x, y in zip(leaves(loaded.batch), leaves(placed), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert len(placed.reference.sharding.device_set) == 8
+
+
+def test_loaders_can_be_sent_to_worker_processes(home, vlm):
+    loader = pickle.loads(pickle.dumps(feed(home, vlm)))
+    assert dataclasses.is_dataclass(loader.map(0))

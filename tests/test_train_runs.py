@@ -1,0 +1,217 @@
+"""Whole runs of `train.py`: killed, stopped, damaged, on other devices; all end where the uninterrupted run ends."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import run_tools as tools
+from safetensors.numpy import load_file
+
+from gp_jax.pretrained.torch_file import read_torch
+
+KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tools.prepare(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+    """The uninterrupted run."""
+    out = home.parent / "whole"
+    out.parent.mkdir(exist_ok=True)
+    tools.run(home, out)
+    return out
+
+
+def glimpse(out: Path) -> dict[str, np.ndarray]:
+    return load_file(out / "export" / "glimpse.safetensors")
+
+
+def assert_identical(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_run_leaves_what_it_promises(whole, home):
+    curve = tools.losses(whole)
+    assert list(curve) == list(range(1, 13))
+    line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"language", "dice", "bce", "precision", "recall", "f1", "iou", "retention", "grad_norm", "update_norm", "learning_rate"} <= set(
+        line
+    )
+    assert line["samples_per_s"] > 0 and line["tokens_per_s"] > 0 and line["memory_gib"] > 0
+    assert set(tools.losses(whole, "validation")) == {12}
+    pictures = sorted((whole / "validation" / "step_0000012").glob("*.png"))
+    assert len(pictures) == 2
+    assert list((whole / "tensorboard").glob("events.*"))
+    environment = json.loads((whole / "environment.json").read_text())
+    assert environment["packages"]["jax"] and "git_revision" in environment
+    assert json.loads((whole / "config.json").read_text())["optim"]["learning_rate"] == 1e-3
+    assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdecimal()) == [8, 10, 12]
+
+    tensors, released = glimpse(whole), read_torch(whole / "export" / "new_modules_gp.pt")
+    assert_identical(tensors, released)
+    from orbax.checkpoint import v1 as ocp
+
+    assert_identical(tensors, {name: np.asarray(value) for name, value in ocp.load(whole / "export" / "orbax").items()})
+    from gp_jax import GlimpseVLM
+
+    vlm = GlimpseVLM.from_pretrained(home.parent / "model", glimpse=whole / "export")
+    assert vlm.glimpse_config.attn_fuse_size == 16
+    np.testing.assert_array_equal(vlm.model.glimpse.learnable_embeddings[...], tensors["learnable_embeddings"])
+
+
+def test_killed_ten_times(home, whole, tmp_path):
+    """SIGKILL at random moments, some of them while a checkpoint is being written: bit-identical parameters."""
+    out, rng, started = tmp_path / "killed", random.Random(0), tools.environment()
+    kills = 0
+    while kills < KILLS:
+        process = subprocess.Popen(tools.command(home, out), env=started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = newest(out)
+        # Half of them wait for progress first: otherwise a slow machine would only ever be killed while it imports.
+        deadline = time.monotonic() + (60 if kills % 2 else rng.uniform(1, 6))
+        while time.monotonic() < deadline and process.poll() is None and (kills % 2 == 0 or newest(out) <= before):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.wait()
+        kills += 1
+    tools.run(home, out)
+    assert_identical(glimpse(out), glimpse(whole))
+    assert tools.losses(out) == tools.losses(whole)
+
+
+def newest(out: Path) -> int:
+    """Step of the newest finished checkpoint."""
+    folder = out / "checkpoints"
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=0) if folder.exists() else 0
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(home, whole, tmp_path):
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        tools.command(home, out, "--save-every", "1000"), env=tools.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "the same command goes on from here" in stdout
+    assert 3 <= newest(out) < 12
+    done = tools.run(home, out, "--save-every", "1000")
+    assert f"going on from step {newest(out)}" not in done.stdout and re.search(r"going on from step \d+ of 12", done.stdout)
+    assert_identical(glimpse(out), glimpse(whole))
+
+
+def copy(source: Path, target: Path) -> Path:
+    """A run as it was, without its newest two checkpoints' results: to be gone on with."""
+    import shutil
+
+    shutil.copytree(source, target)
+    shutil.rmtree(target / "export")
+    return target
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(home, whole, tmp_path, damage):
+    out = copy(whole, tmp_path / "damaged")
+    files = [path for path in (out / "checkpoints" / "12" / "state").rglob("*") if path.is_file() and path.stat().st_size > 100]
+    for path in files:
+        content = bytearray(path.read_bytes())
+        if damage == "flip":
+            content[len(content) // 2] ^= 255
+        path.write_bytes(content[: len(content) // 2] if damage == "truncate" else content)
+        if damage == "remove":
+            path.unlink()
+    done = tools.run(home, out)
+    assert re.search(r"checkpoint .*/12 is damaged", done.stdout) and "going on from step 10" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert_identical(glimpse(out), glimpse(whole))
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(home, whole):
+    options = ("--optim.learning-rate", "0.5", "--data.seed", "7", "--mesh.fsdp", "1", "--log-every", "3")
+    done = subprocess.run(tools.command(home, whole, *options), env=tools.environment(), capture_output=True, text=True)
+    assert (done.returncode == 1 and done.stderr.strip().count("\n") == 0) or "Traceback" not in done.stderr
+    assert (
+        "optim.learning_rate: 0.001 in the checkpoint, 0.5 now" in done.stderr and "data.seed: 42 in the checkpoint, 7 now" in done.stderr
+    )
+    assert "mesh" not in done.stderr.split("another configuration")[1] and "log_every" not in done.stderr
+
+
+def test_other_devices_go_on_with_a_run(home, whole, tmp_path):
+    """Four devices take over at step 8 what one device began."""
+    out = copy(whole, tmp_path / "moved")
+    for step in (10, 12):
+        (out / "checkpoints" / str(step)).rename(tmp_path / str(step))
+    done = tools.run(home, out, "--mesh.data", "2", "--mesh.fsdp", "1", "--mesh.tensor", "2", devices=4)
+    assert "going on from step 8" in done.stdout and "4 device(s)" in done.stdout
+    close(tools.losses(out), tools.losses(whole))
+    for name, value in glimpse(whole).items():
+        np.testing.assert_allclose(glimpse(out)[name], value, atol=2e-4)
+
+
+def close(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-5)
+
+
+def test_two_processes_of_four_devices(home, whole, tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "two"
+    mesh = (
+        "--mesh.data",
+        "2",
+        "--mesh.fsdp",
+        "1",
+        "--mesh.tensor",
+        "4",
+        "--mesh.coordinator",
+        f"localhost:{port}",
+        "--mesh.processes",
+        "2",
+    )
+    processes = [
+        subprocess.Popen(
+            tools.command(home, out, *mesh, "--mesh.process", str(number)),
+            env=tools.environment(4),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "8 device(s) in 2 process(es)" in said[0]
+    close(tools.losses(out), tools.losses(whole))
+    assert glimpse(out).keys() == glimpse(whole).keys()
+    assert os.listdir(out / "validation")
+
+
+def test_numbers_that_are_not_finite_stop_the_run_and_name_the_batch(home, tmp_path):
+    out = tmp_path / "nan"
+    options = ("--optim.learning-rate", "1e30", "--optim.clip-norm", "0", "--optim.warmup-ratio", "0", "--save-every", "1")
+    done = subprocess.run(
+        tools.command(home, out, *options), env=tools.environment() | {"GP_JAX_TRACEBACK": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    match = re.search(r"train.py: step (\d+): loss or gradient is not finite \(.*\); its records are shapes.jsonl:\d+, ", done.stderr)
+    assert match, done.stderr
+    assert newest(out) == int(match[1]) and not (out / "export").exists()
