@@ -198,9 +198,12 @@ def main() -> int:
             "torch": start("torch", Path(scratch), args.steps),
             "torch, same allocator": start("torch", Path(scratch), args.steps, GLIBC_TUNABLES=TUNABLES),
         }
+    cores, loads = len(os.sched_getaffinity(0)), (load, os.getloadavg()[0])
     visual, ours = SIZES[args.size]["side"] ** 2, results["gp_jax"]
     print(f"{args.size}: {args.samples} samples a step, each {visual} visual + {TEXT + 2} text + {ANSWER} answer tokens, float32")
-    print(f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} before; median of {args.steps} steps")
+    print(f"{cores} cores, load {loads[0]:.1f} before and {loads[1]:.1f} after; median of {args.steps} steps")
+    if max(loads) > cores + 0.5:
+        print("the machine was busy: torch's threads wait for each other then, so these ratios flatter gp_jax", file=sys.stderr)
     print(f"{'':22}{'s/step':>10}{'samples/s':>12}{'gp_jax is':>12}{'peak RSS MiB':>15}{'first loss':>13}")
     for name, r in results.items():
         speed, ratio = args.samples / r["seconds"], f"{r['seconds'] / ours['seconds']:.2f} x"

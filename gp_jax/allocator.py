@@ -3,6 +3,7 @@
 The setting must stand in the environment before the process starts, so entry points restart themselves once.
 """
 
+import glob
 import importlib.util
 import os
 import platform
@@ -13,13 +14,21 @@ TUNABLES = ":".join(
 )
 
 
+# What makes JAX leave the CPU: a package, and the devices it drives (libtpu alone is a compiler).
+PLUGINS = {
+    "libtpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
+    "jax_cuda12_plugin": ("/dev/nvidia*", "/dev/dxg"),
+    "jax_cuda13_plugin": ("/dev/nvidia*", "/dev/dxg"),
+    "jax_rocm7_plugin": ("/dev/kfd",),
+}
+
+
 def _on_cpu() -> bool:
     """Whether JAX will run on CPU, judged without starting it."""
     wanted = os.environ.get("JAX_PLATFORMS", "")
     if wanted:
         return wanted.split(",")[0] == "cpu"
-    plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
-    return not any(importlib.util.find_spec(name) for name in plugins)
+    return not any(importlib.util.find_spec(name) and any(glob.glob(device) for device in devices) for name, devices in PLUGINS.items())
 
 
 def keep_memory() -> None:

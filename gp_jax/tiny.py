@@ -7,7 +7,8 @@ Its answers are gibberish: nothing is trained. Sizes and formats are real, so wh
 
 import contextlib
 import json
-import shutil
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,15 +158,19 @@ def make_dataset(folder: Path, count: int = 64, seed: int = 0) -> None:
 
 
 def ensure(folder: Path) -> Path:
-    """A tiny checkpoint in `folder`/model and data in `folder`/data, made if they are not there. Returns: `folder`."""
-    for name, make in (("model", make_checkpoint), ("data", make_dataset)):
-        if not (folder / name).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
-            make(scratch / name)
-            with contextlib.suppress(OSError):  # another process of the same run was faster
-                (scratch / name).rename(folder / name)
-            shutil.rmtree(scratch)
+    """A tiny checkpoint in `folder`/model and data in `folder`/data, made if they are not there. Returns: `folder`.
+
+    They are made in a process of their own: this one may be one of several that have yet to join, before JAX is used.
+    """
+    if not all((folder / name).exists() for name in ("model", "data")):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".making.", dir=folder) as scratch:
+            made = {name: Path(scratch) / name for name in ("model", "data")}
+            command = [sys.executable, "-m", "gp_jax.tiny", str(made["model"]), "--data", str(made["data"])]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            for name, path in made.items():
+                with contextlib.suppress(OSError):  # another process of the same run was faster
+                    path.rename(folder / name)
     return folder
 
 
