@@ -126,21 +126,21 @@ def leaves(batch) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(batch)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_background_loading_is_in_order_and_resumes_anywhere(home, vlm, workers):
+def assert_same(a, b) -> None:
+    assert a.number == b.number and a.shape == b.shape
+    for x, y in zip(leaves(a.batch), leaves(b.batch), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_background_loading_is_in_order_and_resumes_anywhere(home, vlm):
+    """From the start and from the middle; in threads and in processes."""
     loader = feed(home, vlm)
-    options = dict(threads=3, prefetch=4, workers=workers)
-    whole = list(load(loader, 0, 8, **options))
+    whole = list(load(loader, 0, 8, threads=3, prefetch=4, workers=0))
     assert [loaded.number for loaded in whole] == list(range(8))
-    rest = list(load(loader, 5, 8, **options))
-    for a, b in zip(whole[5:], rest, strict=True):
-        assert a.number == b.number and a.shape == b.shape
-        for x, y in zip(leaves(a.batch), leaves(b.batch), strict=True):
-            np.testing.assert_array_equal(x, y)
-    if workers:
-        for a, b in zip(whole, load(loader, 0, 8, **options | {"workers": 0}), strict=True):
-            for x, y in zip(leaves(a.batch), leaves(b.batch), strict=True):
-                np.testing.assert_array_equal(x, y)
+    for workers in (0, 2):
+        rest = load(loader, 5, 8, threads=3, prefetch=4, workers=workers)
+        for a, b in zip(whole[5:], rest, strict=True):
+            assert_same(a, b)
 
 
 def test_hosts_load_disjoint_rows_of_the_same_batches(home, vlm):

@@ -80,7 +80,7 @@ def test_killed_ten_times(home, whole, tmp_path):
         process = subprocess.Popen(tools.command(home, out), env=started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = newest(out)
         # Half of them wait for progress first: otherwise a slow machine would only ever be killed while it imports.
-        deadline = time.monotonic() + (60 if kills % 2 else rng.uniform(1, 6))
+        deadline = time.monotonic() + (60 if kills % 2 else rng.uniform(0.5, 4))
         while time.monotonic() < deadline and process.poll() is None and (kills % 2 == 0 or newest(out) <= before):
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.1))
@@ -116,7 +116,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(home, whole, tmp_path):
 
 
 def copy(source: Path, target: Path) -> Path:
-    """A run as it was, without its newest two checkpoints' results: to be gone on with."""
+    """A finished run without its export, to be gone on with."""
     import shutil
 
     shutil.copytree(source, target)
@@ -124,17 +124,14 @@ def copy(source: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(home, whole, tmp_path, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(home, whole, tmp_path):
+    """One way of damage through a whole run; test_checkpoint.py has the others."""
     out = copy(whole, tmp_path / "damaged")
     files = [path for path in (out / "checkpoints" / "12" / "state").rglob("*") if path.is_file() and path.stat().st_size > 100]
     for path in files:
         content = bytearray(path.read_bytes())
-        if damage == "flip":
-            content[len(content) // 2] ^= 255
-        path.write_bytes(content[: len(content) // 2] if damage == "truncate" else content)
-        if damage == "remove":
-            path.unlink()
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
     done = tools.run(home, out)
     assert re.search(r"checkpoint .*/12 is damaged", done.stdout) and "going on from step 10" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

@@ -30,9 +30,9 @@ def counts(*samples: TrainSample) -> Counts:
     return Counts(np.float32(sum(s.answer.size for s in samples)), np.float32(max(1, sum(s.prompt.count > 0 for s in samples))))
 
 
-def batch(vlm, samples, size: int | None = None, shape: Shape = SHAPE, first: int = 0):
-    """A padded batch."""
-    return train_batch(samples, vlm.config, size or len(samples), shape, vlm.model.glimpse_config.rows, first)
+def batch(vlm, samples, size: int = 2, shape: Shape = SHAPE, first: int = 0):
+    """A padded batch; always two rows unless said otherwise, so that compilations are shared."""
+    return train_batch(samples, vlm.config, size, shape, vlm.model.glimpse_config.rows, first)
 
 
 def with_glimpse(model, **changes) -> nnx.Module:

@@ -31,7 +31,7 @@ class Shape:
 
 def lengths(slots: int, prompt: int, answer: int, glimpse_rows: int) -> Shape:
     """What a sample needs, from its vision slots, prompt tokens and answer tokens (see `train_batch`)."""
-    return Shape(slots, prompt if glimpse_rows else prompt - 1, max(1, glimpse_rows) + answer - 1)
+    return Shape(slots, prompt if glimpse_rows else prompt - 1, max(1, glimpse_rows) + answer)
 
 
 def split_answer(ids: np.ndarray, labels: np.ndarray, where: str = "labels") -> int:
@@ -52,10 +52,10 @@ def tail_input(samples: Sequence[TrainSample], config: ModelConfig, batch: int, 
     targets, valid = np.full(shape, -1, np.int32), np.zeros(shape, bool)
     positions = np.zeros((config.position_axes, *shape), np.int32)
     for b, sample in enumerate(samples):
-        rows = lead + sample.answer.size - 1
+        rows = lead + sample.answer.size  # the last one predicts nothing; a released denominator knows its key
         ids[b, :lead] = (config.eos_token_ids or (config.pad_token_id,))[0] if glimpse_rows else sample.prompt.ids[-1]
-        ids[b, lead:rows] = sample.answer[:-1]
-        targets[b, lead - 1 : rows] = sample.answer
+        ids[b, lead:rows] = sample.answer
+        targets[b, lead - 1 : rows - 1] = sample.answer
         valid[b, :rows] = True
         positions[:, b, :rows] = sample.prompt.next_position - (0 if glimpse_rows else 1) + np.arange(rows)
     return TailInput(ids, positions, valid, targets)

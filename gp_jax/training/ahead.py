@@ -72,7 +72,7 @@ def example(
     shape = Shape(
         round_up(max(slots.size, visual_tokens), side * side),
         round_up(visual_tokens + prompt_tokens),
-        round_up(max(1, rows) + answer_tokens - 1),
+        round_up(max(1, rows) + answer_tokens),
     )
     image_token = np.full(3, -1)  # the shapes come from `shape`; a sample without pictures is enough to fill them
     sample = Sample(
