@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -165,13 +166,11 @@ def close(a: dict, b: dict) -> None:
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-5)
 
 
-def test_two_processes_of_four_devices(home, whole, tmp_path):
-    import socket
-
+def start_two(home, out) -> list[subprocess.Popen]:
+    """Two processes with four devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    out = tmp_path / "two"
     mesh = (
         "--mesh.data",
         "2",
@@ -184,19 +183,26 @@ def test_two_processes_of_four_devices(home, whole, tmp_path):
         "--mesh.processes",
         "2",
     )
-    processes = [
-        subprocess.Popen(
-            tools.command(home, out, *mesh, "--mesh.process", str(number)),
-            env=tools.environment(4),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
+    options = dict(env=tools.environment(4), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [subprocess.Popen(tools.command(home, out, *mesh, "--mesh.process", str(number)), **options) for number in range(2)]
+
+
+def test_two_processes_of_four_devices(home, whole, tmp_path):
+    """A notice to one of them stops both behind the same step; started again they end where one device ends."""
+    out = tmp_path / "two"
+    processes = start_two(home, out)
+    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 3:
+        assert processes[0].poll() is None, processes[0].stdout.read()
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert "8 device(s) in 2 process(es)" in said[0]
+    assert "8 device(s) in 2 process(es)" in said[0] and 3 <= newest(out) < 12
+
+    processes = start_two(home, out)
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "going on from step" in said[0] and "done:" in said[0] and "done:" not in said[1]
     close(tools.losses(out), tools.losses(whole))
     assert glimpse(out).keys() == glimpse(whole).keys()
     assert os.listdir(out / "validation")
