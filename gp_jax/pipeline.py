@@ -16,6 +16,7 @@ from gp_jax.glimpse.compact import survivors, take_kv, take_rows
 from gp_jax.glimpse.prompt import add_rows, drop, tap
 from gp_jax.glimpse.select import keep_mask
 from gp_jax.lvlm import LVLM
+from gp_jax.ops.layers import rematerialised
 from gp_jax.plan import SCORERS, Cut, importance, present_slots, survivors_mask
 from gp_jax.trees import DecodeState, KeepLimits, LayerKV, PromptInput, Stream, TrainBatch, VisionFeatures, VisionInput
 
@@ -129,7 +130,7 @@ def forward_train(
 
     Args:
         dropout: () PRNG key of the step; None: no dropout.
-        remat: the backward pass computes each block again instead of keeping what is inside it.
+        remat: the backward pass computes attention and what lies between products again instead of keeping it.
         answer_in_denominator: where the map is a log-softmax, normalise over the answer's keys too, as the released training does.
     Returns: logits (B, U, V) float32 of every tail row, importance logits (heads, B, M) float32.
     """
@@ -146,7 +147,7 @@ def forward_train(
     for index, (layer, kv) in enumerate(zip(model.decoder.layers, stream.kv, strict=True)):
         if index in config.le_layers:
             x = x.at[:, :lead].add(vectors[:, config.le_layers.index(index)].astype(x.dtype))
-        extend = jax.checkpoint(layer.extend) if remat else layer.extend
+        extend = rematerialised(layer.extend) if remat else layer.extend
         x, q, key = extend(x, angles, tail.valid, kv)
         if index in config.selected_layers:
             seen = key.shape[2] if answer_in_denominator else lead

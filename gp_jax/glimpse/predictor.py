@@ -3,7 +3,6 @@
 B samples, M vision slots, A maps x heads, E `attn_fuse_size`, F condition width (0 in V2), N heads, C ViT width. All float32.
 """
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -11,7 +10,7 @@ from jax import Array
 
 from gp_jax.config import GlimpseConfig, ModelConfig
 from gp_jax.ops.attention import attend
-from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, xavier_uniform
+from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, rematerialised, xavier_uniform
 from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.trees import VisionInput
 
@@ -77,7 +76,7 @@ class ImportancePredictor(nnx.Module):
             maps: (B, M, A) glimpse attention at every vision slot.
             conditions: per block (B, M, C).
             present: (B, M) bool, slots that hold a token that is still in the stream.
-            remat: a backward pass computes each block again instead of keeping its attention.
+            remat: the backward pass computes attention again instead of keeping it.
         Returns: (heads, B, M) float32; the last head decides, the others exist under deep supervision.
         """
         segment = jnp.where(present, vision.token_image if self.window is None else vision.token_window, -1)
@@ -90,7 +89,7 @@ class ImportancePredictor(nnx.Module):
         x, angles, segment = rows(self.attn_in_proj(maps.astype(jnp.float32))), rows(angles), rows(segment)
         outs = []
         for layer, project, head, condition in zip(self.layers, self.cond_in_projs, self.attn_out_projs, conditions, strict=True):
-            block = jax.checkpoint(layer) if remat else layer
+            block = rematerialised(layer) if remat else layer
             x = block(x, rows(project(condition.astype(jnp.float32))) if self.conditioned else None, angles, segment)
             if head is not None:
                 outs.append(head(x)[..., 0].reshape(batch, -1))

@@ -20,6 +20,7 @@ from gp_jax.ops.blockwise import blockwise_attention
 from gp_jax.ops.kernels import cudnn_attention, splash_attention
 
 SCORE_BYTES = 64 * 2**20  # einsum may hold this many bytes of attention scores, larger problems go to a tiled kernel
+CPU_SCORE_BYTES = 8 * 2**20  # what a CPU's caches do not hold is read and written several times
 SHORT = 128  # up to so many queries and keys a row is one tile: only the batch is split
 
 
@@ -42,8 +43,8 @@ def einsum_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment:
     peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), jnp.finfo(jnp.float32).min)
     weights = jnp.exp(logits - jax.lax.stop_gradient(peak))
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = (weights / jnp.where(total > 0, total, 1.0)).astype(v.dtype)
-    out = jnp.einsum("bkgts,bksv->bkgtv", weights, v, preferred_element_type=jnp.float32, precision=exact)
+    out = jnp.einsum("bkgts,bksv->bkgtv", weights.astype(v.dtype), v, preferred_element_type=jnp.float32, precision=exact)
+    out = out / jnp.where(total > 0, total, 1.0)  # of the output: it is smaller than the weights
     return out.reshape(batch, heads, length, v.shape[-1]).astype(v.dtype)
 
 
@@ -91,7 +92,7 @@ def choose(q: Array, k: Array, prefix: bool) -> str:
         return "splash"
     if backend == "gpu" and prefix and length >= SHORT and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] == k.shape[-1] <= 128:
         return "cudnn"
-    return "einsum" if score_bytes <= SCORE_BYTES else "blockwise"
+    return "einsum" if score_bytes <= (CPU_SCORE_BYTES if backend == "cpu" else SCORE_BYTES) else "blockwise"
 
 
 def attend(

@@ -94,3 +94,9 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+def rematerialised(block: Callable) -> Callable:
+    """A block whose backward pass keeps the outputs of its matrix products and computes attention and the rest again: most of the
+    memory (attention is quadratic in the length) for little time (products are most of it)."""
+    return jax.checkpoint(block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)

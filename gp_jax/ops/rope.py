@@ -4,6 +4,7 @@ All angles, cosines and sines are float32 and rotation happens in float32: in bf
 Heads come in the (..., heads, T, H) layout of `attention.attend`.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -47,6 +48,14 @@ def rotate(x: Array, angles: Array) -> Array:
     Args: x: (B, heads, T, H); angles: (B, T, H / 2) float32.
     Returns: as x, same dtype.
     """
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    cos, sin = (_computed_once(f(angles))[:, None] for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _computed_once(x: Array) -> Array:
+    """x. On CPU XLA would compute cosines anew inside every operation that uses them, for every head and layer, which costs more
+    than the rest of the rope; it does not see through a product with the identity, which is exact."""
+    if jax.default_backend() != "cpu":
+        return x
+    return jnp.einsum("...h,hk->...k", x, np.eye(x.shape[-1], dtype=np.float32), precision="highest")
