@@ -57,7 +57,7 @@ def main(args: Args) -> None:
     for number in range(schedule.epoch_end(1)):
         if schedule[number].shape not in batches:
             loaded = run.feed.loader.map(number)
-            batches[loaded.shape] = (place(loaded.batch, loaded.first), len(schedule[number].members))
+            batches[loaded.shape] = (place(loaded.batch, loaded.rows), len(schedule[number].members))
     state, gathered = run.step.start()
     counts = Counts(np.float32(100), np.float32(run.config.batch_size))
 

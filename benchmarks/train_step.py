@@ -1,4 +1,4 @@
-"""Time and memory of a training step, here and in torch: python -m benchmarks.train_step [--size tiny|mid] [--samples 2] [--steps 5]
+"""Time and memory of a training step, here and in torch: python -m benchmarks.train_step [--size tiny|mid|large] [--samples 2] [--steps 5]
 
 A random model is written by transformers; each framework loads it in a process of its own (so that memory peaks are separate),
 with all cores, and takes AdamW steps on the same batch in float32. The torch side is `tests/torch_trainer.py`, the released way:
@@ -43,6 +43,15 @@ SIZES = {
         glimpse=dict(selected_layers=[7], reduce_layer=7, selected_visual_layers=[7, 3], attn_fuse_size=128, visual_cond_size=256),
         side=16,  # of a picture, in visual tokens: 448 pixels
     ),
+    "large": dict(
+        text=dict(
+            hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864, vocab_size=4096
+        ),
+        vision=dict(hidden_size=512, depth=12, num_heads=8, out_hidden_size=896, intermediate_size=2048, fullatt_block_indexes=[5, 11]),
+        rope=[8, 12, 12],
+        glimpse=dict(selected_layers=[15], reduce_layer=15, selected_visual_layers=[11, 5], attn_fuse_size=256, visual_cond_size=512),
+        side=28,
+    ),
 }
 
 
@@ -50,7 +59,7 @@ SIZES = {
 class Benchmark:
     """Compare a training step with the same step in torch."""
 
-    size: Literal["tiny", "mid"] = "mid"
+    size: Literal["tiny", "mid", "large"] = "mid"
     """Of the model and its pictures."""
     samples: int = 2
     """Samples of a step."""

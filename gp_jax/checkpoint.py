@@ -7,6 +7,7 @@ configuration that made it. Bit rot is caught by a checksum of the values themse
 import contextlib
 import dataclasses
 import gc
+import json
 import logging
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ def checksum(tree: Any) -> int:
     for leaf in jax.tree.leaves(tree):
         total = zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).tobytes(), total)
     return total
+
+
+def text_checksum(value: Any) -> int:
+    """Of a JSON value."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 @contextlib.contextmanager
@@ -86,14 +92,17 @@ class Checkpoints:
         """Steps that have a finished checkpoint, newest first."""
         if not self.folder.exists():
             return []
-        return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()), reverse=True)
+        found = [path for path in self.folder.iterdir() if path.name.isdecimal()]
+        if "://" in str(self.folder):  # object stores cannot rename: there a mark, written last, says that a checkpoint is finished
+            found = [path for path in found if (path / "commit_success.txt").exists()]
+        return sorted((int(path.name) for path in found), reverse=True)
 
     def save(self, step: int, state: Any, loss: float | None = None, wait: bool = False) -> None:
         """Writes a checkpoint in the background. loss: of a validation, by which the best is known. wait: until it is on disk."""
         if step != self._started and step not in self.steps():
             # The state is donated to the next step, and on CPU orbax would write from the very memory that the step reuses.
             state = jax.tree.map(jnp.copy, state)
-            metadata = {"identity": self.identity, "checksum": checksum(state)}
+            metadata = {"identity": self.identity, "identity_checksum": text_checksum(self.identity), "checksum": checksum(state)}
             self._open().save_async(
                 step, as_dict(state), force=True, metrics=None if loss is None else {"loss": loss}, custom_metadata=metadata
             )
@@ -113,6 +122,8 @@ class Checkpoints:
                 with quiet():
                     metadata = ocp.metadata(self.folder / str(step)).custom_metadata
                     identity, expected = metadata["identity"], metadata["checksum"]
+                if text_checksum(identity) != metadata["identity_checksum"]:
+                    raise ValueError("its configuration does not match its checksum")
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 self._set_aside(step, error)
                 continue

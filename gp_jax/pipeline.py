@@ -135,7 +135,8 @@ def forward_train(
     Returns: logits (B, U, V) float32 of every tail row, importance logits (heads, B, M) float32.
     """
     config, tail = model.glimpse_config, batch.tail
-    features = see(model, batch.vision, implementation)
+    # cuDNN takes valid prefixes only, which vision rows, packed by windows, are not.
+    features = see(model, batch.vision, "auto" if implementation == "cudnn" else implementation)
     depth = model.config.text.num_hidden_layers
     stream = run(model, embed(model, batch.prompt, features), 0, depth, taps=False, implementation=implementation)
     lead, x = config.rows or 1, model.decoder.embed(tail.ids)

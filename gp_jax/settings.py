@@ -230,6 +230,8 @@ class TrainConfig:
         positive(self.data, "data.", "max_visual_tokens", "max_prompt", "max_answer", "shapes", "threads", "prefetch")
         positive(self.optim, "optim.", "learning_rate", "eps")
         in_range(self.optim, "optim.", "warmup_ratio", "end_ratio", "b1", "b2")
+        if self.seed < 0 or self.data.seed < 0 or any(s.seed < 0 for s in (*self.data.sources, *self.data.validation)):
+            raise GlimpseError("seeds must not be negative")
         if self.data.workers < 0 or self.optim.clip_norm < 0 or self.optim.weight_decay < 0 or self.validation_pictures < 0:
             raise GlimpseError("data.workers, optim.clip_norm, optim.weight_decay and validation_pictures must not be negative")
         if self.data.own:

@@ -24,7 +24,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 # Environment variables by which TPU pods and cluster managers say that a process is one of several.
-CLUSTER_SIGNS = ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE")
+CLUSTER_SIGNS = ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE")
 TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")  # a TPU VM that sets none of them; it knows the others by its metadata
 
 # Logical axis -> mesh axis.
@@ -108,7 +108,7 @@ def spread(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 def start_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Joins the other processes of a run, before anything else touches JAX.
 
-    Nothing to do for one process. TPU pods and cluster managers (Slurm, MPI, Kubernetes) need no arguments: JAX finds the others.
+    Nothing to do for one process. TPU pods and cluster managers (Slurm's srun, MPI, GKE) need no arguments: JAX finds the others.
     Raises: GlimpseError when they cannot be joined.
     """
     given = (coordinator, processes, process)

@@ -144,5 +144,5 @@ def test_counts_are_those_of_the_members():
 
 
 def test_nothing_left_to_train_on():
-    with pytest.raises(GlimpseError, match="no record is left to train on"):
+    with pytest.raises(GlimpseError, match="no record is left of a"):
         Schedule((DataSource("a"),), [[None, None]], batch=1, shapes=1, window=16, seed=0)

@@ -117,7 +117,7 @@ def feed(home, vlm, batch=4, rows=None, accumulation=2):
     opened = [open_prepared(source.path, source.split) for source in sources]
     lengths = [maker.measure(source.entries, "") for source in opened]
     schedule = Schedule(sources, lengths, batch=batch, shapes=2, window=vlm.config.vision.window_side**2, seed=0)
-    return LoadMicroBatch(opened, maker, schedule, rows or (0, batch), accumulation)
+    return LoadMicroBatch(opened, maker, schedule, rows or range(batch), accumulation)
 
 
 def leaves(batch) -> list[np.ndarray]:
@@ -144,10 +144,10 @@ def test_background_loading_is_in_order_and_resumes_anywhere(home, vlm):
 
 
 def test_hosts_load_disjoint_rows_of_the_same_batches(home, vlm):
-    whole, low, high = (feed(home, vlm, rows=rows) for rows in ((0, 4), (0, 2), (2, 4)))
+    whole, low, high = (feed(home, vlm, rows=rows) for rows in (range(4), (0, 1), (2, 3)))
     for number in range(whole.schedule.epoch_end(1)):
         a, b, c = (loader.map(number) for loader in (whole, low, high))
-        assert a.shape == b.shape == c.shape and (b.first, c.first) == (0, 2)
+        assert a.shape == b.shape == c.shape and (b.rows, c.rows) == ((0, 1), (2, 3))
         for name in ("reference", "number"):
             np.testing.assert_array_equal(getattr(a.batch, name), np.concatenate([getattr(b.batch, name), getattr(c.batch, name)]))
         np.testing.assert_array_equal(
@@ -165,11 +165,23 @@ def test_samples_are_numbered_through_a_step(home, vlm):
 def test_placing_on_a_mesh_keeps_every_value(home, vlm, shape):
     loaded = feed(home, vlm, batch=8).map(0)
     mesh = make_mesh(*shape)
-    assert local_rows(mesh, 8) == (0, 8) and local_rows(None, 8) == (0, 8)
-    placed = Placer(mesh, 8)(loaded.batch, loaded.first)
+    assert local_rows(mesh, 8) == local_rows(None, 8) == tuple(range(8))
+    placed = Placer(mesh, 8)(loaded.batch, loaded.rows)
     for x, y in zip(leaves(loaded.batch), leaves(placed), strict=True):
         np.testing.assert_array_equal(x, y)
     assert len(placed.reference.sharding.device_set) == 8
+
+
+def test_rows_that_are_not_neighbours(home, vlm):
+    """On a TPU torus a host holds rows such as 0, 3: they are those rows of the whole batch, and land where they belong."""
+    whole, own = feed(home, vlm).map(0), feed(home, vlm, rows=(0, 3)).map(0)
+    np.testing.assert_array_equal(own.batch.reference, whole.batch.reference[[0, 3]])
+    np.testing.assert_array_equal(own.batch.number, whole.batch.number[[0, 3]])
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    with pytest.raises(GlimpseError, match=r"batch_size=3 is not a multiple of data x fsdp = 4"):
+        local_rows(make_mesh(2, 2, 2), 3)
 
 
 def test_loaders_can_be_sent_to_worker_processes(home, vlm):

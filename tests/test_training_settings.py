@@ -72,7 +72,7 @@ def jax_step(vlm: GlimpseVLM, step: TrainingStep, *micro_batches: list[TrainSamp
     state, gathered = step.start()
     counts, first = whole_step([m for members in micro_batches for m in members]), 0
     for members in micro_batches:
-        batch = train_batch(members, vlm.config, ROWS, SHAPE, vlm.glimpse_config.rows, first)
+        batch = train_batch(members, vlm.config, ROWS, SHAPE, vlm.glimpse_config.rows, range(first, first + ROWS))
         gathered, first = step.accumulate(gathered, state, batch, counts), first + len(members)
     grads = {checkpoint_name(path): np.array(value) for path, value in flat_params(gathered.grads).items()}
     return {name: float(value) for name, value in gathered.sums.items()}, grads

@@ -32,7 +32,7 @@ def counts(*samples: TrainSample) -> Counts:
 
 def batch(vlm, samples, size: int = 2, shape: Shape = SHAPE, first: int = 0):
     """A padded batch; always two rows unless said otherwise, so that compilations are shared."""
-    return train_batch(samples, vlm.config, size, shape, vlm.model.glimpse_config.rows, first)
+    return train_batch(samples, vlm.config, size, shape, vlm.model.glimpse_config.rows, range(first, first + size))
 
 
 def with_glimpse(model, **changes) -> nnx.Module:

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
-from gp_jax.data.record import Record
+from gp_jax.data.record import Box, Record
 
 NAME = "glimpse"
 VERSION = "1.0.0"
@@ -50,6 +50,12 @@ def _serializer() -> "ExampleSerializer":  # noqa: F821
     return ExampleSerializer(features().get_serialized_info())
 
 
+def _pixels(box: Box, size: Size) -> list[float]:
+    """Stored boxes are float32, which is exact for whole pixels and not for shares: a token's edge must stay where it is."""
+    (width, height), (x1, y1, x2, y2) = size, box
+    return [x1 * width, y1 * height, x2 * width, y2 * height]
+
+
 def encode(record: Record, sizes: Sequence[Size]) -> bytes:
     """A record as a tf.train.Example."""
     example = {
@@ -59,7 +65,7 @@ def encode(record: Record, sizes: Sequence[Size]) -> bytes:
         "answer": record.answer,
         "images": list(record.images),
         "sizes": [list(size) for size in sizes],
-        "boxes": [{"image": i, "box": box} for i, boxes in enumerate(record.boxes) for box in boxes],
+        "boxes": [{"image": i, "box": _pixels(box, sizes[i])} for i, boxes in enumerate(record.boxes) for box in boxes],
         "masks": [mask or b"" for mask in record.masks],
     }
     # Protobuf orders a map's fields by chance, another in each process, unless told not to.
@@ -71,7 +77,8 @@ def decode(data: bytes) -> tuple[Record, tuple[Size, ...]]:
     example = features().deserialize_example_np(data)
     boxes = [[] for _ in example["images"]]
     for i, box in zip(example["boxes"]["image"], example["boxes"]["box"], strict=True):
-        boxes[int(i)].append(tuple(map(float, box)))
+        (width, height), (x1, y1, x2, y2) = example["sizes"][int(i)].tolist(), map(float, box)
+        boxes[int(i)].append((x1 / width, y1 / height, x2 / width, y2 / height))
     record = Record(
         **{name: example[name].decode() for name in ("id", "dataset", "question", "answer")},
         images=tuple(example["images"]),

@@ -69,17 +69,17 @@ def without_last(sample: Sample) -> Sample:
 
 
 def train_batch(
-    samples: Sequence[TrainSample], config: ModelConfig, batch: int, shape: Shape, glimpse_rows: int, first: int = 0
+    samples: Sequence[TrainSample], config: ModelConfig, batch: int, shape: Shape, glimpse_rows: int, numbers: Sequence[int]
 ) -> TrainBatch:
     """Pads samples to `batch` rows of a bucket.
 
-    Args: first: number of the first sample in its step.
+    Args: numbers: number of every sample in its step.
     """
     prompts = [sample.prompt if glimpse_rows else without_last(sample.prompt) for sample in samples]
     reference, number = np.zeros((batch, shape.slots), bool), np.full(batch, -1, np.int32)
     for b, sample in enumerate(samples):
         reference[b, sample.prompt.slot_of_token[sample.reference]] = True
-        number[b] = first + b
+        number[b] = numbers[b]
     return TrainBatch(
         vision=vision_input([sample.prompt for sample in samples], config, batch, shape.slots),
         prompt=prompt_input(prompts, config, batch, shape.prompt, 0),

@@ -1,5 +1,6 @@
 """From a schedule to arrays on the devices: background loading with grain, each host its own rows, in exact order."""
 
+import bisect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,26 +27,25 @@ class Loaded:
 
     number: int
     shape: Shape
-    batch: TrainBatch  # numpy, rows `first` .. of the global batch
-    first: int
+    batch: TrainBatch  # numpy
+    rows: tuple[int, ...]  # which rows of the global batch they are
 
 
 class LoadMicroBatch(grain.transforms.Map):
     """Reads, decodes and pads a micro-batch; runs in background threads or processes."""
 
-    def __init__(self, sources: Sequence[Source], maker: SampleMaker, schedule: Schedule, rows: tuple[int, int], accumulation: int):
+    def __init__(self, sources: Sequence[Source], maker: SampleMaker, schedule: Schedule, rows: Sequence[int], accumulation: int):
         self.sources, self.maker, self.schedule = sources, maker, schedule
-        self.rows, self.accumulation = rows, accumulation
+        self.rows, self.accumulation = tuple(rows), accumulation
 
     def map(self, number: int) -> Loaded:
-        low, high = self.rows
         planned = self.schedule[number]
-        records = [self.sources[s][r] for s, r in planned.members[low:high]]
-        suffixes = [self.schedule.sources[s].suffix for s, _ in planned.members[low:high]]
-        samples = [self.maker.make(record, suffix) for record, suffix in zip(records, suffixes, strict=True)]
-        first = number % self.accumulation * self.schedule.batch + low
-        batch = train_batch(samples, self.maker.config, high - low, planned.shape, self.maker.glimpse_rows, first)
-        return Loaded(number, planned.shape, batch, low)
+        members = [planned.members[row] for row in self.rows if row < len(planned.members)]
+        samples = [self.maker.make(self.sources[s][r], self.schedule.sources[s].suffix) for s, r in members]
+        before = number % self.accumulation * self.schedule.batch  # samples in the step's earlier micro-batches
+        numbers = [before + row for row in self.rows]
+        batch = train_batch(samples, self.maker.config, len(self.rows), planned.shape, self.maker.glimpse_rows, numbers)
+        return Loaded(number, planned.shape, batch, self.rows)
 
 
 class Numbers(grain.sources.RandomAccessDataSource):
@@ -73,19 +73,21 @@ def load(loader: LoadMicroBatch, start: int, end: int, *, threads: int, prefetch
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
 
 
-def local_rows(mesh: Mesh | None, batch: int) -> tuple[int, int]:
-    """First and behind-last row of a global batch that this process's devices hold.
+def local_rows(mesh: Mesh | None, batch: int) -> tuple[int, ...]:
+    """Rows of a global batch that this process's devices hold, ascending; on a TPU torus they need not be neighbours.
 
-    Raises: GlimpseError when several processes cannot share the batch evenly.
+    Raises: GlimpseError when the devices cannot share the batch evenly: each would then do all of it.
     """
     if mesh is None:
-        return 0, batch
+        return tuple(range(batch))
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if batch % parts and jax.process_count() > 1:
-        raise GlimpseError(f"batch_size={batch} is not a multiple of data x fsdp = {parts} devices")
+    if batch % parts:
+        raise GlimpseError(
+            f"batch_size={batch} is not a multiple of data x fsdp = {parts} devices: each would do all of it "
+            f"(e.g. --batch-size {parts}, with --accumulation as many times smaller)"
+        )
     indices = batch_sharding(mesh, batch).addressable_devices_indices_map((batch,)).values()
-    spans = [index[0].indices(batch)[:2] for index in indices]
-    return min(low for low, _ in spans), max(high for _, high in spans)
+    return tuple(sorted({row for index in indices for row in range(batch)[index[0]]}))
 
 
 class Placer:
@@ -94,23 +96,24 @@ class Placer:
     def __init__(self, mesh: Mesh | None, batch: int):
         self.mesh, self.batch = mesh, batch
 
-    def _place(self, local: np.ndarray, first: int, axis: int = 0) -> jax.Array:
+    def _place(self, local: np.ndarray, rows: Sequence[int], axis: int = 0) -> jax.Array:
         shape = (*local.shape[:axis], self.batch, *local.shape[axis + 1 :])
         sharding = batch_sharding(self.mesh, self.batch, axis)
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
-            low, high, _ = index[axis].indices(self.batch)
-            return local[(*index[:axis], slice(low - first, high - first), *index[axis + 1 :])]
+            wanted = range(self.batch)[index[axis]]  # neighbours, hence neighbours among this process's rows too
+            low = bisect.bisect_left(rows, wanted.start)
+            return local[(*index[:axis], slice(low, low + len(wanted)), *index[axis + 1 :])]
 
         return jax.make_array_from_callback(shape, sharding, part)
 
-    def __call__(self, batch: TrainBatch, first: int) -> TrainBatch:
+    def __call__(self, batch: TrainBatch, rows: Sequence[int]) -> TrainBatch:
         """A global batch; positions hold their samples on axis 1, everything else on axis 0."""
 
         def place(tree: Any) -> Any:
             named = {f: (getattr(tree, f), 1 if f == "positions" else 0) for f in tree.__dataclass_fields__}
-            return type(tree)(**{f: self._place(value, first, axis) for f, (value, axis) in named.items()})
+            return type(tree)(**{f: self._place(value, rows, axis) for f, (value, axis) in named.items()})
 
         parts: dict[str, Any] = {"vision": place(batch.vision), "prompt": place(batch.prompt), "tail": place(batch.tail)}
-        flat = {name: self._place(getattr(batch, name), first) for name in ("reference", "number")}
+        flat = {name: self._place(getattr(batch, name), rows) for name in ("reference", "number")}
         return TrainBatch(**parts, **flat)

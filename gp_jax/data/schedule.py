@@ -43,13 +43,14 @@ class Schedule:
     ):
         """Args: lengths: per source and record; None: left out. batch: samples of a micro-batch; window: vision slots of a window."""
         self.sources, self.lengths, self.batch, self.seed = sources, lengths, batch, seed
-        self.members = []
+        self.members, self.left_out = [], 0
         for source, own in zip(sources, lengths, strict=True):
             chosen = sample(len(own), source.sampling, source.seed)
             self.members.append(np.array([i for i in chosen if own[i] is not None], int))
+            self.left_out += len(chosen) - len(self.members[-1])
         needs = [lengths[s][i].shape for s, own in enumerate(self.members) for i in own]
         if not needs:
-            raise GlimpseError(f"data.sources: no record is left to train on ({', '.join(s.path for s in sources)})")
+            raise GlimpseError(f"no record is left of {', '.join(f'{s.path} ({s.split})' for s in sources)}: {self.left_out} left out")
         self.buckets = fit_shapes(needs, shapes, window)
         self.padding = padding(needs, self.buckets)
         self.samples = len(needs)

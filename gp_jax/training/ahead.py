@@ -84,7 +84,7 @@ def example(
         np.zeros(0, np.int32),
         np.zeros(0, np.int32),
     )
-    empty = train_batch([TrainSample(sample, np.zeros(1, np.int32), np.zeros(0, bool))], config, 1, shape, rows)
+    empty = train_batch([TrainSample(sample, np.zeros(1, np.int32), np.zeros(0, bool))], config, 1, shape, rows, [0])
     batched = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), empty)
 
     def widen(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -63,6 +63,10 @@ class Stop:
         for s, handler in self.old.items():
             signal.signal(s, handler)
 
+    def alone(self) -> bool:
+        """Whether this process, the only one, was told to stop."""
+        return not self.together and self.signal is not None
+
     def now(self, step: int) -> bool:
         """Whether to stop behind this step."""
         if self.together and multihost_utils.reached_preemption_sync_point(step):
@@ -84,7 +88,7 @@ class Meter:
 
     def add(self, metrics: dict[str, float]) -> None:
         """One step."""
-        self.steps += 1
+        self.steps, self.rate = self.steps + 1, metrics["learning_rate"]
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in metrics.items()}
 
     def seconds(self) -> float:
@@ -95,6 +99,7 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Means and speeds."""
         means = {name: value / self.steps for name, value in self.sums.items()}
+        means["learning_rate"] = self.rate
         return means | {"samples_per_s": self.samples / self.seconds(), "tokens_per_s": self.tokens / self.seconds()}
 
 
@@ -128,18 +133,20 @@ class Loop:
         self.log = RunLog(self.folder, step)
         return step
 
-    def go(self) -> int | None:
+    def go(self, stop: Stop) -> int | None:
         """Trains. Returns: the signal that stopped it, None at the end."""
         step = self.start()
+        stopping = stop.signal is not None
         schedule, accumulation, data = self.run.feed.schedule, self.config.accumulation, self.config.data
         options = dict(threads=data.threads, prefetch=data.prefetch, workers=data.workers)
         batches = load(self.run.feed.loader, step * accumulation, self.run.steps * accumulation, **options)
         place = Placer(self.run.mesh, self.config.batch_size)
         quiet = None if jax.process_index() == 0 else True
         progress = tqdm(total=self.run.steps, initial=step, desc="training", unit="step", disable=quiet)
-        with Stop() as stop, progress:
+        with progress:
             self.progress = progress
-            while step < self.run.steps:
+            self.meter.clear()
+            while step < self.run.steps and not stopping:
                 self.advance(step, batches, place)
                 step += 1
                 numbers = range((step - 1) * accumulation, step * accumulation)
@@ -151,14 +158,12 @@ class Loop:
                     self.write(step)
                 progress.update()
                 stopping = stop.now(step)
-                self.rest(step, stopping)
-                if stopping:
-                    break
+                self.rest(step, stopping, stop)
         self.collect(0)
         self.checkpoints.save(step, self.state, wait=True)
         self.checkpoints.close()
         self.log.close()
-        return stop.signal
+        return stop.signal if step < self.run.steps else None
 
     def advance(self, step: int, batches: Iterator, place: Placer) -> None:
         """One optimiser step."""
@@ -167,7 +172,7 @@ class Loop:
         counts = Counts(np.float32(tokens), np.float32(max(1, samples)))
         for _ in range(accumulation):
             loaded = next(batches)
-            self.gathered = self.run.step.accumulate(self.gathered, self.state, place(loaded.batch, loaded.first), counts)
+            self.gathered = self.run.step.accumulate(self.gathered, self.state, place(loaded.batch, loaded.rows), counts)
         self.state, self.gathered, metrics = self.run.step.update(self.state, self.gathered)
         self.waiting.append((step, metrics))
 
@@ -185,12 +190,11 @@ class Loop:
         state = self.state.__class__(**(self.state.__dict__ | {"bad": jax.device_put(np.int32(-1), self.state.bad.sharding)}))
         self.checkpoints.save(step, state, wait=True)
         self.checkpoints.close()
-        self.log.write(step, values, "train")
         self.log.close()
         numbers = range(step * self.config.accumulation, (step + 1) * self.config.accumulation)
         kinds = ", ".join(f"{name}={values[name]}" for name in ("language", "dice", "bce", "grad_norm"))
         raise GlimpseError(
-            f"step {step}: loss or gradient is not finite ({kinds}); its records are {', '.join(self.run.feed.names(numbers))}; "
+            f"step {step + 1}: loss or gradient is not finite ({kinds}); its records are {', '.join(self.run.feed.names(numbers))}; "
             f"the state before it is saved in {self.folder / 'checkpoints'}"
         )
 
@@ -206,14 +210,15 @@ class Loop:
         """Passes over the data so far."""
         return step * self.config.accumulation / self.run.feed.schedule.epoch_end(1)
 
-    def rest(self, step: int, stopping: bool) -> None:
+    def rest(self, step: int, stopping: bool, stop: Stop) -> None:
         """Validation and saving, where they are due. A validation saves too, so that the best state is kept."""
         start, compiled, last = time.perf_counter(), COMPILES.seconds, step == self.run.steps
         loss = None
         if self.run.validation is not None and (step % self.config.validate_every == 0 or last) and not stopping:
             self.collect(0)
-            found = validate(self.run, self.state, step, self.folder, self.log, bar)
-            loss = found["loss"]
+            found = validate(self.run, self.state, step, self.folder, self.log, bar, stop.alone)
+            loss = found and found["loss"]
+        if loss is not None:
             shown = ("loss", "language", "dice", "f1", "iou", "retention")
             say(f"step {step}: validation " + "  ".join(f"{name} {found[name]:.3f}" for name in shown))
         if loss is not None or step % self.config.save_every == 0 or last or stopping:
@@ -231,26 +236,28 @@ def train(config: TrainConfig) -> dict[str, Any]:
     start_processes(config.mesh.coordinator, config.mesh.processes, config.mesh.process)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    run = build(config, bar)
-    say(describe(run))
-    loop = Loop(run)
-    stopped = loop.go()
-    step = int(loop.state.step)
-    if stopped is not None:
-        say(f"stopped by signal {stopped} behind step {step}; saved, the same command goes on from here")
-    else:
+    with Stop() as stop:
+        run = build(config, bar)
+        say(describe(run))
+        loop = Loop(run)
+        stopped = loop.go(stop)
+        step = int(loop.state.step)
+        if stopped is not None:
+            say(f"stopped by signal {stopped} behind step {step}; saved, the same command goes on from here")
+            return {"step": step, "signal": stopped}
         export(run, loop.state, loop.folder)
         say(f"done: {loop.folder / 'export'} holds the glimpse (glimpse.safetensors, new_modules_gp.pt, orbax)")
-    return {"step": step, "signal": stopped}
+    return {"step": step, "signal": None}
 
 
 def describe(run: Run) -> str:
     """A run in a few lines."""
     schedule = run.feed.schedule
     size = sum(leaf.size for leaf in jax.tree.leaves(run.step.params))
+    left_out = f" ({schedule.left_out} left out: data.max_answer, data.max_prompt)" if schedule.left_out else ""
     shapes = ", ".join(f"{b.slots}/{b.prompt}/{b.tail}" for b in schedule.buckets)
     return (
-        f"{schedule.samples} records, {schedule.padding:.1%} padding; shapes (visual/prompt/answer rows): {shapes}\n"
+        f"{schedule.samples} records{left_out}, {schedule.padding:.1%} padding; shapes (visual/prompt/answer rows): {shapes}\n"
         f"{run.steps} steps of {run.config.batch_size} x {run.config.accumulation} samples, {size / 1e6:.2f} M trainable parameters, "
         f"{jax.device_count()} device(s) in {jax.process_count()} process(es)"
     )

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gp_jax import pipeline
 from gp_jax.lvlm import LVLM
 from gp_jax.settings import LossConfig
-from gp_jax.sharding import replicated, spread
+from gp_jax.sharding import batch_sharding, replicated, spread
 from gp_jax.training.losses import bce, dice, language_sum, mask_metrics
 from gp_jax.trees import TrainBatch, tree
 
@@ -115,7 +115,8 @@ class TrainingStep:
             return Gathered(jax.tree.map(jnp.add, gathered.grads, grads), {name: gathered.sums[name] + sums[name] for name in METRICS})
 
         def evaluate(params, frozen, batch: TrainBatch, counts: Counts) -> tuple[dict[str, Array], Array]:
-            return forward(params, frozen, batch, counts, None)[1]
+            sums, logits = forward(params, frozen, batch, counts, None)[1]
+            return sums, jax.lax.with_sharding_constraint(logits, batch_sharding(mesh, logits.shape[0]))
 
         self.programs = {
             "accumulate": jax.jit(accumulate, donate_argnums=0),

@@ -1,6 +1,6 @@
 """Validation: the losses without dropout, and pictures of predicted beside reference masks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -20,8 +20,16 @@ PICTURE_HEIGHT = 360
 CAPTION = 44
 
 
-def validate(run: Run, state: TrainState, step: int, folder: epath.Path, log: RunLog, progress: Progress) -> dict[str, float]:
-    """One pass over the validation records. Returns: mean losses and mask metrics. Writes overlay pictures below `folder`."""
+def validate(
+    run: Run, state: TrainState, step: int, folder: epath.Path, log: RunLog, progress: Progress, stopped: Callable[[], bool]
+) -> dict[str, float] | None:
+    """One pass over the validation records. Writes overlay pictures below `folder`.
+
+    Returns: mean losses and mask metrics; None when `stopped` said so on the way.
+    """
+    pictures = folder / "validation" / f"step_{step:07d}"
+    if jax.process_index() == 0 and pictures.exists():
+        pictures.rmtree()  # of a run that was killed here
     feed, place = run.validation, Placer(run.mesh, run.config.batch_size)
     end = feed.schedule.epoch_end(1)
     tokens, samples = feed.schedule.counts(range(end))
@@ -30,26 +38,31 @@ def validate(run: Run, state: TrainState, step: int, folder: epath.Path, log: Ru
     wanted = run.config.validation_pictures
     data = run.config.data
     for loaded in progress(load(feed.loader, 0, end, threads=data.threads, prefetch=data.prefetch, workers=0), "validating", end):
-        sums, logits = run.step.evaluate(state, place(loaded.batch, loaded.first), counts)
+        if stopped():
+            return None
+        sums, logits = run.step.evaluate(state, place(loaded.batch, loaded.rows), counts)
         totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
         if wanted > 0 and jax.process_index() == 0:
-            members = feed.schedule[loaded.number].members[loaded.first :]
-            wanted -= draw(feed, members[:wanted], own_rows(logits), run, step, folder, log)
+            members = feed.schedule[loaded.number].members
+            here = {members[row]: values for row, values in own_rows(logits).items() if row < len(members)}
+            wanted -= draw(feed, dict(list(here.items())[:wanted]), run, step, folder, log)
     log.write(step, totals, "validation")
     return totals
 
 
-def own_rows(array: jax.Array) -> np.ndarray:
-    """The rows of a batch that this process holds."""
-    rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in array.addressable_shards}
-    return np.concatenate([rows[start] for start in sorted(rows)])
+def own_rows(array: jax.Array) -> dict[int, np.ndarray]:
+    """The rows of a batch that this process holds, by number; only the first axis may be split."""
+    rows = {}
+    for shard in array.addressable_shards:
+        rows |= dict(zip(range(array.shape[0])[shard.index[0]], np.asarray(shard.data), strict=True))
+    return dict(sorted(rows.items()))
 
 
-def draw(feed: Feed, members: Sequence[tuple[int, int]], logits: np.ndarray, run: Run, step: int, folder: epath.Path, log: RunLog) -> int:
+def draw(feed: Feed, logits: dict[tuple[int, int], np.ndarray], run: Run, step: int, folder: epath.Path, log: RunLog) -> int:
     """Pictures of some records. Returns: how many."""
     maker, threshold, drawn = feed.loader.maker, run.vlm.glimpse_config.reduce_threshold, 0
     target = folder / "validation" / f"step_{step:07d}"
-    for (source, number), row in zip(members, logits, strict=False):
+    for (source, number), row in logits.items():
         record = feed.sources[source][number]
         sample = maker.make(record, feed.schedule.sources[source].suffix)
         if not sample.prompt.count:
