@@ -133,7 +133,7 @@ def run_jax(folder: Path, steps: str) -> None:
         samples.append(TrainSample(prompt, ids[-ANSWER:], reference))
     rows = vlm.glimpse_config.rows
     shape = lengths(samples[0].prompt.slots.size, samples[0].prompt.ids.size, ANSWER, rows)
-    arrays = train_batch(samples, vlm.config, len(samples), shape, rows)
+    arrays = train_batch(samples, vlm.config, len(samples), shape, rows, range(len(samples)))
     counts = Counts(np.float32(ANSWER * len(samples)), np.float32(len(samples)))
     optim = OptimConfig(schedule="constant", warmup_ratio=0.0)
     training = TrainingStep(vlm.model, optimizer(optim, 1000), learning_rate(optim, 1000), LossConfig())
