@@ -1,6 +1,7 @@
 """python train.py --config configs/qwen2_5_vl_3b_gqa.py
 
-The released hyper-parameters for Qwen2.5-VL-3B: 20,000 questions of Visual-CoT's GQA, one epoch, 8 samples a step. First:
+The released hyper-parameters for Qwen2.5-VL-3B: 20,000 questions of Visual-CoT's GQA, one epoch, 8 samples a step.
+The prompt suffix is our choice: GQA's answers are single words. First:
 
     gp-jax prepare viscot_dataset/gqa_cot_train.jsonl --images viscot_images --out data/gqa
 

@@ -190,7 +190,7 @@ class TrainConfig:
     seed: int = 0
     """Of the new parameters and of dropout."""
     remat: bool = True
-    """Compute blocks again in the backward pass instead of keeping what is inside them."""
+    """Keep matrix products for the backward pass and compute attention and the rest again; --no-remat keeps everything."""
     attention: str = "auto"
     """Attention implementation of long sequences."""
     log_every: int = 10

@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(home, whole
 def test_a_checkpoint_of_another_configuration_is_refused(home, whole):
     options = ("--optim.learning-rate", "0.5", "--data.seed", "7", "--mesh.fsdp", "1", "--log-every", "3")
     done = subprocess.run(tools.command(home, whole, *options), env=tools.environment(), capture_output=True, text=True)
-    assert (done.returncode == 1 and done.stderr.strip().count("\n") == 0) or "Traceback" not in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
     assert (
         "optim.learning_rate: 0.001 in the checkpoint, 0.5 now" in done.stderr and "data.seed: 42 in the checkpoint, 7 now" in done.stderr
     )

@@ -58,7 +58,7 @@ class Compile:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the frozen base."""
     remat: bool = True
-    """Compute blocks again in the backward pass."""
+    """Compute attention again in the backward pass."""
     json: bool = False
     """Print one JSON object instead of text."""
 

@@ -47,12 +47,13 @@ def read_config(path: Path) -> TrainConfig:
 def suggestion(error: Exception) -> str:
     """A nearby field for a misspelt one."""
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    kind = next((k for k in _classes(TrainConfig) if match and k.__name__ == match[1]), None)
+    kind = next((k for k in _classes() if match and k.__name__ == match[1]), None)
     near = difflib.get_close_matches(match[2], [f.name for f in dataclasses.fields(kind)], n=1) if kind else []
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def _classes(root: type) -> list[type]:
+def _classes() -> list[type]:
+    """The dataclasses that a configuration is made of."""
     from gp_jax import settings
 
     return [value for value in vars(settings).values() if dataclasses.is_dataclass(value) and isinstance(value, type)]
