@@ -2,11 +2,13 @@
 
     see -> embed -> run(0, c) -> score -> compact -> run(c, L) -> head -> decode_step, decode_step, ...
     see -> embed -> run(0, L) -> forward_train                                                 learning the glimpse
+    see -> embed -> forward_packed                                                             learning the whole model
 
 B samples, T rows, M vision slots, D decoder width, L layers, V vocabulary, U rows of a tail. Nothing here is jitted; `engine` does that.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +18,27 @@ from gp_jax.glimpse.compact import survivors, take_kv, take_rows
 from gp_jax.glimpse.prompt import add_rows, drop, tap
 from gp_jax.glimpse.select import keep_mask
 from gp_jax.lvlm import LVLM
+from gp_jax.models.decoder import behind
 from gp_jax.ops.layers import rematerialised
 from gp_jax.plan import SCORERS, Cut, importance, present_slots, survivors_mask
-from gp_jax.trees import DecodeState, KeepLimits, LayerKV, PromptInput, Stream, TrainBatch, VisionFeatures, VisionInput
+from gp_jax.trees import (
+    DecodeState,
+    KeepLimits,
+    LayerKV,
+    PackedBatch,
+    PromptInput,
+    Stream,
+    TrainBatch,
+    TurnsInput,
+    VisionFeatures,
+    VisionInput,
+)
 
 
-def see(model: LVLM, vision: VisionInput, implementation: str = "auto") -> VisionFeatures:
-    """Vision tower: visual tokens (B, M, D) and the predictor's conditions."""
+def see(model: LVLM, vision: VisionInput, implementation: str = "auto", remat: bool = False) -> VisionFeatures:
+    """Vision tower: visual tokens (B, M, D) and the predictor's conditions. remat: of a backward pass through it."""
     layers = model.glimpse_config.selected_visual_layers if model.glimpse_config else ()
-    return model.vision(vision, layers, implementation)
+    return model.vision(vision, layers, implementation, remat)
 
 
 def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
@@ -141,6 +155,7 @@ def forward_train(
     stream = run(model, embed(model, batch.prompt, features), 0, depth, taps=False, implementation=implementation)
     lead, x = config.rows or 1, model.decoder.embed(tail.ids)
     vectors, angles, tapped = None, model.decoder.angles(tail.positions), {}
+    visible = behind(stream.valid, tail.valid)
     if config.rows:
         x, vectors = x.at[:, :lead].set(0), model.glimpse.vectors()
         vectors = vectors[None] if dropout is None else drop(vectors, config.le_dropout_prob, dropout, batch.number)
@@ -149,12 +164,49 @@ def forward_train(
         if index in config.le_layers:
             x = x.at[:, :lead].add(vectors[:, config.le_layers.index(index)].astype(x.dtype))
         extend = rematerialised(layer.extend) if remat else layer.extend
-        x, q, key = extend(x, angles, tail.valid, kv)
+        x, q, key = extend(x, angles, visible, kv)
         if index in config.selected_layers:
             seen = key.shape[2] if answer_in_denominator else lead
             keys = jnp.concatenate([kv.key, key[:, :, :seen]], axis=2)
-            visible = jnp.concatenate([kv.valid, tail.valid[:, :seen]], axis=1)
-            maps = tap(q[:, :, lead - 1], keys, visible, log_softmax=not config.use_attention_logits)
+            present = jnp.concatenate([kv.valid, tail.valid[:, :seen]], axis=1)
+            maps = tap(q[:, :, lead - 1], keys, present, log_softmax=not config.use_attention_logits)
             tapped[index] = maps[:, : kv.key.shape[2]]
     logits = importance(model, dataclasses.replace(stream, taps=tapped), batch.vision, features, remat)
     return model.decoder.logits(x), logits
+
+
+def forward_packed(model: LVLM, batch: PackedBatch, *, remat: bool = True, implementation: str = "auto") -> tuple[Array, Array]:
+    """Several turns behind one picture, everything differentiable, pruning by hiding: what is behind a turn's cut does not see the
+    visual tokens that it would have lost, and neither does a generated row in any layer.
+
+    Returns: logits (B, U, V) float32 of every row of the turns, visual tokens (B, M, D).
+    """
+    features, turns = see(model, batch.vision, implementation, remat), batch.turns
+    stream = embed(model, batch.prompt, features)
+    is_visual, slot = stream.image_slot >= 0, jnp.maximum(stream.image_slot, 0)
+    seen = ~is_visual | take_rows(turns.seen, slot)
+    before, after = turns_visible(turns, stream, model.config.text.num_hidden_layers)
+    x, rows = stream.hidden, model.decoder.embed(turns.ids)
+    angles, row_angles = model.decoder.angles(stream.positions), model.decoder.angles(turns.positions)
+
+    def layer_pair(layer, x, rows, seen, visible):
+        x, _, kv = layer.prefill(x, angles, stream.valid, implementation, seen)
+        return x, layer.extend(rows, row_angles, visible, kv)[0]
+
+    for index, layer in enumerate(model.decoder.layers):
+        cut = turns.cut <= index
+        pair = partial(layer_pair, layer)
+        x, rows = (rematerialised(pair) if remat else pair)(x, rows, seen | ~cut[:, None], jnp.where(cut[:, None, None], after, before))
+    return model.decoder.logits(rows), features.tokens
+
+
+def turns_visible(turns: TurnsInput, stream: Stream, depth: int) -> tuple[Array, Array]:
+    """What every row of the turns sees of the prompt and of the turns, before and behind the cut. Returns: twice (B, U, T + U) bool."""
+    length = turns.ids.shape[1]
+    same = (turns.turn[:, :, None] == turns.turn[:, None]) & (turns.turn >= 0)[:, None] & jnp.tril(jnp.ones((length, length), bool))
+    per_turn = jnp.take_along_axis(turns.keep, jnp.maximum(turns.turn, 0)[..., None], axis=1)  # (B, U, M)
+    kept = jnp.take_along_axis(per_turn, jnp.maximum(stream.image_slot, 0)[:, None], axis=2)  # (B, U, T)
+    kept = (kept | (stream.image_slot < 0)[:, None]) & stream.valid[:, None]
+    all_of_it = jnp.broadcast_to(stream.valid[:, None], kept.shape)
+    first = jnp.where((turns.generated & (turns.cut < depth)[:, None])[..., None], kept, all_of_it)
+    return jnp.concatenate([first, same], axis=-1), jnp.concatenate([kept, same], axis=-1)

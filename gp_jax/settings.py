@@ -117,8 +117,10 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW."""
+    """AdamW, or Muon for the matrices of a whole model."""
 
+    name: str = "adamw"
+    """adamw; or muon (arXiv 2502.16982): matrices by Muon with the step sizes of AdamW, all else by AdamW."""
     learning_rate: float = 1e-4
     """At its peak."""
     schedule: str = "cosine"

@@ -75,6 +75,40 @@ class TrainBatch:
 
 
 @tree
+class TurnsInput:
+    """Several turns (question, answer) behind one shared prompt that ends with the picture; no turn sees another. U rows of all turns,
+    Q turns, M vision slots. Every turn may have been pruned after some layer: `keep` and `cut` hide what it would no longer see."""
+
+    ids: Array  # (B, U) int
+    positions: Array  # (A, B, U) int: every turn goes on behind the prompt
+    turn: Array  # (B, U) int: number of the turn, -1 padding
+    generated: Array  # (B, U) bool: rows of answer tokens, which generation feeds after the cut
+    targets: Array  # (B, U) int: the token that this row must predict, -1: none
+    family: Array  # (B, Q) int: kind of question, -1 padding
+    keep: Array  # (B, Q, M) bool: visual tokens that a turn still sees behind its cut
+    seen: Array  # (B, M) bool: visual tokens that visual tokens still see behind the cut
+    cut: Array  # (B,) int: first layer behind the cut; the depth: nothing is cut
+
+
+@tree
+class DenseLabels:
+    """What is drawn where, -1: unknown; P merge_unit patches of a visual token."""
+
+    patch: Array  # (B, M, P, 3) int: kind, color and fill
+    neighbor: Array  # (B, M, 4, 2) int: kind and color of what is left, right, above, below
+
+
+@tree
+class PackedBatch:
+    """Pictures with several turns each, to train a whole model."""
+
+    vision: VisionInput
+    prompt: PromptInput  # up to the picture's end
+    turns: TurnsInput
+    labels: DenseLabels
+
+
+@tree
 class LayerKV:
     """Keys and values of one layer; `valid` says which slots hold a token."""
 

@@ -1,6 +1,7 @@
 """From a schedule to arrays on the devices: background loading with grain, each host its own rows, in exact order."""
 
 import bisect
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Schedule
 from gp_jax.errors import GlimpseError
 from gp_jax.sharding import BATCH_AXES, batch_sharding
-from gp_jax.trees import TrainBatch
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Loaded:
 
     number: int
     shape: Shape
-    batch: TrainBatch  # numpy
+    batch: Any  # a `trees` batch, numpy
     rows: tuple[int, ...]  # which rows of the global batch they are
 
 
@@ -61,7 +61,7 @@ class Numbers(grain.sources.RandomAccessDataSource):
         return int(number)
 
 
-def load(loader: LoadMicroBatch, start: int, end: int, *, threads: int, prefetch: int, workers: int) -> Iterator[Loaded]:
+def load(loader: grain.transforms.Map, start: int, end: int, *, threads: int, prefetch: int, workers: int) -> Iterator[Loaded]:
     """Micro-batches start .. end-1 in order, loaded ahead. workers: processes; 0: threads only."""
     data = grain.MapDataset.source(Numbers(end)).slice(slice(start, None)).map(loader)
     if workers:
@@ -107,13 +107,10 @@ class Placer:
 
         return jax.make_array_from_callback(shape, sharding, part)
 
-    def __call__(self, batch: TrainBatch, rows: Sequence[int]) -> TrainBatch:
-        """A global batch; positions hold their samples on axis 1, everything else on axis 0."""
+    def __call__(self, tree: Any, rows: Sequence[int]) -> Any:
+        """A global batch, or a part of one; positions hold their samples on axis 1, everything else on axis 0."""
 
-        def place(tree: Any) -> Any:
-            named = {f: (getattr(tree, f), 1 if f == "positions" else 0) for f in tree.__dataclass_fields__}
-            return type(tree)(**{f: self._place(value, rows, axis) for f, (value, axis) in named.items()})
+        def place(name: str, value: Any) -> Any:
+            return self(value, rows) if dataclasses.is_dataclass(value) else self._place(value, rows, 1 if name == "positions" else 0)
 
-        parts: dict[str, Any] = {"vision": place(batch.vision), "prompt": place(batch.prompt), "tail": place(batch.tail)}
-        flat = {name: self._place(getattr(batch, name), rows) for name in ("reference", "number")}
-        return TrainBatch(**parts, **flat)
+        return type(tree)(**{field.name: place(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree)})

@@ -15,6 +15,7 @@ from jax import Array
 
 from gp_jax.config import TextConfig
 from gp_jax.ops.attention import attend
+from gp_jax.ops.dense import dense_attention
 from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm
 from gp_jax.ops.rope import rotate, text_angles
 from gp_jax.trees import LayerKV
@@ -56,15 +57,19 @@ class Layer(nnx.Module):
         x = x + self.self_attn.output(heads)
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def prefill(self, x: Array, angles: Array, valid: Array, implementation: str = "auto") -> tuple[Array, Array, LayerKV]:
+    def prefill(
+        self, x: Array, angles: Array, valid: Array, implementation: str = "auto", seen: Array | None = None
+    ) -> tuple[Array, Array, LayerKV]:
         """All rows at once.
 
-        Args: x: (B, T, D), angles: (B, T, H / 2), valid: (B, T) bool, a prefix of every row.
+        Args: x: (B, T, D), angles: (B, T, H / 2), valid: (B, T) bool, a prefix of every row; seen: (B, T) bool, rows that others may
+            look at, None: all valid ones.
         Returns: x (B, T, D), queries (B, N, T, H) for taps, and the layer's keys and values.
         """
         q, k, v = self.self_attn.project(self.input_layernorm(x), angles)
-        segment = jnp.where(valid, 0, -1)
-        heads = attend(q, k, v, segment, segment, causal=True, prefix=True, implementation=implementation)
+        rows = jnp.where(valid, 0, -1)
+        keys = rows if seen is None else jnp.where(valid & seen, 0, -1)
+        heads = attend(q, k, v, rows, keys, causal=True, prefix=seen is None, implementation=implementation)
         return self.finish(x, heads), q, LayerKV(k, v, valid)
 
     def decode(self, x: Array, angles: Array, prompt: LayerKV, new: tuple[Array, Array], step: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -79,18 +84,22 @@ class Layer(nnx.Module):
         visible = jnp.concatenate([prompt.valid, jnp.broadcast_to(written, (x.shape[0], written.size))], axis=1)
         return self.finish(x, two_part_attention(q, ((prompt.key, prompt.value), new), visible[:, None])), new
 
-    def extend(self, x: Array, angles: Array, valid: Array, prompt: LayerKV) -> tuple[Array, Array, Array]:
+    def extend(self, x: Array, angles: Array, visible: Array, prompt: LayerKV) -> tuple[Array, Array, Array]:
         """Some more rows behind a prompt, all at once.
 
-        Args: x: (B, U, D), angles: (B, U, H / 2), valid: (B, U) bool, a prefix of every row.
+        Args: x: (B, U, D), angles: (B, U, H / 2), visible: (B, U, T + U) bool, what a row sees of the prompt and of these rows.
         Returns: x (B, U, D), queries (B, N, U, H) and keys (B, K, U, H) for taps.
         """
         q, k, v = self.self_attn.project(self.input_layernorm(x), angles)
-        batch, length = valid.shape
-        causal = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None]
-        before = jnp.broadcast_to(prompt.valid[:, None], (batch, length, prompt.valid.shape[1]))
-        heads = two_part_attention(q, ((prompt.key, prompt.value), (k, v)), jnp.concatenate([before, causal], axis=-1))
-        return self.finish(x, heads), q, k
+        keys, values = (jnp.concatenate(pair, axis=2) for pair in ((prompt.key, k), (prompt.value, v)))
+        return self.finish(x, dense_attention(q, keys, values, visible)), q, k
+
+
+def behind(prompt: Array, rows: Array) -> Array:
+    """What rows behind a prompt see: all of it, and each other causally. prompt: (B, T) bool; rows: (B, U) bool. Returns: (B, U, T + U)."""
+    batch, length = rows.shape
+    causal = jnp.tril(jnp.ones((length, length), bool)) & rows[:, None]
+    return jnp.concatenate([jnp.broadcast_to(prompt[:, None], (batch, length, prompt.shape[1])), causal], axis=-1)
 
 
 def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible: Array) -> Array:

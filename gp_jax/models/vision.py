@@ -4,6 +4,8 @@ B samples, S patches, M = S / merge_unit visual tokens, C ViT width, N heads, H 
 Patches come in blocks of W, each holding whole windows (`layout.pack_windows`), so window attention is a reshape.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -12,7 +14,7 @@ from jax import Array
 
 from gp_jax.config import VisionConfig
 from gp_jax.ops.attention import attend
-from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm
+from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, rematerialised
 from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.trees import VisionFeatures, VisionInput
 
@@ -27,7 +29,7 @@ class PatchEmbed(Linear):
     channel, one fused multiply-add after the other); all others use the ordinary, faster product.
     """
 
-    NARROW = 128
+    NARROW = 64
 
     def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         super().__init__(config.patch_dim, config.hidden_size, bias=False, dtype=dtype, rngs=rngs)
@@ -105,10 +107,13 @@ class VisionTower(nnx.Module):
         self.blocks = nnx.List([VisionBlock(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
         self.merger = PatchMerger(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, vision: VisionInput, condition_layers: tuple[int, ...] = (), implementation: str = "auto") -> VisionFeatures:
+    def __call__(
+        self, vision: VisionInput, condition_layers: tuple[int, ...] = (), implementation: str = "auto", remat: bool = False
+    ) -> VisionFeatures:
         """Runs the tower.
 
-        Args: condition_layers: 0-based blocks whose outputs, averaged over each merge group, become conditions.
+        Args: condition_layers: 0-based blocks whose outputs, averaged over each merge group, become conditions; remat: see
+            `ops.layers.rematerialised`.
         Returns: VisionFeatures in vision slot order, conditions in the order of `condition_layers`.
         """
         config, window = self.config, self.config.merge_unit * self.config.window_side**2
@@ -121,11 +126,14 @@ class VisionTower(nnx.Module):
 
         window_angles, window_segment = blocks_of(angles), blocks_of(vision.patch_window)
         seen = {}
-        for index, block in enumerate(self.blocks):
+        for index, layer in enumerate(self.blocks):
+            whole, windows = (partial(layer, implementation=kernel) for kernel in (implementation, "auto"))
+            if remat:
+                whole, windows = rematerialised(whole), rematerialised(windows)
             if index in config.fullatt_block_indexes:
-                x = block(x, angles, vision.patch_image, implementation)
+                x = whole(x, angles, vision.patch_image)
             else:
-                x = block(blocks_of(x), window_angles, window_segment).reshape(batch, length, -1)
+                x = windows(blocks_of(x), window_angles, window_segment).reshape(batch, length, -1)
             if index in condition_layers:
                 seen[index] = rearrange(x, "b (m u) c -> b m u c", u=config.merge_unit).astype(jnp.float32).mean(axis=2)
         return VisionFeatures(tokens=self.merger(x), conditions=tuple(seen[i].astype(x.dtype) for i in condition_layers))

@@ -17,6 +17,7 @@ from jax import Array
 
 from gp_jax.errors import GlimpseError
 from gp_jax.ops.blockwise import blockwise_attention
+from gp_jax.ops.dense import dense_attention
 from gp_jax.ops.kernels import cudnn_attention, splash_attention
 
 SCORE_BYTES = 64 * 2**20  # einsum may hold this many bytes of attention scores, larger problems go to a tiled kernel
@@ -34,18 +35,7 @@ def visible(q_segment: Array, kv_segment: Array, causal: bool) -> Array:
 
 def einsum_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
     """The plain formula; the reference for every other kernel. Holds all scores, (B, N, T, S) float32."""
-    batch, heads, length, width = q.shape
-    exact = "highest" if q.dtype == jnp.float32 else None
-    q = q.reshape(batch, k.shape[1], -1, length, width)
-    logits = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32, precision=exact) * width**-0.5
-    mask = visible(q_segment, kv_segment, causal)[:, None, None]
-    logits = jnp.where(mask, logits, -jnp.inf)
-    peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(peak))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bkgts,bksv->bkgtv", weights.astype(v.dtype), v, preferred_element_type=jnp.float32, precision=exact)
-    out = out / jnp.where(total > 0, total, 1.0)  # of the output: it is smaller than the weights
-    return out.reshape(batch, heads, length, v.shape[-1]).astype(v.dtype)
+    return dense_attention(q, k, v, visible(q_segment, kv_segment, causal))
 
 
 def split_batch(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:

@@ -3,16 +3,17 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax.config import GlimpseConfig, ModelConfig
-from gp_jax.data.feed import LoadMicroBatch, local_rows
+from gp_jax.data.feed import Loaded, LoadMicroBatch, load, local_rows
 from gp_jax.data.prepared import open_prepared
 from gp_jax.data.record import Source
 from gp_jax.data.samples import SampleMaker
@@ -21,10 +22,10 @@ from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.predictor import ImportancePredictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
 from gp_jax.lvlm import LVLM
-from gp_jax.settings import DataSource, GlimpseSettings, TrainConfig
+from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, TrainConfig
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
 from gp_jax.training.optim import learning_rate, optimizer
-from gp_jax.training.step import TrainingStep
+from gp_jax.training.step import Counts, TrainingStep
 from gp_jax.vlm import GlimpseVLM
 
 Progress = Callable[..., Iterable]  # (items, what they are, how many) -> the items, with a bar
@@ -70,6 +71,31 @@ class Feed:
     sources: Sequence[Source]
     schedule: Schedule
     loader: LoadMicroBatch
+    config: DataConfig
+    accumulation: int
+
+    def load(self, start: int, end: int) -> Iterator[Loaded]:
+        """Micro-batches start .. end-1 of this process."""
+        options = dict(threads=self.config.threads, prefetch=self.config.prefetch, workers=self.config.workers)
+        return load(self.loader, start, end, **options)
+
+    def micro_batches(self, step: int) -> range:
+        """Numbers of a step's micro-batches."""
+        return range(step * self.accumulation, (step + 1) * self.accumulation)
+
+    def counts(self, step: int) -> Counts:
+        """Denominators of a step's losses."""
+        tokens, samples = self.schedule.counts(self.micro_batches(step))
+        return Counts(np.float32(tokens), np.float32(max(1, samples)))
+
+    def sizes(self, step: int) -> tuple[int, int]:
+        """Samples and tokens of a step, without padding."""
+        numbers = self.micro_batches(step)
+        return sum(len(self.schedule[n].members) for n in numbers), sum(self.schedule.tokens(n) for n in numbers)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data before a step."""
+        return step * self.accumulation / self.schedule.epoch_end(1)
 
     def names(self, numbers: Sequence[int]) -> list[str]:
         """Ids of the records in micro-batches, for messages."""
@@ -91,7 +117,8 @@ def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: Sample
         window=maker.config.vision.window_side**2,
         seed=config.data.seed,
     )
-    return Feed(opened, schedule, LoadMicroBatch(opened, maker, schedule, local_rows(mesh, config.batch_size), config.accumulation))
+    loader = LoadMicroBatch(opened, maker, schedule, local_rows(mesh, config.batch_size), config.accumulation)
+    return Feed(opened, schedule, loader, config.data, config.accumulation)
 
 
 def fits(length: Length, config: TrainConfig) -> bool:

@@ -12,25 +12,39 @@ from pathlib import Path
 
 import tyro
 
+from gp_jax.base_settings import BaseConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.settings import TrainConfig
 
+Config = TrainConfig | BaseConfig
+
 
 @dataclass(frozen=True)
-class Launch(TrainConfig):
-    """Train the glimpse of a frozen vision-language model. A run that is in --out already goes on where it stopped."""
+class Launch:
+    """What the command line adds to a configuration."""
 
     config: Path | None = None
-    """A Python file whose `train` is a TrainConfig, e.g. configs/debug.py; the options below change it."""
+    """A Python file whose `train` is a TrainConfig or a BaseConfig, e.g. configs/debug.py; the options below change it."""
     print_config: bool = False
     """Print the configuration as JSON and stop."""
 
-    def train(self) -> TrainConfig:
+    def train(self) -> Config:
         """The configuration alone."""
-        return TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
+        kind = TrainConfig if isinstance(self, TrainConfig) else BaseConfig
+        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
 
 
-def read_config(path: Path) -> TrainConfig:
+@dataclass(frozen=True)
+class GlimpseLaunch(Launch, TrainConfig):
+    """Train the glimpse of a frozen vision-language model. A run that is in --out already goes on where it stopped."""
+
+
+@dataclass(frozen=True)
+class BaseLaunch(Launch, BaseConfig):
+    """Train a whole small vision-language model on generated scenes. A run that is in --out already goes on where it stopped."""
+
+
+def read_config(path: Path) -> Config:
     """A configuration file. Raises: GlimpseError that says what is wrong with it."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else [], n=1)
@@ -39,8 +53,8 @@ def read_config(path: Path) -> TrainConfig:
         found = runpy.run_path(str(path)).get("train")
     except Exception as error:  # whatever a configuration file does wrong
         raise GlimpseError(f"--config {path}: {type(error).__name__}: {error}{suggestion(error)}") from error
-    if not isinstance(found, TrainConfig):
-        raise GlimpseError(f"--config {path}: needs `train = TrainConfig(...)`")
+    if not isinstance(found, Config):
+        raise GlimpseError(f"--config {path}: needs `train = TrainConfig(...)` or `train = BaseConfig(...)`")
     return found
 
 
@@ -54,9 +68,10 @@ def suggestion(error: Exception) -> str:
 
 def _classes() -> list[type]:
     """The dataclasses that a configuration is made of."""
-    from gp_jax import settings
+    from gp_jax import base_settings, settings
 
-    return [value for value in vars(settings).values() if dataclasses.is_dataclass(value) and isinstance(value, type)]
+    values = [*vars(settings).values(), *vars(base_settings).values()]
+    return [value for value in values if dataclasses.is_dataclass(value) and isinstance(value, type)]
 
 
 def parse(argv: list[str]) -> Launch:
@@ -67,8 +82,9 @@ def parse(argv: list[str]) -> Launch:
         if name == "--config":
             path = value or (argv[i + 1] if i + 1 < len(argv) else "")
     base = read_config(Path(path)) if path is not None else TrainConfig()
-    default = Launch(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    return tyro.cli(Launch, default=default, args=argv, prog="train.py", config=(tyro.conf.HelptextFromCommentsOff,))
+    kind = GlimpseLaunch if isinstance(base, TrainConfig) else BaseLaunch
+    default = kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+    return tyro.cli(kind, default=default, args=argv, prog="train.py", config=(tyro.conf.HelptextFromCommentsOff,))
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,9 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
@@ -16,14 +18,23 @@ from gp_jax.training.step import TrainState
 ORBAX = "orbax"
 
 
-def export(run: Run, state: TrainState, folder: epath.Path) -> None:
-    """Writes `folder`/export: config.json, glimpse.safetensors, new_modules_gp.pt, and orbax/ with the same tensors."""
+def export_run(run: Run, state: TrainState, folder: epath.Path) -> str:
+    """Writes `folder`/export: config.json, glimpse.safetensors, new_modules_gp.pt, and orbax/ with the same tensors.
+
+    Returns: what it holds, in words.
+    """
+    model = run.step.model(state.params)
+    export(folder, lambda local: save_glimpse(model, run.vlm.hf_config, local), export_glimpse(model))
+    return "the glimpse (glimpse.safetensors, new_modules_gp.pt, orbax)"
+
+
+def export(folder: epath.Path, write: Callable[[Path], None], tensors: Any) -> None:
+    """Writes `folder`/export, all or nothing. Args: write: writes files into a local folder; tensors: what orbax/ holds."""
     target = folder / "export"
     scratch = folder / ".export.partial"
-    model = run.step.model(state.params)
     if jax.process_index() == 0:
         with tempfile.TemporaryDirectory() as local:  # the writers know local files only, `folder` may be gs://
-            save_glimpse(model, run.vlm.hf_config, Path(local) / "export")
+            write(Path(local) / "export")
             for old in (scratch, target):
                 if old.exists():
                     old.rmtree()
@@ -35,6 +46,6 @@ def export(run: Run, state: TrainState, folder: epath.Path) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("export")
-    ocp.save(scratch / ORBAX, export_glimpse(model))
+    ocp.save(scratch / ORBAX, tensors)
     if jax.process_index() == 0:
         scratch.rename(target)

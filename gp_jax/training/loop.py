@@ -13,17 +13,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from gp_jax.base_settings import BaseConfig
 from gp_jax.checkpoint import Checkpoints
 from gp_jax.clock import COMPILES
-from gp_jax.data.feed import Placer, load
+from gp_jax.data.feed import Placer
 from gp_jax.errors import GlimpseError
 from gp_jax.report import RunLog, environment, memory_gib, write_text
 from gp_jax.settings import TrainConfig
 from gp_jax.sharding import start_processes
-from gp_jax.training.build import Run, build, plain
-from gp_jax.training.export import export
-from gp_jax.training.step import Counts
-from gp_jax.training.validation import validate
+from gp_jax.training.build import plain
+from gp_jax.training.stages import Stage, build_stage
 
 LAG = 2  # steps whose metrics may still be on their way: the host never waits for the newest
 
@@ -111,8 +110,9 @@ def run_folder(out: str) -> epath.Path:
 class Loop:
     """One run from where it stands to its end."""
 
-    def __init__(self, run: Run):
-        self.run, self.config = run, run.config
+    def __init__(self, stage: Stage):
+        self.stage, self.run, self.config = stage, stage.run, stage.run.config
+        run = stage.run
         self.folder = run_folder(run.config.out)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.identity, run.config.keep, say)
         self.state, self.gathered = run.step.start()
@@ -137,9 +137,8 @@ class Loop:
         """Trains. Returns: the signal that stopped it, None at the end."""
         step = self.start()
         stopping = stop.signal is not None
-        schedule, accumulation, data = self.run.feed.schedule, self.config.accumulation, self.config.data
-        options = dict(threads=data.threads, prefetch=data.prefetch, workers=data.workers)
-        batches = load(self.run.feed.loader, step * accumulation, self.run.steps * accumulation, **options)
+        feed, accumulation = self.run.feed, self.config.accumulation
+        batches = feed.load(step * accumulation, self.run.steps * accumulation)
         place = Placer(self.run.mesh, self.config.batch_size)
         quiet = None if jax.process_index() == 0 else True
         progress = tqdm(total=self.run.steps, initial=step, desc="training", unit="step", disable=quiet)
@@ -148,10 +147,9 @@ class Loop:
             self.meter.clear()
             while step < self.run.steps and not stopping:
                 self.advance(step, batches, place)
+                samples, tokens = feed.sizes(step)
+                self.meter.samples, self.meter.tokens = self.meter.samples + samples, self.meter.tokens + tokens
                 step += 1
-                numbers = range((step - 1) * accumulation, step * accumulation)
-                self.meter.samples += sum(len(schedule[n].members) for n in numbers)
-                self.meter.tokens += sum(schedule.tokens(n) for n in numbers)
                 due = step % self.config.log_every == 0 or step == self.run.steps
                 self.collect(0 if due else LAG)
                 if due:
@@ -167,10 +165,8 @@ class Loop:
 
     def advance(self, step: int, batches: Iterator, place: Placer) -> None:
         """One optimiser step."""
-        accumulation = self.config.accumulation
-        tokens, samples = self.run.feed.schedule.counts(range(step * accumulation, (step + 1) * accumulation))
-        counts = Counts(np.float32(tokens), np.float32(max(1, samples)))
-        for _ in range(accumulation):
+        counts = self.run.feed.counts(step)
+        for _ in range(self.config.accumulation):
             loaded = next(batches)
             self.gathered = self.run.step.accumulate(self.gathered, self.state, place(loaded.batch, loaded.rows), counts)
         self.state, self.gathered, metrics = self.run.step.update(self.state, self.gathered)
@@ -192,7 +188,7 @@ class Loop:
         self.checkpoints.close()
         self.log.close()
         numbers = range(step * self.config.accumulation, (step + 1) * self.config.accumulation)
-        kinds = ", ".join(f"{name}={values[name]}" for name in ("language", "dice", "bce", "grad_norm"))
+        kinds = ", ".join(f"{name}={values[name]}" for name in (*self.stage.losses, "grad_norm"))
         raise GlimpseError(
             f"step {step + 1}: loss or gradient is not finite ({kinds}); its records are {', '.join(self.run.feed.names(numbers))}; "
             f"the state before it is saved in {self.folder / 'checkpoints'}"
@@ -200,34 +196,29 @@ class Loop:
 
     def write(self, step: int) -> None:
         """A log line."""
-        values = self.meter.read() | {"epoch": self.epoch(step), "memory_gib": memory_gib()}
-        losses = "  ".join(f"{name} {values[name]:.3f}" for name in ("loss", "language", "dice", "bce", "iou"))
+        values = self.stage.summary(self.meter.read()) | {"epoch": self.run.feed.epoch(step), "memory_gib": memory_gib()}
+        losses = "  ".join(f"{name} {values[name]:.3f}" for name in self.stage.shown)
         self.progress.set_postfix_str(f"{losses}  {values['samples_per_s']:.3g} samples/s  {values['tokens_per_s']:.3g} tokens/s")
         self.log.write(step, values, "train")
         self.meter.clear()
-
-    def epoch(self, step: int) -> float:
-        """Passes over the data so far."""
-        return step * self.config.accumulation / self.run.feed.schedule.epoch_end(1)
 
     def rest(self, step: int, stopping: bool, stop: Stop) -> None:
         """Validation and saving, where they are due. A validation saves too, so that the best state is kept."""
         start, compiled, last = time.perf_counter(), COMPILES.seconds, step == self.run.steps
         loss = None
-        if self.run.validation is not None and (step % self.config.validate_every == 0 or last) and not stopping:
+        if self.stage.validate is not None and (step % self.config.validate_every == 0 or last) and not stopping:
             self.collect(0)
-            found = validate(self.run, self.state, step, self.folder, self.log, bar, stop.alone)
+            found = self.stage.validate(self.state, step, self.folder, self.log, bar, stop.alone)
             loss = found and found["loss"]
         if loss is not None:
-            shown = ("loss", "language", "dice", "f1", "iou", "retention")
-            say(f"step {step}: validation " + "  ".join(f"{name} {found[name]:.3f}" for name in shown))
+            say(f"step {step}: validation " + "  ".join(f"{name} {found[name]:.3f}" for name in self.stage.validation_shown))
         if loss is not None or step % self.config.save_every == 0 or last or stopping:
             self.collect(0)
             self.checkpoints.save(step, self.state, loss, wait=stopping)
         self.meter.paused += time.perf_counter() - start - (COMPILES.seconds - compiled)
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
     """Runs a configuration to its end, or until a signal.
 
     Returns: {"step": ..., "signal": ...}. Raises: GlimpseError on anything wrong with it, its model or its data.
@@ -237,27 +228,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     with Stop() as stop:
-        run = build(config, bar)
-        say(describe(run))
-        loop = Loop(run)
+        stage = build_stage(config, bar)
+        say(stage.describe())
+        loop = Loop(stage)
         stopped = loop.go(stop)
         step = int(loop.state.step)
         if stopped is not None:
             say(f"stopped by signal {stopped} behind step {step}; saved, the same command goes on from here")
             return {"step": step, "signal": stopped}
-        export(run, loop.state, loop.folder)
-        say(f"done: {loop.folder / 'export'} holds the glimpse (glimpse.safetensors, new_modules_gp.pt, orbax)")
+        say(f"done: {loop.folder / 'export'} holds {stage.export(loop.state, loop.folder)}")
     return {"step": step, "signal": None}
-
-
-def describe(run: Run) -> str:
-    """A run in a few lines."""
-    schedule = run.feed.schedule
-    size = sum(leaf.size for leaf in jax.tree.leaves(run.step.params))
-    left_out = f" ({schedule.left_out} left out: data.max_answer, data.max_prompt)" if schedule.left_out else ""
-    shapes = ", ".join(f"{b.slots}/{b.prompt}/{b.tail}" for b in schedule.buckets)
-    return (
-        f"{schedule.samples} records{left_out}, {schedule.padding:.1%} padding; shapes (visual/prompt/answer rows): {shapes}\n"
-        f"{run.steps} steps of {run.config.batch_size} x {run.config.accumulation} samples, {size / 1e6:.2f} M trainable parameters, "
-        f"{jax.device_count()} device(s) in {jax.process_count()} process(es)"
-    )

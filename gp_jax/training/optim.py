@@ -1,8 +1,11 @@
 """Optimiser and schedule, straight from optax."""
 
 import math
+from typing import Any
 
+import jax
 import optax
+import optax.contrib
 
 from gp_jax.errors import GlimpseError
 from gp_jax.settings import OptimConfig
@@ -24,7 +27,35 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warm), main], [warm]) if warm else main
 
 
+MUON_RMS = 0.2  # root mean square of a Muon update at learning rate 1: that of AdamW (arXiv 2502.16982)
+NOT_MUON = ("embed_tokens", "head")  # rows of a table, and classes, have no business being orthogonal to each other
+
+
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm."""
-    adamw = optax.adamw(learning_rate(config, steps), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    """AdamW or Muon behind a clip of the global norm."""
+    rate = learning_rate(config, steps)
+    makers = {
+        "adamw": lambda: optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay),
+        "muon": lambda: optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            consistent_rms=MUON_RMS,
+            muon_weight_dimension_numbers=matrices,
+        ),
+    }
+    if config.name not in makers:
+        raise GlimpseError(f"optim.name='{config.name}' is not one of {', '.join(makers)}")
+    made = makers[config.name]()
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), made) if config.clip_norm else made
+
+
+def matrices(params: Any) -> Any:
+    """Which parameters Muon updates: weights of linear layers, (out, in). None: left to AdamW."""
+
+    def choose(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+        return optax.contrib.MuonDimensionNumbers(1, 0) if leaf.ndim == 2 and not any(name in NOT_MUON for name in names) else None
+
+    return jax.tree_util.tree_map_with_path(choose, params)

@@ -5,7 +5,8 @@ micro-batches, devices or processes.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -86,35 +87,37 @@ def losses(
     return loss, (sums | {"loss": loss}, maps[-1])
 
 
-class TrainingStep:
-    """Compiled once per bucket shape. The frozen model is an argument of the programs, never a constant inside them."""
+class Programs:
+    """What a step runs, compiled once per bucket shape. What is frozen is an argument of the programs, never a constant inside them."""
 
     def __init__(
         self,
-        model: LVLM,
+        module: nnx.Module,
+        trains: Callable[[tuple, Any], bool],
+        losses: Callable[..., tuple[Array, tuple[dict[str, Array], Array]]],
+        metrics: Sequence[str],
         optimizer: optax.GradientTransformation,
         schedule: optax.Schedule,
-        config: LossConfig,
         *,
         seed: int = 0,
         mesh: Mesh | None = None,
-        remat: bool = True,
-        attention: str = "auto",
+        dropout: bool = False,
     ):
-        self.mesh, self.optimizer, self.schedule = mesh, optimizer, schedule
-        graph, self.params, self.frozen = nnx.split(model, is_trainable, ...)
-        self.seed = seed
-        self.graph, dropout = graph, model.glimpse_config.le_dropout_prob > 0 and model.glimpse_config.rows > 0
+        """Args: trains: filter of the parameters that learn; losses: (module, batch, counts, key) -> loss, (metric sums, one array per
+        sample); dropout: whether `losses` takes a key."""
+        self.mesh, self.optimizer, self.schedule, self.metrics, self.seed = mesh, optimizer, schedule, tuple(metrics), seed
+        graph, self.params, self.frozen = nnx.split(module, trains, ...)
+        self.graph = graph
 
         def forward(params, frozen, batch, counts, key):
-            return losses(nnx.merge(graph, params, frozen), batch, counts, key, config, remat, attention)
+            return losses(nnx.merge(graph, params, frozen), batch, counts, key)
 
-        def accumulate(gathered: Gathered, params, frozen, batch: TrainBatch, counts: Counts, step: Array, rng: Array) -> Gathered:
+        def accumulate(gathered: Gathered, params, frozen, batch: Any, counts: Counts, step: Array, rng: Array) -> Gathered:
             key = jax.random.fold_in(jax.random.wrap_key_data(rng), step) if dropout else None
             grads, (sums, _) = jax.grad(forward, has_aux=True)(params, frozen, batch, counts, key)
-            return Gathered(jax.tree.map(jnp.add, gathered.grads, grads), {name: gathered.sums[name] + sums[name] for name in METRICS})
+            return Gathered(jax.tree.map(jnp.add, gathered.grads, grads), {name: gathered.sums[name] + sums[name] for name in self.metrics})
 
-        def evaluate(params, frozen, batch: TrainBatch, counts: Counts) -> tuple[dict[str, Array], Array]:
+        def evaluate(params, frozen, batch: Any, counts: Counts) -> tuple[dict[str, Array], Array]:
             sums, logits = forward(params, frozen, batch, counts, None)[1]
             return sums, jax.lax.with_sharding_constraint(logits, batch_sharding(mesh, logits.shape[0]))
 
@@ -166,10 +169,31 @@ class TrainingStep:
         params = spread(self.params, whole)  # copies: the state is donated
         opt = jax.jit(self.optimizer.init, out_shardings=whole)(params)
         rng = np.asarray(jax.random.key_data(jax.random.key(self.seed)))
-        step, bad, rng, sums = spread((np.int32(0), np.int32(-1), rng, dict.fromkeys(METRICS, np.float32(0))), whole)
+        step, bad, rng, sums = spread((np.int32(0), np.int32(-1), rng, dict.fromkeys(self.metrics, np.float32(0))), whole)
         grads = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=whole)(params)
         return TrainState(params, opt, step, bad, rng), Gathered(grads, sums)
 
-    def model(self, params: Any) -> LVLM:
-        """The whole model with these trainable parameters, for export."""
+    def model(self, params: Any) -> Any:
+        """The whole module with these trainable parameters, for export."""
         return nnx.merge(self.graph, params, self.frozen)
+
+
+class TrainingStep(Programs):
+    """The step of the glimpse: glimpse rows and predictor learn, the base is frozen."""
+
+    def __init__(
+        self,
+        model: LVLM,
+        optimizer: optax.GradientTransformation,
+        schedule: optax.Schedule,
+        config: LossConfig,
+        *,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        remat: bool = True,
+        attention: str = "auto",
+    ):
+        glimpse_losses = partial(losses, config=config, remat=remat, attention=attention)
+        dropout = model.glimpse_config.le_dropout_prob > 0 and model.glimpse_config.rows > 0
+        options = dict(seed=seed, mesh=mesh, dropout=dropout)
+        super().__init__(model, is_trainable, glimpse_losses, METRICS, optimizer, schedule, **options)

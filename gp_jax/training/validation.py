@@ -8,7 +8,7 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from gp_jax.data.collate import TrainSample
-from gp_jax.data.feed import Placer, load
+from gp_jax.data.feed import Placer
 from gp_jax.data.record import Record
 from gp_jax.data.samples import decode
 from gp_jax.images import overlay, side_by_side
@@ -36,8 +36,7 @@ def validate(
     counts = Counts(np.float32(tokens), np.float32(max(1, samples)))
     totals: dict[str, float] = {}
     wanted = run.config.validation_pictures
-    data = run.config.data
-    for loaded in progress(load(feed.loader, 0, end, threads=data.threads, prefetch=data.prefetch, workers=0), "validating", end):
+    for loaded in progress(feed.load(0, end), "validating", end):
         if stopped():
             return None
         sums, logits = run.step.evaluate(state, place(loaded.batch, loaded.rows), counts)

@@ -1,0 +1,87 @@
+"""Attention with all its scores, under any mask, and its own backward pass.
+
+The backward pass computes the scores again, once as queries x keys and once as keys x queries: two more thin products, but no score
+matrix is ever kept or transposed. On CPU the transposes that differentiation would write cost more than all products together.
+
+Letters: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys, H head width, V value width.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+def _product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+    """Batched (leading axis) matrix product over one axis of each, accumulated in float32; the rows are a's, the columns b's.
+
+    Not an einsum: that may swap its operands and transpose the result, which for scores costs more than the product. Whoever asks for
+    float32 operands wants float32 products.
+    """
+    dims = (((contract[0],), (contract[1],)), ((0,), (0,)))
+    exact = "highest" if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(a, b, dims, precision=exact, preferred_element_type=jnp.float32)
+
+
+def _rows(x: Array, groups: int) -> Array:
+    """(B, N, T, ...) -> (B * K, G * T, ...): the queries that share a key-value head are rows of one matrix."""
+    batch, heads, length = x.shape[:3]
+    return x.reshape(batch * groups, heads // groups * length, *x.shape[3:])
+
+
+@jax.custom_vjp
+def dense_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """softmax(q k^T / sqrt(H)) v. A query that sees nothing gets zeros.
+
+    Args: q: (B, N, T, H); k: (B, K, S, H); v: (B, K, S, V); mask: (B, T, S) bool, what a query sees.
+    Returns: (B, N, T, V), dtype of v.
+    """
+    return _forward(q, k, v, mask)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Array]:
+    (batch, heads, length, width), groups = q.shape, k.shape[1]
+    keys, values = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
+    logits = _product(_rows(q, groups), keys, (2, 2)).reshape(batch, heads, length, -1) * width**-0.5
+    logits = jnp.where(mask[:, None], logits, -jnp.inf)
+    peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), LOWEST)
+    weights = jnp.exp(logits - peak)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = _product(_rows(weights.astype(v.dtype), groups), values, (2, 1)).reshape(batch, heads, length, -1)
+    out = out / jnp.where(total > 0, total, 1.0)  # of the output: it is smaller than the weights
+    log_total = peak + jnp.log(jnp.where(total > 0, total, 1.0))  # (B, N, T, 1)
+    return out.astype(v.dtype), log_total[..., 0]
+
+
+def _keep(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple]:
+    out, log_total = _forward(q, k, v, mask)
+    return out, (q, k, v, mask, out, log_total)
+
+
+def _backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
+    # Nothing is computed again before it is needed: a scheduler that is free to would do so for all layers at once.
+    (q, k, v, mask, out, log_total), d_out = jax.lax.optimization_barrier((kept, d_out))
+    (batch, heads, length, width), groups = q.shape, k.shape[1]
+    scale = width**-0.5
+    lean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    rows, d_rows = _rows(q, groups), _rows(d_out, groups)
+    keys, values = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
+    by_query, by_key = (batch, groups, heads // groups, length, k.shape[2]), (batch, groups, k.shape[2], heads // groups, length)
+
+    p = _product(rows, keys, (2, 2)).reshape(by_query) * scale - log_total.reshape(*by_query[:4], 1)
+    p = jnp.where(mask[:, None, None], jnp.exp(p), 0.0)
+    d_logits = p * (_product(d_rows, values, (2, 2)).reshape(by_query) - lean.reshape(*by_query[:4], 1)) * scale
+    d_q = _product(d_logits.reshape(len(rows), -1, by_query[-1]).astype(q.dtype), keys, (2, 1))
+
+    # XLA must not see that these are the same products turned around: it would compute them once and transpose them.
+    rows, d_rows, keys, values = jax.lax.optimization_barrier((rows, d_rows, keys, values))
+    p = _product(keys, rows, (2, 2)).reshape(by_key) * scale - log_total.reshape(batch, groups, 1, *by_key[3:])
+    p = jnp.where(jnp.swapaxes(mask, 1, 2)[:, None, :, None], jnp.exp(p), 0.0)
+    d_v = _product(p.reshape(len(rows), by_key[2], -1).astype(v.dtype), d_rows, (2, 1))
+    d_logits = p * (_product(values, d_rows, (2, 2)).reshape(by_key) - lean.reshape(batch, groups, 1, *by_key[3:])) * scale
+    d_k = _product(d_logits.reshape(len(rows), by_key[2], -1).astype(k.dtype), rows, (2, 1))
+    return d_q.reshape(q.shape).astype(q.dtype), d_k.reshape(k.shape).astype(k.dtype), d_v.reshape(v.shape).astype(v.dtype), None
+
+
+dense_attention.defvjp(_keep, _backward)

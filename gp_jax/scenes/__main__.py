@@ -1,0 +1,45 @@
+"""`python -m gp_jax.scenes OUT --split test --count 1200` writes a split of the generated benchmark."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gp_jax.errors import GlimpseError
+from gp_jax.scenes.write import Split, write
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Draw generated scenes with questions, answers and evidence boxes, as a folder that training and evaluation read.
+
+    Record number i of a split is the same on every machine.
+    """
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder to write, a new one."""
+    split: Split = "test"
+    """Which pictures. test_ood: larger ones, with pairs of color and shape that the other splits never show."""
+    count: int = 1200
+    """Records, one picture and one question each."""
+    start: int = 0
+    """Number of the first."""
+
+
+def main() -> None:
+    """Entry point."""
+    args = tyro.cli(Scenes, prog="python -m gp_jax.scenes", config=(tyro.conf.HelptextFromCommentsOff,))
+    try:
+        write(args.out, args.split, args.count, args.start)
+    except GlimpseError as error:
+        print(f"gp_jax.scenes: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"wrote {args.count} records ({args.split}) to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Scenes by micro-batch number, drawn on the fly: the same number gives the same pictures, turns and hiding on every host."""
+
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from gp_jax.base_settings import Canvas, ScenesConfig
+from gp_jax.data.collate import Shape
+from gp_jax.data.feed import Loaded
+from gp_jax.processing import Processor
+from gp_jax.scenes.source import PackedScene, packed_scene
+from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
+
+BLACK_QUESTIONS = 2  # turns that are asked about a picture of which only their evidence is left
+RETENTION = ((0.0, 0.0), (0.0, 0.1), (0.0, 0.5), (0.5, 0.9))  # ranges of the share of other visual tokens that a cut leaves
+
+
+def canvas_of(number: int, end: int, config: ScenesConfig) -> Canvas:
+    """The size of a micro-batch's pictures. end: micro-batches of the run."""
+    late = min(1.0, number / max(1.0, config.settled * end))
+    weights = np.array([(1 - late) * canvas.early + late * canvas.late for canvas in config.canvases])
+    random = np.random.default_rng((config.seed, 1, number))
+    return config.canvases[random.choice(len(weights), p=weights / weights.sum())]
+
+
+def tail_rows(canvas: Canvas, config: ScenesConfig) -> int:
+    """Text rows of a picture's turns, a multiple of 16."""
+    return -(-canvas.questions * config.turn_rows // 16) * 16
+
+
+def hide(scene: PackedScene, random: np.random.Generator, config: ScenesConfig, depth: int, side: int) -> Hiding:
+    """What a picture's turns lose: nothing, or random visual tokens that hold no evidence. side: pixels of a visual token."""
+    height, width = scene.image.shape[:2]
+    grid = (height // side, width // side)
+    masks = np.array([evidence(question, width, height, grid) for question in scene.questions])
+    if random.random() >= config.pruned:
+        return Hiding(np.ones_like(masks), np.ones(masks.shape[1], bool), depth)
+
+    def others(shape: tuple[int, ...]) -> np.ndarray:
+        return random.random(shape) < random.uniform(*RETENTION[random.integers(len(RETENTION))])
+
+    keep = np.array([mask | others(mask.shape) for mask in masks])
+    seen = np.any(masks, axis=0) | others(masks.shape[1:])
+    return Hiding(keep, seen, int(random.integers(config.first_cut, depth)))
+
+
+def blacken(scene: PackedScene, side: int) -> tuple[PackedScene, np.ndarray]:
+    """Only the evidence of the first turns is left. Returns: the scene, and (rows, columns) bool of visual tokens with unknown labels."""
+    height, width = scene.image.shape[:2]
+    asked = scene.questions[:BLACK_QUESTIONS]
+    left = np.zeros((height, width), bool)
+    for question in asked:
+        for x1, y1, x2, y2 in question.boxes:
+            left[int(np.floor(y1)) : int(np.ceil(y2)), int(np.floor(x1)) : int(np.ceil(x2))] = True
+    whole = left.reshape(height // side, side, width // side, side).all(axis=(1, 3))
+    return PackedScene(np.where(left[..., None], scene.image, 0).astype(np.uint8), asked, scene.labels), ~whole
+
+
+class LoadScenes(grain.transforms.Map):
+    """Draws and pads a micro-batch; runs in background threads."""
+
+    def __init__(self, config: ScenesConfig, processor: Processor, rows: Sequence[int], batch: int, end: int):
+        """Args: rows: of the global batch that this process holds; end: micro-batches of the run."""
+        self.config, self.rows, self.batch, self.end = config, tuple(rows), batch, end
+        self.maker, vision = TurnMaker(processor), processor.config.vision
+        self.side = vision.patch_size * vision.spatial_merge_size  # pixels of a visual token
+
+    def map(self, number: int) -> Loaded:
+        config, side, depth = self.config, self.side, self.maker.config.text.num_hidden_layers
+        canvas = canvas_of(number, self.end, config)
+        scenes, hidings, unknown = [], [], []
+        for row in self.rows:
+            index = number * self.batch + row
+            random = np.random.default_rng((config.seed, 2, index))
+            scene = packed_scene(config.seed, index, (canvas.width, canvas.height), canvas.questions)
+            hidden = np.zeros((canvas.height // side, canvas.width // side), bool)
+            if random.random() < config.blackened:
+                scene, hidden = blacken(scene, side)
+            scenes.append(scene)
+            unknown.append(hidden)
+            hidings.append(hide(scene, random, config, depth, side))
+        batch = packed_batch(scenes, hidings, self.maker, canvas.questions, tail_rows(canvas, config), unknown)
+        shape = Shape(batch.vision.token_image.shape[1], batch.prompt.ids.shape[1], batch.turns.ids.shape[1])
+        return Loaded(number, shape, batch, self.rows)

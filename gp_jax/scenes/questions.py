@@ -1,0 +1,198 @@
+"""Questions with one right answer each, and the things that show it.
+
+A question is listed only where picture and words leave one answer: names are unique, orders are clear, and nothing outside the boxes
+is needed. `docs/scenes.md` has the rules in words.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gp_jax.scenes.palette import COLORS, FILLS
+from gp_jax.scenes.things import DIRECTIONS, Box, Scene, Thing, neighbors
+
+FAMILIES = ("attribute", "relation", "text", "chart", "comparison", "detail")
+YES_SHARE = 0.8  # where yes and no can both be had; often only no can, and then it is asked half as often
+APART = 12  # pixels between centres that have an order from left to right
+PHRASES = {
+    "kind": ("describe the {}.", "what does the {} look like?"),
+    "fill": ("what is the {} object?", "name the {} object."),
+    "color": ("what does the {} shape look like?", "describe the {} shape."),
+    "side": ("what is directly {} the {}?", "which shape is directly {} the {}?", "name the shape directly {} the {}."),
+    "number": ("what number is on the {} tag?", "read the {} tag.", "which number does the {} tag show?"),
+    "bars": ("list the bars from {} to {}.", "name the bars from {} to {}."),
+    "above": ("which bars are {} than the {} bar, from left to right?", "list the bars {} than the {} bar from left to right."),
+    "larger": ("which is larger, the {} or the {}?", "which shape is larger, the {} or the {}?"),
+    "same": ("do the {} and the {} have the same color?", "are the {} and the {} of the same color?"),
+    "tags": ("which tag has the larger number, the {} one or the {} one?", "which number is larger, the {} one or the {} one?"),
+    "row": ("name the {} shapes from left to right.", "list the {} shapes from left to right."),
+    "tiny": ("what is the tiny object?", "name the tiny object."),
+    "tinies": ("name the tiny objects from left to right.", "list the tiny objects from left to right."),
+}
+PHRASES["different"] = PHRASES["same"]  # the same question with the answer no; apart because yes is rare
+SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question in words. Boxes are those of `things`, numbers in the scene, in the order of question or answer."""
+
+    family: str
+    question: str
+    answer: str
+    boxes: tuple[Box, ...]
+    things: tuple[int, ...]
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question before it is put into words. `target` are the things it is about: what is asked for, without a mere anchor."""
+
+    family: str
+    topic: str
+    words: tuple[str, ...]
+    answer: str
+    things: tuple[int, ...]
+    target: tuple[int, ...]
+
+    def phrase(self, scene: Scene, number: int = 0) -> Question:
+        """In one of its phrasings."""
+        question = PHRASES[self.topic][number].format(*self.words)
+        boxes = tuple(scene.things[i].box for i in self.things)
+        return Question(self.family, question, self.answer, boxes, self.things, self.topic)
+
+
+def questions(scene: Scene) -> list[Question]:
+    """All that can be asked, in their first phrasing."""
+    return [ask.phrase(scene) for ask in asks(scene)]
+
+
+def pick(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+    """Up to so many different questions, as equally many of each family as there are, in random phrasing and order."""
+    piles: dict[str, list[Ask]] = {}
+    for ask in asks(scene):
+        piles.setdefault(ask.family, []).append(ask)
+    order, picked = [list(piles)[i] for i in rng.permutation(len(piles)).tolist()], []
+    while order and len(picked) < count:
+        for family in order[: count - len(picked)]:
+            picked.append(pick_one(scene, rng, piles[family]))
+        order = [family for family in order if piles[family]]
+    return [picked[i] for i in rng.permutation(len(picked)).tolist()]
+
+
+def pick_one(scene: Scene, rng: np.random.Generator, pile: list[Ask]) -> Question:
+    """One question of a family, taken off the pile: first a topic, each as likely, then one of it."""
+    topics = list(dict.fromkeys(ask.topic for ask in pile))
+    mixed = "same" in topics and "different" in topics
+    if mixed or ("different" in topics and len(topics) > 1 and rng.random() < 0.5):
+        topics.remove("different")
+    topic = topics[int(rng.integers(len(topics)))]
+    if mixed and topic == "same" and rng.random() > YES_SHARE:
+        topic = "different"
+    members = [i for i, ask in enumerate(pile) if ask.topic == topic]
+    ask = pile.pop(members[int(rng.integers(len(members)))])
+    return ask.phrase(scene, int(rng.integers(len(PHRASES[topic]))))
+
+
+def asks(scene: Scene) -> list[Ask]:
+    """All that can be asked, not yet in words."""
+    named = [(i, thing) for i, thing in enumerate(scene.things) if thing.is_named]
+    found = [*_attribute(named), *_relation(scene, named), *_comparison(named), *_detail(named)]
+    for i, thing in enumerate(scene.things):
+        if thing.group == "tag":
+            found.append(Ask("text", "number", (thing.color_word,), thing.number, (i,), (i,)))
+        elif thing.group == "chart":
+            found += [Ask("chart", topic, words, answer, (i,), (i,)) for topic, words, answer in _chart(thing)]
+    return found + list(_tags(scene))
+
+
+Named = list[tuple[int, Thing]]
+
+
+def _attribute(named: Named) -> Iterator[Ask]:
+    kinds, colors = Counter(thing.kind for _, thing in named), Counter(thing.color for _, thing in named)
+    fills = Counter(thing.fill for _, thing in named if thing.group == "shape")
+    for i, thing in named:
+        if thing.group != "shape":
+            continue
+        color, kind, fill = thing.color_word, thing.kind_word, thing.fill_word
+        if kinds[thing.kind] == 1:
+            yield Ask("attribute", "kind", (kind,), f"{fill} {color}", (i,), (i,))
+        if thing.fill and fills[thing.fill] == 1:  # "the plain object" could be a tag
+            yield Ask("attribute", "fill", (FILLS[thing.fill],), f"{color} {kind}", (i,), (i,))
+        if colors[thing.color] == 1:
+            yield Ask("attribute", "color", (color,), f"{fill} {kind}", (i,), (i,))
+
+
+def _relation(scene: Scene, named: Named) -> Iterator[Ask]:
+    pairs = Counter((thing.color, thing.kind) for _, thing in named)
+    for i, thing in named:
+        if pairs[thing.color, thing.kind] == 1:
+            for direction, j in zip(DIRECTIONS, neighbors(scene.things, thing), strict=True):
+                if j is not None:
+                    words = (SIDES[direction], f"{thing.color_word} {thing.kind_word}")
+                    yield Ask("relation", "side", words, _name(scene.things[j]), (i, j), (j,))
+
+
+def _chart(chart: Thing) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    words = {bar: COLORS[bar.color] for bar in chart.bars}
+    ranked = sorted(chart.bars, key=lambda bar: -bar.height)
+    yield "bars", ("tallest", "shortest"), ", ".join(words[bar] for bar in ranked)
+    yield "bars", ("shortest", "tallest"), ", ".join(words[bar] for bar in reversed(ranked))
+    for bar in chart.bars:
+        taller = [words[other] for other in chart.bars if other.height > bar.height]
+        shorter = [words[other] for other in chart.bars if other.height < bar.height]
+        for word, others in (("taller", taller), ("shorter", shorter)):
+            if len(others) > 1:
+                yield "above", (word, words[bar]), ", ".join(others)
+
+
+def _comparison(named: Named) -> Iterator[Ask]:
+    kinds = Counter(thing.kind for _, thing in named)
+    unique = [(i, thing) for i, thing in named if thing.group == "shape" and kinds[thing.kind] == 1]
+    for (i, one), (j, other) in itertools.permutations(unique, 2):
+        words = (one.kind_word, other.kind_word)
+        if one.large != other.large:
+            yield Ask("comparison", "larger", words, f"the {_name(one if one.large else other)}", (i, j), (i, j))
+        if one.color == other.color:
+            yield Ask("comparison", "same", words, f"yes, both are {one.color_word}", (i, j), (i, j))
+        else:
+            yield Ask("comparison", "different", words, f"no, {one.color_word} and {other.color_word}", (i, j), (i, j))
+    by_color: dict[int, Named] = {}
+    for i, thing in named:
+        by_color.setdefault(thing.color, []).append((i, thing))
+    for color, members in by_color.items():
+        # With a tiny one among them "shapes" could be read in two ways.
+        if 2 <= len(members) <= 3 and all(thing.group == "shape" for _, thing in members) and (row := _in_order(members)):
+            numbers = tuple(i for i, _ in row)
+            yield Ask("comparison", "row", (COLORS[color],), ", ".join(thing.kind_word for _, thing in row), numbers, numbers)
+
+
+def _tags(scene: Scene) -> Iterator[Ask]:
+    tags = [(i, thing) for i, thing in enumerate(scene.things) if thing.group == "tag"]
+    for (i, one), (j, other) in itertools.permutations(tags, 2):
+        larger = one if int(one.number) > int(other.number) else other
+        answer = f"the {larger.color_word} tag with {larger.number}"
+        yield Ask("comparison", "tags", (one.color_word, other.color_word), answer, (i, j), (i, j))
+
+
+def _detail(named: Named) -> Iterator[Ask]:
+    tiny = [(i, thing) for i, thing in named if thing.group == "tiny"]
+    if len(tiny) in (1, 2) and (row := _in_order(tiny)):
+        numbers = tuple(i for i, _ in row)
+        yield Ask("detail", "tiny" if len(row) == 1 else "tinies", (), ", ".join(_name(thing) for _, thing in row), numbers, numbers)
+
+
+def _in_order(members: Named) -> Named | None:
+    """From left to right; None where two are too close to say."""
+    row = sorted(members, key=lambda member: member[1].centre[0])
+    close = any(b.centre[0] - a.centre[0] < APART for (_, a), (_, b) in itertools.pairwise(row))
+    return None if close else row
+
+
+def _name(thing: Thing) -> str:
+    return f"{thing.color_word} {thing.kind_word}"

@@ -1,0 +1,146 @@
+"""The benchmark: record number i of a split, the same on every machine, and packed scenes for base training."""
+
+import functools
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from gp_jax.data.record import Entry, Record
+from gp_jax.errors import GlimpseError
+from gp_jax.scenes.draw import draw
+from gp_jax.scenes.labels import Labels, labels
+from gp_jax.scenes.palette import held_out
+from gp_jax.scenes.questions import FAMILIES, Ask, Question, asks, pick, pick_one
+from gp_jax.scenes.scene import TOKEN, make_scene
+from gp_jax.scenes.things import Scene
+
+SPLIT_SEED = {"train": 101, "val": 202, "test": 303, "test_ood": 404}
+PACKED_SEED = 505
+UNSEEN = "test_ood"
+DATASET = "scenes"
+
+
+def _canvases(low: int, high: int) -> tuple[tuple[int, int], ...]:
+    """Sizes in pixels of so many tokens, no side more than twice the other, and not below 96 px."""
+    sides = range(6, 35)
+    return tuple((TOKEN * w, TOKEN * h) for w in sides for h in sides if low <= w * h <= high and w <= 2 * h and h <= 2 * w)
+
+
+USUAL, ANY, LARGE = _canvases(240, 272), _canvases(64, 400), _canvases(400, 576)
+
+
+def canvas_of(rng: np.random.Generator, split: str) -> tuple[int, int]:
+    """Width and height in pixels: about 256 tokens for 60 % of the records, else 64 to 400; in test_ood 400 to 576."""
+    if split == UNSEEN:
+        return LARGE[int(rng.integers(len(LARGE)))]
+    if (lot := rng.random()) < 0.3:
+        return 256, 256
+    sizes = USUAL if lot < 0.6 else ANY
+    return sizes[int(rng.integers(len(sizes)))]
+
+
+def scene_question(split: str, index: int) -> tuple[Scene, Question]:
+    """What record number `index` is about, without drawing it. Raises: GlimpseError for an unknown split."""
+    if split not in SPLIT_SEED:
+        raise GlimpseError(f"split '{split}' is not one of {', '.join(SPLIT_SEED)}")
+    rng = np.random.default_rng(np.random.SeedSequence([SPLIT_SEED[split], index]))
+    canvas, family = canvas_of(rng, split), FAMILIES[index % len(FAMILIES)]
+    while True:
+        scene = make_scene(rng, canvas, unseen=split == UNSEEN)
+        pile = [ask for ask in asks(scene) if ask.family == family and (split != UNSEEN or _is_unseen(scene, ask))]
+        if pile:
+            return scene, pick_one(scene, rng, pile)
+
+
+def _is_unseen(scene: Scene, ask: Ask) -> bool:
+    """Whether what is asked for has a held-out pair of color and shape, or the family knows none."""
+    if ask.family in ("text", "chart"):
+        return True
+    return any(thing.is_named and held_out(thing.color, thing.kind) for thing in (scene.things[i] for i in ask.target))
+
+
+def scene_record(split: str, index: int) -> Record:
+    """One question about one picture, of family `index % 6`."""
+    scene, question = scene_question(split, index)
+    width, height = scene.canvas
+    file = io.BytesIO()
+    Image.fromarray(draw(scene)).save(file, "PNG", compress_level=1)  # noise does not compress, trying is slow
+    boxes = tuple((x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in question.boxes)
+    return Record(record_id(split, index), DATASET, question.question, question.answer, (file.getvalue(),), (boxes,), (None,))
+
+
+def scene_entry(split: str, index: int) -> Entry:
+    """What planning needs of `scene_record`; nothing is drawn."""
+    scene, question = scene_question(split, index)
+    return Entry(record_id(split, index), DATASET, question.question, question.answer, (scene.canvas,))
+
+
+def record_id(split: str, index: int) -> str:
+    """A record's name, such as test-000012."""
+    return f"{split}-{index:06d}"
+
+
+def families(record: Record | Entry) -> str:
+    """The family of a record's question, by its number."""
+    return FAMILIES[int(record.id.rsplit("-", 1)[1]) % len(FAMILIES)]
+
+
+class ScenesSource:
+    """Records of a split, made when asked for: a `record.Source` and a grain `RandomAccessDataSource`. Pickles as its settings."""
+
+    def __init__(self, split: str, count: int, start: int = 0, progress: bool = False) -> None:
+        if split not in SPLIT_SEED:
+            raise GlimpseError(f"split '{split}' is not one of {', '.join(SPLIT_SEED)}")
+        if count < 1 or start < 0:
+            raise GlimpseError(f"scenes {start} to {start + count}: count must be 1 or more and start 0 or more")
+        self.split, self.count, self.start, self._progress = split, count, start, progress
+
+    def __getstate__(self) -> dict:
+        return {"split": self.split, "count": self.count, "start": self.start, "_progress": self._progress}
+
+    def __repr__(self) -> str:
+        return f"ScenesSource({self.split!r}, {self.count}, {self.start})"
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"scenes ({self.split})"
+
+    @functools.cached_property
+    def entries(self) -> list[Entry]:
+        """One per record, in order; about a millisecond each, once."""
+        from tqdm import tqdm
+
+        numbers = range(self.start, self.start + self.count)
+        return [scene_entry(self.split, i) for i in tqdm(numbers, desc=self.name, unit="scene", disable=not self._progress)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        index = index.__index__()
+        if not -self.count <= index < self.count:
+            raise IndexError(f"{self.name}: record {index} of {self.count}")
+        return scene_record(self.split, self.start + index % self.count)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(self.count))
+
+
+@dataclass(frozen=True)
+class PackedScene:
+    """One picture and several questions about it."""
+
+    image: np.ndarray  # (height, width, 3) uint8
+    questions: list[Question]
+    labels: Labels
+
+
+def packed_scene(seed: int, index: int, canvas: tuple[int, int] = (256, 256), count: int = 8) -> PackedScene:
+    """Number `index` of an endless stream, held-out pairs left out. Args: canvas: (width, height) in pixels; count: questions, at most."""
+    rng = np.random.default_rng(np.random.SeedSequence([PACKED_SEED, seed, index]))
+    scene = make_scene(rng, canvas)
+    return PackedScene(draw(scene), pick(scene, rng, count), labels(scene))

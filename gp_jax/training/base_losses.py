@@ -1,0 +1,115 @@
+"""Losses of the stage `base`: answers, and what is drawn on every visual token and beside it.
+
+The dense loss is what makes a small model learn to read at all: without it digits stay at chance for tens of thousands of pictures.
+Its head is thrown away after training. B samples, U text rows, Q turns, M vision slots, P patches of a visual token, V vocabulary.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from gp_jax import pipeline
+from gp_jax.base_settings import BaseLossConfig
+from gp_jax.lvlm import LVLM
+from gp_jax.ops.layers import Linear
+from gp_jax.scenes.labels import COLORS, FILLS, KINDS, NEIGHBORS
+from gp_jax.scenes.questions import FAMILIES
+from gp_jax.training.losses import language_sum
+from gp_jax.training.step import Counts
+from gp_jax.trees import PackedBatch, TurnsInput
+
+METRICS = ("loss", "language", "dense", "exact", *(f"exact_{family}" for family in FAMILIES), *(f"turns_{family}" for family in FAMILIES))
+SHOWN = ("loss", "language", "dense", "exact", *FAMILIES)
+PATCH_CLASSES = (KINDS, COLORS, FILLS)
+NEIGHBOR_CLASSES = (NEIGHBORS, COLORS)
+SIDES = 4
+
+
+class DenseHead(nnx.Module):
+    """Visual tokens to classes of their patches and neighbours."""
+
+    def __init__(self, size: int, patches: int, *, rngs: nnx.Rngs):
+        classes = patches * sum(PATCH_CLASSES) + SIDES * sum(NEIGHBOR_CLASSES)
+        self.proj, self.patches = Linear(size, classes, bias=True, dtype=jnp.float32, rngs=rngs), patches
+
+    def __call__(self, tokens: Array) -> tuple[Array, Array]:
+        """(B, M, D) -> logits (B, M, P, kinds + colors + fills) and (B, M, 4, kinds + colors)."""
+        out = self.proj(tokens.astype(jnp.float32))
+        split = self.patches * sum(PATCH_CLASSES)
+        shape = out.shape[:2]
+        return out[..., :split].reshape(*shape, self.patches, -1), out[..., split:].reshape(*shape, SIDES, -1)
+
+
+class Pretraining(nnx.Module):
+    """A model and what it has while it is trained only."""
+
+    def __init__(self, model: LVLM, *, rngs: nnx.Rngs):
+        self.model = model
+        self.head = DenseHead(model.config.text.hidden_size, model.config.vision.merge_unit, rngs=rngs)
+
+
+def weighted_cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
+    """Mean over labels that are known. logits: (..., C); labels: (...) int, -1 unknown; weights: (...)."""
+    picked = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    weights = jnp.where(labels >= 0, weights, 0.0)
+    return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - picked) * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def dense_loss(head: DenseHead, tokens: Array, batch: PackedBatch, config: BaseLossConfig) -> Array:
+    """Cross-entropies of every label, patches and neighbours."""
+    patch, neighbor = head(tokens)
+
+    def total(logits: Array, labels: Array, classes: tuple[int, ...], background: float) -> Array:
+        found, start = 0.0, 0
+        for i, size in enumerate(classes):
+            weights = jnp.where(labels[..., 0] == 0, background, 1.0)  # of nothing: there is so much of it
+            found += weighted_cross_entropy(logits[..., start : start + size], labels[..., i], weights)
+            start += size
+        return found
+
+    beside = total(neighbor, batch.labels.neighbor, NEIGHBOR_CLASSES, 0.5)
+    return total(patch, batch.labels.patch, PATCH_CLASSES, config.background_weight) + config.neighbor_weight * beside
+
+
+def exact_turns(logits: Array, turns: TurnsInput) -> Array:
+    """Turns whose every answer token, the end included, is the likeliest one: exactly those that greedy decoding answers right.
+
+    Returns: (B, Q) bool.
+    """
+    wrong = (turns.targets >= 0) & (jnp.argmax(logits, axis=-1) != turns.targets)
+    number = jnp.arange(turns.family.shape[1])
+    return ~jnp.any(wrong[:, None] & (turns.turn[:, None] == number[:, None]), axis=-1) & (turns.family >= 0)
+
+
+def forward(
+    model: Pretraining, batch: PackedBatch, config: BaseLossConfig, remat: bool, attention: str
+) -> tuple[Array, dict[str, Array], Array]:
+    """Returns: the loss, its parts and exact matches as sums, exact turns (B, Q) bool."""
+    logits, tokens = pipeline.forward_packed(model.model, batch, remat=remat, implementation=attention)
+    language = language_sum(logits, batch.turns.targets) / jnp.maximum(jnp.sum(batch.turns.targets >= 0), 1)
+    dense = dense_loss(model.head, tokens, batch, config)
+    exact = exact_turns(logits, batch.turns)
+    loss = language + config.dense_weight * dense
+    sums = {"loss": loss, "language": language, "dense": dense}
+    sums["exact"] = jnp.sum(exact) / jnp.maximum(jnp.sum(batch.turns.family >= 0), 1)
+    for number, family in enumerate(FAMILIES):
+        sums[f"exact_{family}"] = jnp.sum(exact & (batch.turns.family == number)).astype(jnp.float32)
+        sums[f"turns_{family}"] = jnp.sum(batch.turns.family == number).astype(jnp.float32)
+    return loss, sums, exact
+
+
+def losses(
+    model: Pretraining, batch: PackedBatch, counts: Counts, key: Array | None, config: BaseLossConfig, remat: bool, attention: str
+) -> tuple[Array, tuple[dict[str, Array], Array]]:
+    """A micro-batch's share of its step: the mean over micro-batches, whose number is `counts.samples`."""
+    loss, sums, exact = forward(model, batch, config, remat, attention)
+    means = ("loss", "language", "dense", "exact")
+    return loss / counts.samples, ({n: v / counts.samples if n in means else v for n, v in sums.items()}, exact)
+
+
+def base_losses(config: BaseLossConfig, remat: bool, attention: str):
+    """`losses` as the training step calls it."""
+    return partial(losses, config=config, remat=remat, attention=attention)

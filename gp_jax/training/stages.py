@@ -1,0 +1,71 @@
+"""The stages of `train.py`: what the loop needs to know of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+
+from gp_jax.base_settings import BaseConfig
+from gp_jax.settings import TrainConfig
+from gp_jax.training.base import build_base, describe_base, export_base_run, summary_base, validate_base
+from gp_jax.training.base_losses import SHOWN as BASE_SHOWN
+from gp_jax.training.build import Progress, Run, build
+from gp_jax.training.export import export_run
+from gp_jax.training.validation import validate
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run and what is particular about it."""
+
+    run: Any  # config, mesh, feed, step, steps, identity
+    validate: (
+        Callable[..., dict[str, float] | None] | None
+    )  # (state, step, folder, log, progress, stopped) -> means; None: nothing to validate on
+    export: Callable[..., str]  # (state, folder) -> what it wrote, in words
+    describe: Callable[[], str]
+    losses: tuple[str, ...]  # named when one is not finite
+    shown: tuple[str, ...]  # beside the progress bar
+    validation_shown: tuple[str, ...]
+    summary: Callable[[dict[str, float]], dict[str, float]] = dict  # logged values of a meter's
+
+
+def build_stage(config: TrainConfig | BaseConfig, progress: Progress) -> Stage:
+    """Everything that a configuration's run needs. Raises: GlimpseError that names what is wrong."""
+    if isinstance(config, BaseConfig):
+        run = build_base(config)
+        return Stage(
+            run=run,
+            validate=partial(validate_base, run),
+            export=partial(export_base_run, run),
+            describe=partial(describe_base, run),
+            losses=("language", "dense"),
+            shown=BASE_SHOWN,
+            validation_shown=BASE_SHOWN,
+            summary=summary_base,
+        )
+    run = build(config, progress)
+    return Stage(
+        run=run,
+        validate=partial(validate, run) if run.validation is not None else None,
+        export=partial(export_run, run),
+        describe=partial(describe, run),
+        losses=("language", "dice", "bce"),
+        shown=("loss", "language", "dice", "bce", "iou"),
+        validation_shown=("loss", "language", "dice", "f1", "iou", "retention"),
+    )
+
+
+def describe(run: Run) -> str:
+    """A run in a few lines."""
+    schedule = run.feed.schedule
+    size = sum(leaf.size for leaf in jax.tree.leaves(run.step.params))
+    left_out = f" ({schedule.left_out} left out: data.max_answer, data.max_prompt)" if schedule.left_out else ""
+    shapes = ", ".join(f"{b.slots}/{b.prompt}/{b.tail}" for b in schedule.buckets)
+    return (
+        f"{schedule.samples} records{left_out}, {schedule.padding:.1%} padding; shapes (visual/prompt/answer rows): {shapes}\n"
+        f"{run.steps} steps of {run.config.batch_size} x {run.config.accumulation} samples, {size / 1e6:.2f} M trainable parameters, "
+        f"{jax.device_count()} device(s) in {jax.process_count()} process(es)"
+    )
