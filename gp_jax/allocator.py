@@ -1,8 +1,8 @@
 """What entry points do for memory before anything else.
 
 On CPU glibc is told to keep large buffers (XLA otherwise loses up to half its time to returning and re-faulting them) and XLA to
-compile without its MLIR emitters, which keep 250 MB for a model of any size and make programs that are no faster. Both must stand
-in the environment before the process starts, so entry points restart themselves once.
+compile without its MLIR emitters, which keep 300 MB for a model of any size; steps take as long, compiling the mid benchmark some
+10 s of CPU longer. Both must stand in the environment before the process starts, so entry points restart themselves once.
 """
 
 import glob
