@@ -21,7 +21,7 @@ from gp_jax.buckets import Ladders
 from gp_jax.clock import Clock
 from gp_jax.layout import Sample, prompt_input, vision_input
 from gp_jax.lvlm import LVLM
-from gp_jax.plan import Plan, uses_taps
+from gp_jax.plan import Plan, needs_glimpse, tapped_layers
 from gp_jax.sharding import batch_sharding, replicated
 from gp_jax.trees import KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
 
@@ -48,6 +48,7 @@ class Engine:
 
     def __init__(self, model: LVLM, ladders: Ladders | None = None, mesh: Mesh | None = None, attention: str = "auto"):
         self.ladders, self.mesh, self.config, self.attention = ladders or Ladders(), mesh, model.config, attention
+        self.glimpse_config = model.glimpse_config
         self.glimpse_rows = model.glimpse_config.rows if model.glimpse_config else 0
         self.window = model.config.vision.window_side**2
         graph, state = nnx.split(model)
@@ -67,12 +68,16 @@ class Engine:
         # cuDNN takes valid prefixes only, which vision rows, packed by windows, are not.
         self.see = program(partial(pipeline.see, implementation="auto" if attention == "cudnn" else attention))
         self.embed = program(pipeline.embed)
-        self.run = program(partial(pipeline.run, implementation=attention), static=("low", "high", "taps"))
+        self.run = program(partial(pipeline.run, implementation=attention), static=("low", "high", "taps", "glimpse"))
         self.score = program(pipeline.score, static=("cut",))
         self.compact = jax.jit(pipeline.compact, static_argnames=("cut", "length"))
         self.head = program(pipeline.head)
         self.start = program(sampling.start, static=("slots",))
         self.advance = program(sampling.advance, donate=(2,))
+
+    def look(self, plan: Plan) -> dict[str, object]:
+        """What `run` must record for a plan's scorers."""
+        return {"taps": tapped_layers(plan, self.glimpse_config), "glimpse": needs_glimpse(plan)}
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:
         """Vision slots M of the bucket, a multiple of the attention window; 0 when no sample has an image."""
@@ -109,8 +114,8 @@ class Engine:
         clock = clock or Clock()
         batch, slots = self.ladders.batch.fit(len(samples)), self.vision_slots(samples)
         plan = plan if slots else ()  # without an image there is nothing to prune
-        taps = uses_taps(plan)
-        rows = self.glimpse_rows if taps else 0
+        look = self.look(plan)
+        rows = self.glimpse_rows if look["glimpse"] else 0
         length = self.ladders.prompt.fit(max(sample.ids.size for sample in samples) + rows)
         prompt = self.prompt(samples, batch, length, rows)
         vision: VisionInput | None = None
@@ -121,7 +126,7 @@ class Engine:
         clock.lap("vision", features)
         stream, low, scores = self.embed(prompt, features), 0, []
         for cut, given in zip(plan, cuts, strict=True):
-            stream, low = self.run(stream, low=low, high=cut.after + 1, taps=taps), cut.after + 1
+            stream, low = self.run(stream, low=low, high=cut.after + 1, **look), cut.after + 1
             limits, logits = self.split(given.limits, batch), self.split(given.given, batch)
             logits, keep, stays, need = self.score(stream, vision, features, cut=cut, limits=limits, given=logits)
             scores.append((logits, keep))
@@ -131,7 +136,7 @@ class Engine:
             clock.lap("glimpse", (stream, scores))
         if stop_at_scores:
             return Prefilled(None, None, scores)
-        stream = self.run(stream, low=low, high=self.config.text.num_hidden_layers, taps=False)
+        stream = self.run(stream, low=low, high=self.config.text.num_hidden_layers)
         logits = self.head(stream)
         clock.lap("finish", logits)
         return Prefilled(logits, stream, scores)

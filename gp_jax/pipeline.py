@@ -20,7 +20,7 @@ from gp_jax.glimpse.select import keep_mask
 from gp_jax.lvlm import LVLM
 from gp_jax.models.decoder import behind
 from gp_jax.ops.layers import rematerialised
-from gp_jax.plan import SCORERS, Cut, importance, present_slots, survivors_mask
+from gp_jax.plan import SCORERS, Cut, Scoring, importance, present_slots, survivors_mask
 from gp_jax.trees import (
     DecodeState,
     KeepLimits,
@@ -52,13 +52,17 @@ def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> 
     return Stream(hidden=hidden, **rest, kv=(), taps={})
 
 
-def run(model: LVLM, stream: Stream, low: int, high: int, taps: bool, implementation: str = "auto") -> Stream:
+def run(
+    model: LVLM, stream: Stream, low: int, high: int, taps: tuple[int, ...] = (), glimpse: bool = False, implementation: str = "auto"
+) -> Stream:
     """Layers low .. high-1, with their keys and values.
 
-    Args: taps: the stream holds glimpse rows: add their vectors and record the glimpse in the layers the predictor reads.
+    Args: taps: layers in which the attention of every sample's `tap_row` is recorded; glimpse: the stream holds glimpse rows, whose
+        vectors are added.
     """
     config, x = model.glimpse_config, stream.hidden
-    vectors = model.glimpse.vectors() if taps and model.glimpse is not None else None
+    vectors = model.glimpse.vectors() if glimpse and model.glimpse is not None else None
+    log_softmax = glimpse and not config.use_attention_logits
     angles = model.decoder.angles(stream.positions)
     kv, tapped = list(stream.kv), dict(stream.taps)
     for index in range(low, high):
@@ -67,10 +71,10 @@ def run(model: LVLM, stream: Stream, low: int, high: int, taps: bool, implementa
             x = add_rows(x, vectors[config.le_layers.index(index)], stream.glimpse_row)
         x, q, layer_kv = layer.prefill(x, angles, stream.valid, implementation)
         kv.append(layer_kv)
-        if taps and index in config.selected_layers:
+        if index in taps:
             row = jnp.take_along_axis(q, stream.tap_row[:, None, None, None], axis=2)[:, :, 0]
             visible = stream.valid & (jnp.arange(stream.valid.shape[1]) <= stream.tap_row[:, None])
-            tapped[index] = tap(row, layer_kv.key, visible, log_softmax=not config.use_attention_logits)
+            tapped[index] = tap(row, layer_kv.key, visible, log_softmax=log_softmax)
     return Stream(x, stream.positions, stream.valid, stream.image_slot, stream.glimpse_row, stream.tap_row, tuple(kv), tapped)
 
 
@@ -83,9 +87,9 @@ def score(
     of the longest sample that stay.
     """
     scorer = SCORERS[cut.scorer]
-    logits = scorer.score(model, stream, vision, features, given)
+    logits = scorer.score(Scoring(model, cut, stream, vision, features, given))
     keep = keep_mask(logits, present_slots(stream, logits.shape[1]), limits)
-    stays = survivors_mask(stream, keep, scorer.taps)
+    stays = survivors_mask(stream, keep, scorer.glimpse)
     return logits, keep, stays, jnp.max(jnp.sum(stays, axis=-1))
 
 
@@ -105,7 +109,7 @@ def compact(stream: Stream, stays: Array, cut: Cut, length: int) -> Stream:
         glimpse_row=jnp.where(valid, take_rows(stream.glimpse_row, order), -1),
         tap_row=jnp.argmax(order == stream.tap_row[:, None], axis=-1),
         kv=kv,
-        taps={} if SCORERS[cut.scorer].taps else {layer: take_rows(t, order) for layer, t in stream.taps.items()},
+        taps={} if SCORERS[cut.scorer].glimpse else {layer: take_rows(t, order) for layer, t in stream.taps.items()},
     )
 
 
@@ -152,7 +156,7 @@ def forward_train(
     # cuDNN takes valid prefixes only, which vision rows, packed by windows, are not.
     features = see(model, batch.vision, "auto" if implementation == "cudnn" else implementation)
     depth = model.config.text.num_hidden_layers
-    stream = run(model, embed(model, batch.prompt, features), 0, depth, taps=False, implementation=implementation)
+    stream = run(model, embed(model, batch.prompt, features), 0, depth, implementation=implementation)
     lead, x = config.rows or 1, model.decoder.embed(tail.ids)
     vectors, angles, tapped = None, model.decoder.angles(tail.positions), {}
     visible = behind(stream.valid, tail.valid)

@@ -7,6 +7,7 @@ How many tokens stay is `trees.KeepLimits`, numbers that change without recompil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -31,15 +32,29 @@ Plan = tuple[Cut, ...]
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """What a scorer may look at."""
+
+    model: LVLM
+    cut: Cut
+    stream: Stream
+    vision: VisionInput
+    features: VisionFeatures
+    given: Array | None  # (B, M): the request's own array for this cut
+
+
+@dataclass(frozen=True)
 class Scorer:
     """Ranks visual tokens.
 
-    score(model, stream, vision, features, given) -> (B, M) float32 logits; `given` is the request's own array for this cut.
-    taps: it reads the glimpse's attention, so the prompt needs glimpse rows; the cut drops them.
+    score: Scoring -> (B, M) float32 logits.
+    glimpse: it reads the glimpse's attention, so the prompt needs glimpse rows; the cut drops them.
+    attention: it reads the last prompt row's attention in the cut's layer.
     """
 
-    score: Callable[[LVLM, Stream, VisionInput, VisionFeatures, Array | None], Array]
-    taps: bool = False
+    score: Callable[[Scoring], Array]
+    glimpse: bool = False
+    attention: bool = False
 
 
 def to_slots(rows: Array, image_slot: Array, slots: int) -> Array:
@@ -62,35 +77,64 @@ def importance(model: LVLM, stream: Stream, vision: VisionInput, features: Visio
     return model.predictor(maps, features.conditions, vision, present_slots(stream, slots), remat)
 
 
-def _glimpse(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, given: Array | None) -> Array:
-    return importance(model, stream, vision, features)[-1]
+def _glimpse(x: Scoring) -> Array:
+    return importance(x.model, x.stream, x.vision, x.features)[-1]
 
 
-def _given(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, given: Array | None) -> Array:
+def _given(x: Scoring) -> Array:
     """Logits that came with the request: +inf and -inf for a reference mask."""
-    return given
+    return x.given
 
 
-SCORERS = {"glimpse": Scorer(_glimpse, taps=True), "given": Scorer(_given)}
+def _attention(x: Scoring) -> Array:
+    """Log of the share of the last prompt row's attention that a visual token gets, mean over heads; nothing is trained."""
+    logits = jnp.where(x.stream.valid[..., None], x.stream.taps[x.cut.after], -jnp.inf)
+    share = jnp.mean(jax.nn.softmax(logits, axis=1), axis=-1)
+    return jnp.log(to_slots(share, x.stream.image_slot, x.vision.token_image.shape[1]) + jnp.finfo(jnp.float32).tiny)
 
 
-def uses_taps(plan: Plan) -> bool:
+SCORERS = {"glimpse": Scorer(_glimpse, glimpse=True), "attention": Scorer(_attention, attention=True), "given": Scorer(_given)}
+SCORER_OF = {"glimpse": "glimpse", "attention": "attention", "random": "given", "nothing": "given"}  # methods of `Prune`
+
+
+def needs_glimpse(plan: Plan) -> bool:
     """Whether the prompt needs glimpse rows."""
-    return any(SCORERS[cut.scorer].taps for cut in plan)
+    return any(SCORERS[cut.scorer].glimpse for cut in plan)
 
 
-def glimpse_plan(prune: Prune, config: GlimpseConfig | None) -> Plan:
-    """The plan that `Prune` stands for.
+def tapped_layers(plan: Plan, config: GlimpseConfig | None) -> tuple[int, ...]:
+    """Layers whose attention a plan's scorers read."""
+    layers = {cut.after for cut in plan if SCORERS[cut.scorer].attention}
+    return tuple(sorted(layers | (set(config.selected_layers) if needs_glimpse(plan) else set())))
 
-    Raises: GlimpseError when there is no glimpse, whose config says where to cut.
+
+def make_plan(prune: Prune, config: GlimpseConfig | None, depth: int) -> Plan:
+    """The plan that `Prune` stands for. depth: decoder layers.
+
+    Raises: GlimpseError when the glimpse is needed and there is none, or the cut is not one of the layers.
     """
-    if config is None:
+    scorer = SCORER_OF[prune.method]
+    if scorer == "glimpse" and config is None:
         raise GlimpseError("prune is set, but no glimpse is loaded: pass glimpse=... to from_pretrained, or prune=None")
+    after = config.reduce_layer if config else middle_layer(depth)
+    if prune.after is not None:
+        after = prune.after
+    if not 0 <= after < depth:
+        raise GlimpseError(f"after={after} is not one of the model's {depth} layers (0..{depth - 1})")
     if prune.reference_masks is not None:
-        return (Cut(config.reduce_layer, "given"),)
-    if config.use_ref_masks:
-        raise GlimpseError("this glimpse config has use_ref_masks=true: pass Prune(reference_masks=...)")
-    return (Cut(config.reduce_layer, "given" if config.use_zero_masks else "glimpse"),)
+        return (Cut(after, "given"),)
+    if scorer == "glimpse":
+        if config.use_ref_masks:
+            raise GlimpseError("this glimpse config has use_ref_masks=true: pass Prune(reference_masks=...)")
+        if prune.after not in (None, config.reduce_layer):
+            raise GlimpseError(f"after={after}: this glimpse was trained for layer {config.reduce_layer}")
+        scorer = "given" if config.use_zero_masks else "glimpse"
+    return (Cut(after, scorer),)
+
+
+def middle_layer(depth: int) -> int:
+    """Where the released models cut: two thirds of the depth."""
+    return -(-depth * 2 // 3) - 1
 
 
 def survivors_mask(stream: Stream, keep: Array, drop_glimpse: bool) -> Array:

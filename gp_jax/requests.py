@@ -1,5 +1,6 @@
 """From a caller's settings to the numbers that the engine takes; everything that can be wrong with them is found here."""
 
+import zlib
 from collections.abc import Sequence
 
 import jax
@@ -10,22 +11,22 @@ from gp_jax.engine import CutInput, Engine
 from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.select import Prune, anchor_indices, limits, reference_mask
 from gp_jax.layout import Sample
-from gp_jax.plan import Plan, glimpse_plan
+from gp_jax.plan import Plan, make_plan
 from gp_jax.trees import Sampling
 
 AUTO = "auto"
 EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number is not a shape
 
 
-def resolve(prune: Prune | str | None, glimpse: GlimpseConfig | None) -> tuple[Plan, Prune | None]:
-    """The plan behind `prune`; "auto" means the settings in the glimpse's config, or none without a glimpse."""
+def resolve(prune: Prune | str | None, glimpse: GlimpseConfig | None, depth: int) -> tuple[Plan, Prune | None]:
+    """The plan behind `prune`; "auto" means the settings in the glimpse's config, or none without a glimpse. depth: decoder layers."""
     if isinstance(prune, str) and prune == AUTO:
         prune = Prune.from_config(glimpse) if glimpse else None
     if prune is None:
         return (), None
     if not isinstance(prune, Prune):
         raise GlimpseError(f"prune must be a Prune, None or 'auto', not {prune!r}")
-    return glimpse_plan(prune, glimpse), prune
+    return make_plan(prune, glimpse, depth), prune
 
 
 def cut_inputs(engine: Engine, samples: Sequence[Sample], plan: Plan, prune: Prune | None) -> list[CutInput]:
@@ -42,12 +43,16 @@ def cut_inputs(engine: Engine, samples: Sequence[Sample], plan: Plan, prune: Pru
     masks, batch = prune.reference_masks, engine.ladders.batch.fit(len(samples))
     if masks is not None and len(masks) != len(samples):
         raise GlimpseError(f"reference_masks holds {len(masks)} masks for {len(samples)} samples")
-    rule = prune if masks is None else Prune(min_remain_num=None)  # a given mask is kept as it is
+    exact = masks is not None or prune.method == "nothing"
+    rule = Prune(min_remain_num=None) if exact else prune  # a given mask is kept as it is
     counts, always = np.zeros(batch, int), np.zeros((batch, slots), bool)
     given = np.full((batch, slots), -np.inf, np.float32)
     for b, sample in enumerate(samples):
         counts[b] = sample.count
         always[b, sample.slot_of_token[anchor_indices(rule.anchor_positions, sample.grids)]] = True
+        if prune.method == "random":  # of the sample, not of its place in a batch
+            random = np.random.default_rng([prune.seed, zlib.crc32(sample.ids.tobytes()), zlib.crc32(sample.pixels.tobytes())])
+            given[b, sample.slot_of_token] = random.random(sample.count)
         if masks is not None:
             kept = reference_mask(masks[b], sample.grids, f"reference_masks[{b}]")
             given[b, sample.slot_of_token[kept]] = np.inf

@@ -144,7 +144,7 @@ class GlimpseVLM:
             raise GlimpseError(
                 f"generate does not take {', '.join(sorted(unknown))}" + (VIDEO_HINT if any("video" in k for k in unknown) else "")
             )
-        plan, prune = resolve(prune, self.glimpse_config)
+        plan, prune = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
         settings = sampling_settings(self.config, temperature, top_k, top_p, seed, eos_token_id)
         whole_number("max_new_tokens", max_new_tokens, 1)
         self.engine.ladders.decode.fit(max_new_tokens)
@@ -214,7 +214,7 @@ class GlimpseVLM:
         Args: images, questions: as for `answer`; or inputs: a dict as for `generate`.
         Returns: for one question a list with a (rows, columns) float32 map per image; for several (or `inputs`) a list of lists.
         """
-        plan, prune = resolve(Prune(), self.glimpse_config)
+        plan, prune = resolve(Prune(), self.glimpse_config, self.config.text.num_hidden_layers)
         if inputs is None:
             inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
         arrays = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
@@ -257,7 +257,7 @@ class GlimpseVLM:
             prompt=prompt or ladders.prompt.rungs[-1],
             new_tokens=max_new_tokens or ladders.decode.rungs[-1],
         )
-        plan, _ = resolve(prune, self.glimpse_config)
+        plan, _ = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
         settings = sampling_settings(self.config, 0.0, 0, 1.0, 0, AUTO)
         bar = (lambda items: tqdm(items, desc="compiling", unit="bucket")) if progress else iter
         WarmUp(self.engine, plan, settings, **lengths).run(bar)

@@ -6,7 +6,7 @@ import numpy as np
 
 from gp_jax.engine import Engine
 from gp_jax.layout import vision_input
-from gp_jax.plan import Cut, Plan, uses_taps
+from gp_jax.plan import Cut, Plan
 from gp_jax.trees import DecodeState, KeepLimits, Sampling, Stream
 
 
@@ -49,19 +49,19 @@ class WarmUp:
 
     def walk_image(self, batch: int, length: int, seen: list) -> None:
         """A batch with images, through all cuts."""
-        taps = uses_taps(self.plan)
-        prompt = self.engine.prompt([], batch, length, self.engine.glimpse_rows if taps else 0)
+        look = self.engine.look(self.plan)
+        prompt = self.engine.prompt([], batch, length, self.engine.glimpse_rows if look["glimpse"] else 0)
         for _, features in seen:
             stream = self.engine.embed(prompt, features)
-        self.cut(stream, self.plan, 0, batch, taps, seen)
+        self.cut(stream, self.plan, 0, batch, look, seen)
 
-    def cut(self, stream: Stream, plan: tuple[Cut, ...], low: int, batch: int, taps: bool, seen: list) -> None:
+    def cut(self, stream: Stream, plan: tuple[Cut, ...], low: int, batch: int, look: dict, seen: list) -> None:
         """The layers up to the next cut, the cut in every bucket, and what follows."""
         if not plan:
             return self.finish(stream, batch, low)
         engine, (cut, *rest) = self.engine, plan
         length = stream.valid.shape[1]
-        stream = engine.run(stream, low=low, high=cut.after + 1, taps=taps)
+        stream = engine.run(stream, low=low, high=cut.after + 1, **look)
         for vision, features in seen:
             slots = vision.token_image.shape[1]
             zeros = np.zeros(batch, np.int32)
@@ -70,7 +70,7 @@ class WarmUp:
             limits, given = engine.split(limits, batch), engine.split(given, batch)
             _, _, stays, _ = engine.score(stream, vision, features, cut=cut, limits=limits, given=given)
         for kept in (*(k for k in engine.ladders.kept.rungs if k < length), length):
-            self.cut(engine.compact(stream, stays, cut=cut, length=kept), tuple(rest), cut.after + 1, batch, taps, seen)
+            self.cut(engine.compact(stream, stays, cut=cut, length=kept), tuple(rest), cut.after + 1, batch, look, seen)
         return None
 
     def finish(self, stream: Stream, batch: int, low: int) -> None:
@@ -80,7 +80,7 @@ class WarmUp:
             return
         self.finished.add(key)
         engine = self.engine
-        stream = engine.run(stream, low=low, high=engine.config.text.num_hidden_layers, taps=False)
+        stream = engine.run(stream, low=low, high=engine.config.text.num_hidden_layers)
         logits = engine.head(stream)
         active, position = engine.split((np.zeros(batch, bool), np.zeros(batch, np.int32)), batch)
         for slots in self.decode_rungs:

@@ -66,14 +66,14 @@ RULES = {
 def test_compacted_equals_masked_in_place(vlm, rule):
     engine, model = vlm.engine, vlm.model
     samples = read_samples(vlm.config, **tiny.inputs(SAMPLES))
-    plan, prune = resolve(RULES[rule], vlm.glimpse_config)
+    plan, prune = resolve(RULES[rule], vlm.glimpse_config, vlm.config.text.num_hidden_layers)
     cut, (given,) = plan[0], cut_inputs(engine, samples, plan, RULES[rule])
     prompt = engine.prompt(samples, 4, 64, engine.glimpse_rows)
     from gp_jax.layout import vision_input
 
     vision = engine.split(vision_input(samples, vlm.config, 4, engine.vision_slots(samples)), 4)
     features = engine.see(vision)
-    stream = engine.run(engine.embed(prompt, features), low=0, high=cut.after + 1, taps=True)
+    stream = engine.run(engine.embed(prompt, features), low=0, high=cut.after + 1, **engine.look((cut,)))
     _, keep, stays, need = engine.score(stream, vision, features, cut=cut, limits=given.limits, given=None)
     counts = [int(k) for k in stays.sum(axis=1)]
     assert int(need) == max(counts)
@@ -83,7 +83,7 @@ def test_compacted_equals_masked_in_place(vlm, rule):
         assert short.hidden.shape[1] == length and [int(v) for v in short.valid.sum(axis=1)] == counts
         for kv in short.kv:
             assert kv.key.shape[2] == length, "the cache of the layers already run is cut too"
-        logits = engine.head(engine.run(short, low=cut.after + 1, high=4, taps=False))
+        logits = engine.head(engine.run(short, low=cut.after + 1, high=4))
         np.testing.assert_allclose(logits, expected, atol=2e-5)
     if rule == "all":
         assert counts == [sample.ids.size for sample in samples]

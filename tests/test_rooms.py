@@ -16,7 +16,7 @@ RANKS = [
     {"engine", "checkpoint", "report"},
     {"warmup", "requests", "results"},
     {"vlm"},
-    {"tiny", "training"},
+    {"tiny", "training", "evaluation"},
     {"commands"},
     {"cli"},
     {"__main__", "__init__"},

@@ -5,6 +5,7 @@ the device only ranks once and compares.
 """
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from jax import Array
 from gp_jax.config import GlimpseConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.trees import KeepLimits
+
+METHODS = ("glimpse", "attention", "random", "nothing")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Prune:
     anchor_positions:   corners that always stay, of "tl", "tr", "bl", "br" (samples with one image only).
     reference_masks:    one mask per sample instead of the glimpse, and exactly that is kept: a (rows, columns) or flat bool array
                         over its visual tokens, or a list of such arrays, one per image; None for a sample without images.
+    method:             who ranks the visual tokens: "glimpse"; or, to compare with: "attention" (of the last prompt token in layer
+                        `after`, nothing is trained), "random", "nothing" (none is kept). All but the last need fixed_remain_ratio.
+    after:              last layer that sees every visual token; None: as in the glimpse's config, else at two thirds of the depth.
+    seed:               of the method "random".
     released_batch_positions: decode every sample of a batch at the last sample's positions. The released code does (transformers
                         4.51 slices the position ids of a pruned batch along the wrong axis), so its batched tokens depend on
                         the neighbours; only for reproducing them.
@@ -40,6 +47,9 @@ class Prune:
     anchor_positions: tuple[str, ...] = ()
     reference_masks: Sequence | None = None
     released_batch_positions: bool = False
+    method: str = "glimpse"
+    after: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         anchors = self.anchor_positions or ()
@@ -50,6 +60,16 @@ class Prune:
             if not isinstance(self.reference_masks, list | tuple | np.ndarray):
                 raise GlimpseError("reference_masks must be a list with one entry per sample")
             object.__setattr__(self, "reference_masks", tuple(self.reference_masks))
+        if self.method not in METHODS:
+            near = difflib.get_close_matches(str(self.method), METHODS, n=1)
+            hint = f", did you mean '{near[0]}'?" if near else ""
+            raise GlimpseError(f"method={self.method!r} is not one of {', '.join(METHODS)}{hint}")
+        if self.method in METHODS[1:-1] and self.fixed_remain_ratio is None:
+            raise GlimpseError(f"method='{self.method}' ranks only: say how much to keep with fixed_remain_ratio")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            raise GlimpseError(f"seed={self.seed!r} must be a whole number from 0")
+        if self.after is not None and (isinstance(self.after, bool) or not isinstance(self.after, int | np.integer)):
+            raise GlimpseError(f"after={self.after!r} is not the number of a layer")
         rule = {
             f: getattr(self, f)
             for f in ("reduce_threshold", "max_remain_ratio", "fixed_remain_ratio", "min_remain_num", "anchor_positions")

@@ -62,7 +62,7 @@ def config(special: dict[str, int]) -> dict:
             "intermediate_size": 256,
             "num_heads": 3,
             "out_hidden_size": 128,
-            "fullatt_block_indexes": [2, 5],
+            "fullatt_block_indexes": [4],
             "window_size": 64,
             "patch_size": 8,
             "temporal_patch_size": 2,

@@ -22,6 +22,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.predictor import ImportancePredictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
 from gp_jax.lvlm import LVLM
+from gp_jax.plan import middle_layer
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, TrainConfig
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
 from gp_jax.training.optim import learning_rate, optimizer
@@ -34,7 +35,7 @@ Progress = Callable[..., Iterable]  # (items, what they are, how many) -> the it
 def glimpse_config(settings: GlimpseSettings, model: ModelConfig) -> GlimpseConfig:
     """The released configuration's fields, defaults filled in for this model. Raises: GlimpseError naming a field that cannot be."""
     depth = model.text.num_hidden_layers
-    cut = math.ceil(depth * 2 / 3) - 1 if settings.reduce_layer is None else settings.reduce_layer
+    cut = middle_layer(depth) if settings.reduce_layer is None else settings.reduce_layer
     values = dataclasses.asdict(settings) | {
         "reduce_layer": cut,
         "selected_layers": settings.selected_layers or (cut,),

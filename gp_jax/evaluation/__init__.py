@@ -1,0 +1,1 @@
+"""Metrics of answers and evidence, their statistics, and the report that people read."""

@@ -1,0 +1,84 @@
+"""Cards of samples: what every plan kept of the picture, and what it answered."""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from gp_jax.evaluation.marks import chip
+from gp_jax.images import overlay
+
+SMALL, LARGE = 200, 400  # pixels of the longer side: below SMALL pictures are doubled, above LARGE shrunk
+QUALITY = 80
+NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question and what plans made of it.
+
+    picture: upright RGB; keeps: per plan (rows, columns) bool over its visual tokens; predictions, right: per plan.
+    """
+
+    question: str
+    answer: str
+    family: str
+    picture: Image.Image
+    keeps: Mapping[str, np.ndarray]
+    predictions: Mapping[str, str]
+    right: Mapping[str, bool]
+
+
+def safe(text: object) -> str:
+    """For HTML, attributes included. What UTF-8 or HTML cannot hold becomes a replacement character."""
+    return escape(NOT_TEXT.sub("\ufffd", str(text)), quote=True)
+
+
+def shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """In which a picture is stored. (width, height) in pixels."""
+    longest = max(size)
+    scale = 2 if longest < SMALL else min(1.0, LARGE / longest)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def picture_uri(picture: Image.Image, keep: np.ndarray | None) -> str:
+    """A JPEG as a data URI, what was dropped dimmed; scaled first, so that tokens keep sharp edges."""
+    picture = picture.convert("RGB").resize(shown_size(picture.size), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    (picture if keep is None or keep.all() else overlay(picture, keep)).save(file, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def cards(samples: Sequence[Sample], plans: Sequence[str]) -> str:
+    """HTML. plans: in the order of the table, by which they are numbered."""
+    return "".join(_card(sample, plans) for sample in samples)
+
+
+def _card(sample: Sample, plans: Sequence[str]) -> str:
+    known = {number: plan for number, plan in enumerate(plans) if plan in sample.predictions}
+    words = " ".join([sample.question, sample.answer, sample.family, *(sample.predictions[plan] for plan in known.values())])
+    width, height = shown_size(sample.picture.size)
+    figures = []
+    for number, plan in known.items():
+        keep, right = sample.keeps.get(plan), bool(sample.right.get(plan))
+        kept = "" if keep is None else f"{int(keep.sum())} of {keep.size} tokens ({keep.mean():.0%})"
+        said = f"<q>{safe(sample.predictions[plan])}</q>" if sample.predictions[plan].strip() else "<i>nothing</i>"
+        figures.append(
+            f'<figure data-plan="{number}" data-right="{int(right)}">'
+            f'<img loading="lazy" decoding="async" width="{width}" height="{height}" alt="kept by {safe(plan)}" '
+            f'src="{picture_uri(sample.picture, keep)}">'
+            f"<figcaption><span>{chip(number)} <b>{safe(plan)}</b></span> <small>{kept}</small>"
+            f'<span class="said"><span class="mark" title="{"right" if right else "wrong"}">{"✓" if right else "✗"}</span> {said}</span>'
+            f"</figcaption></figure>"
+        )
+    return (
+        f'<article class="card" data-family="{safe(sample.family)}" data-words="{safe(words.lower())}">'
+        f'<header><h3>{safe(sample.question)}</h3><p><span class="family">{safe(sample.family)}</span> '
+        f"answer: <b>{safe(sample.answer)}</b></p></header>"
+        f'<div class="plans">{"".join(figures)}</div></article>\n'
+    )

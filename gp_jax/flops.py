@@ -1,0 +1,207 @@
+"""FLOPs and bytes of every stage of a request, from sizes alone: nothing is built, nothing runs.
+
+FLOPs are those of the products (linear layers, attention), a multiply-add is two. Norms, activations, rope and softmax are left out;
+XLA counts them too, about a percent. Bytes are the least that a device moves to and from its memory: every weight once per program, what
+enters and leaves a product once, attention scores never (tiled kernels keep them on the chip).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gp_jax.buckets import Ladders
+from gp_jax.config import GlimpseConfig, ModelConfig, TextConfig, VisionConfig
+from gp_jax.errors import GlimpseError
+from gp_jax.layout import pack_windows
+from gp_jax.pretrained.known import KNOWN
+
+SUMS = ("decoder prefill", "prefill", "total", "decode token", "kv cache")  # entries of `stages` that are not stages
+Cuts = Sequence[tuple[int, float]]  # (after this layer, share of all visual tokens that stays)
+
+
+def _larger(width: int, inner: int, layers: int, heads: int) -> ModelConfig:
+    """From 7B's sizes. The vision tower of the two largest has a wider MLP, 3456 instead of 3420."""
+    text = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8)
+    vision = dataclasses.replace(KNOWN["7b"].vision, out_hidden_size=width, intermediate_size=3456)
+    return dataclasses.replace(KNOWN["7b"], vision=vision, text=dataclasses.replace(KNOWN["7b"].text, **text))
+
+
+SIZES = KNOWN | {"32b": _larger(5120, 27648, 64, 40), "72b": _larger(8192, 29568, 80, 64)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """flops: of products, a multiply-add is two. bytes: moved to and from the device's memory."""
+
+    flops: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(self.flops * times, self.bytes * times)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One sample's sizes without padding; a batch is so many equal ones."""
+
+    patches: int  # vision patches, merge_unit per visual token
+    visual: int  # visual tokens
+    text: int  # other tokens of the prompt, without glimpse rows
+    new_tokens: int  # of the answer; the first comes out of prefill, the last is not fed
+    batch: int = 1
+    grids: tuple[tuple[int, int], ...] = ()  # (rows, columns) in visual tokens per image; none: one image of full windows
+    ladders: Ladders | None = None  # count the padded buckets that the engine runs; None: the sizes as they are
+
+    @classmethod
+    def of(cls, vision: VisionConfig, grids: Sequence[tuple[int, int]], text: int, new_tokens: int, batch: int = 1) -> "Workload":
+        """The workload of images of these sizes, (rows, columns) in visual tokens, windows cut at their borders."""
+        visual = sum(rows * columns for rows, columns in grids)
+        return cls(visual * vision.merge_unit, visual, text, new_tokens, batch, tuple(grids))
+
+    def check(self, config: ModelConfig, glimpse: GlimpseConfig | None, cuts: Cuts) -> None:
+        """Raises: GlimpseError when sizes or cuts cannot be."""
+        unit, depth, afters = config.vision.merge_unit, config.text.num_hidden_layers, [after for after, _ in cuts]
+        rules = (
+            (self.batch > 0 and self.text > 0 and self.visual >= 0 and self.new_tokens >= 0, "a size is not positive"),
+            (self.patches == self.visual * unit, f"the vision tower has {unit} patches per visual token"),
+            (self.visual == sum(h * w for h, w in self.grids) or not self.grids, "grids do not add up to the visual tokens"),
+            (afters == sorted(set(afters)) and {*afters} <= {*range(-1, depth)}, f"cuts must ascend, after layers -1..{depth - 1}"),
+            (all(0 <= share <= 1 for _, share in cuts), "the share that a cut keeps must be in 0..1"),
+            (not (glimpse and cuts) or glimpse.reduce_layer in afters, f"no cut is after reduce_layer={glimpse and glimpse.reduce_layer}"),
+        )
+        if wrong := [why for ok, why in rules if not ok]:
+            raise GlimpseError(f"{'; '.join(wrong)}: {self}, cuts {list(cuts)}")
+
+
+def _linear(rows: int, itemsize: int, *shapes: tuple[int, int], programs: int = 1) -> Cost:
+    """Linear layers of these (in, out) sizes; so many programs read their weights."""
+    weights, ends = sum(a * b for a, b in shapes), sum(a + b for a, b in shapes)
+    return Cost(2 * rows * weights, itemsize * (rows * ends + programs * weights))
+
+
+def _attention(pairs: int, rows: int, keys: int, heads: tuple[int, int], widths: int, itemsize: int) -> Cost:
+    """pairs: of a query and a key; heads: of queries, of keys and values; widths: of a key and a value together."""
+    return Cost(2 * pairs * heads[0] * widths, itemsize * widths * (rows * heads[0] + keys * heads[1]))
+
+
+def segments(vision: VisionConfig, work: Workload) -> tuple[list[int], list[int]]:
+    """Patches of every attention window and of every image; with ladders what runs: padded blocks of windows, a sample's images as one."""
+    side, unit = vision.window_side, vision.merge_unit
+    whole = unit * side * side
+    if work.ladders:
+        slots = pack_windows(work.grids, side)[0].size if work.grids else -(-work.visual // side**2) * side**2
+        blocks = -(-work.ladders.patches.fit(slots * unit) // whole)
+        return [whole] * blocks, [whole * blocks]
+    if not work.grids:
+        full, rest = divmod(work.patches, whole)
+        return [whole] * full + [rest] * (rest > 0), [work.patches]
+    parts = [[[min(side, length - i) for i in range(0, length, side)] for length in grid] for grid in work.grids]
+    return [unit * h * w for heights, widths in parts for h in heights for w in widths], [unit * h * w for h, w in work.grids]
+
+
+def _vision(config: VisionConfig, batch: int, windows: list[int], images: list[int], itemsize: int) -> Cost:
+    rows, width, inner, full = batch * sum(windows), config.hidden_size, config.intermediate_size, len(config.fullatt_block_indexes)
+    block = _linear(rows, itemsize, (width, 3 * width), (width, width), (width, inner), (width, inner), (inner, width))
+    squares = (batch * sum(n * n for n in part) for part in (images, windows))
+    whole, local = (_attention(pairs, rows, rows, (config.num_heads,) * 2, 2 * config.head_dim, itemsize) for pairs in squares)
+    return _linear(rows, itemsize, (config.patch_dim, width)) + block * config.depth + whole * full + local * (config.depth - full)
+
+
+def _layer(text: TextConfig, rows: int, pairs: int, keys: int, itemsize: int, programs: int = 1) -> Cost:
+    """One decoder layer."""
+    width, inner, heads = text.hidden_size, text.intermediate_size, (text.num_attention_heads, text.num_key_value_heads)
+    query, key = (n * text.head_dim for n in heads)
+    shapes = ((width, query), (width, key), (width, key), (query, width), (width, inner), (width, inner), (inner, width))
+    return _linear(rows, itemsize, *shapes, programs=programs) + _attention(pairs, rows, keys, heads, 2 * text.head_dim, itemsize)
+
+
+def _look(text: TextConfig, glimpse: GlimpseConfig, layers: range, rows: int, itemsize: int) -> Cost:
+    """Glimpse vectors (float32), adding them to their rows, and recording the glimpse in the selected layers."""
+    query, key = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    add = Cost(2 * rows * glimpse.rows * text.hidden_size, 2 * rows * text.hidden_size * itemsize)
+    tap = Cost(2 * rows * query, rows * (key * itemsize + text.num_attention_heads * 4))
+    vectors = _linear(len(glimpse.le_layers) * glimpse.rows, 4, (text.hidden_size, text.hidden_size)) * (glimpse.rows > 0)
+    return vectors + add * len({*layers} & {*glimpse.le_layers}) + tap * len({*layers} & {*glimpse.selected_layers})
+
+
+def _predictor(config: ModelConfig, glimpse: GlimpseConfig, batch: int, parts: list[int]) -> Cost:
+    """The importance predictor, float32. parts: visual tokens of every attention segment."""
+    rows, width, cond, blocks = batch * sum(parts), glimpse.attn_fuse_size, glimpse.cond_size, len(glimpse.selected_visual_layers)
+    joint, value = width + cond, width + cond * glimpse.attn_fuse_use_flash_attn
+    shapes = [(joint, joint)] * 2 + [(width, width)] * 2 + [(width, 2 * width)] * 2 + [(2 * width, width)]
+    block = _linear(rows, 4, *shapes, *[(config.vision.hidden_size, cond)] * (cond > 0))
+    block += _attention(batch * sum(n * n for n in parts), rows, rows, (1, 1), joint + value, 4)
+    maps = len(glimpse.selected_layers) * config.text.num_attention_heads
+    return block * blocks + _linear(rows, 4, (maps, width), *[(width, 1)] * (blocks if glimpse.deep_supervision else 1))
+
+
+def stages(
+    config: ModelConfig, glimpse: GlimpseConfig | None, work: Workload, cuts: Cuts = (), *, triangle: bool = False, itemsize: int = 2
+) -> dict[str, Cost]:
+    """What every stage costs, for the whole batch.
+
+    Args:
+        glimpse: ranks at the cut after its `reduce_layer`; None, or no cuts: no glimpse rows and no predictor.
+        cuts: (after this layer, share of all visual tokens that stays), ascending; none: dense. A cut also cuts the cache so far.
+        triangle: count causal attention of prefill over keys 0..t, as tiled kernels nearly do; else the full square that "einsum"
+            executes. itemsize: bytes of a value of the base model.
+    Returns: stages in order: "vision", "merger", "layers a..b" between cuts, "glimpse rows" (what they add to these layers, their
+        vectors, the glimpse), "predictor", "compact", "head" (of the first new token), "decode" (all fed tokens). Then `SUMS`:
+        "decoder prefill" (all before decode but vision and merger), "prefill", "total", and what is in no sum: "decode token" (mean)
+        and "kv cache", whose bytes are held, not moved.
+    """
+    work.check(config, glimpse, cuts)
+    text, unit, inner, costs = config.text, config.vision.merge_unit, config.vision.hidden_size * config.vision.merge_unit, {}
+    cuts = cuts if work.visual else ()  # as in the engine: without an image there is nothing to prune
+    ladders, batch = work.ladders, work.ladders.batch.fit(work.batch) if work.ladders else work.batch
+    if work.visual:
+        windows, images = segments(config.vision, work)
+        costs["vision"] = _vision(config.vision, batch, windows, images, itemsize)
+        costs["merger"] = _linear(batch * sum(windows) // unit, itemsize, (inner, inner), (inner, config.vision.out_hidden_size))
+
+    def add(name: str, *parts: Cost) -> None:
+        costs[name] = sum(parts, costs.get(name, Cost()))
+
+    def layers(between: range, length: int) -> Cost:
+        pairs, rows = length * (length + 1) // 2 if triangle else length * length, batch * length
+        return _layer(text, rows, batch * pairs, rows, itemsize) * len(between)
+
+    looking, visual, low, key = glimpse if cuts else None, work.visual, 0, text.num_key_value_heads * text.head_dim
+    need = work.text + visual + (looking.rows if looking else 0)
+    length, bare = (ladders.prompt.fit(n) if ladders else n for n in (need, work.text + visual))  # with and without glimpse rows
+    for after, share in (*cuts, (text.num_hidden_layers - 1, None)):
+        between, low = range(low, after + 1), after + 1
+        if between:
+            add(f"layers {between[0]}..{after}", layers(between, bare))
+        if between and looking:
+            add(
+                "glimpse rows", layers(between, length), layers(between, bare) * -1, _look(text, looking, between, batch * length, itemsize)
+            )
+        if share is None:
+            break
+        if looking and after == looking.reduce_layer:
+            parts = images if looking.attn_fuse_global else windows
+            costs["predictor"], looking = _predictor(config, looking, batch, [n // unit for n in parts]), None
+        visual, before = min(visual, int(share * work.visual)), need
+        need = work.text + visual + (looking.rows if looking else 0)
+        length, bare = (ladders.kept_for(n, m) if ladders else n for n, m in ((need, length), (work.text + visual, bare)))
+        if need < before:
+            add("compact", Cost(0, 2 * itemsize * batch * length * (text.hidden_size + 2 * key * low)))
+
+    costs["head"] = _linear(batch, itemsize, (text.hidden_size, text.vocab_size))
+    prefill, steps = sum(costs.values(), Cost()), max(0, work.new_tokens - 1)
+    slots = ladders.decode.fit(work.new_tokens) if ladders else steps
+    keys = batch * steps * length + batch * (steps * slots if ladders else steps * (steps + 1) // 2)  # step s reads s new ones
+    decode = _layer(text, batch * steps, keys, keys, itemsize, programs=steps) * text.num_hidden_layers + costs["head"] * steps
+    reading = sum((cost for name, cost in costs.items() if name not in ("vision", "merger")), Cost())
+    token = Cost(decode.flops // steps, decode.bytes // steps) if steps else Cost()
+    held = Cost(0, 2 * key * itemsize * batch * (length + slots) * text.num_hidden_layers)
+    return costs | {"decode": decode} | dict(zip(SUMS, (reading, prefill, prefill + decode, token, held), strict=True))
+
+
+def pruned_share(config: ModelConfig, glimpse: GlimpseConfig | None, work: Workload, cuts: Cuts, part: str = "total", **options) -> float:
+    """FLOPs of a plan over those of the dense model. part: "decoder prefill", "prefill", "decode" or "total"; options: of `stages`."""
+    return stages(config, glimpse, work, cuts, **options)[part].flops / stages(config, None, work, (), **options)[part].flops
