@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gp_jax.errors import GlimpseError
 
-PREDICTORS = ("AttnFuserV1", "AttnFuserV2")
+PREDICTORS = ("AttnFuserV1", "AttnFuserV2", "mean")  # mean: of the glimpse maps, nothing is learned (ours, for ablations)
 ANCHORS = ("tl", "tr", "bl", "br")
 
 

@@ -1,13 +1,13 @@
 """FLOPs and bytes of every stage of a request, from sizes alone: nothing is built, nothing runs.
 
-FLOPs are those of the products (linear layers, attention), a multiply-add is two. Norms, activations, rope and softmax are left out;
-XLA counts them too, about a percent. Bytes are the least that a device moves to and from its memory: every weight once per program, what
+FLOPs are those of products (linear layers, attention), a multiply-add is two; XLA also counts norms, activations, rope and softmax, a
+percent of it, in narrow models more. Bytes are the least that a device moves to and from its memory: every weight once per program, what
 enters and leaves a product once, attention scores never (tiled kernels keep them on the chip).
 """
 
-import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gp_jax.buckets import Ladders
 from gp_jax.config import GlimpseConfig, ModelConfig, TextConfig, VisionConfig
@@ -22,8 +22,8 @@ Cuts = Sequence[tuple[int, float]]  # (after this layer, share of all visual tok
 def _larger(width: int, inner: int, layers: int, heads: int) -> ModelConfig:
     """From 7B's sizes. The vision tower of the two largest has a wider MLP, 3456 instead of 3420."""
     text = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8)
-    vision = dataclasses.replace(KNOWN["7b"].vision, out_hidden_size=width, intermediate_size=3456)
-    return dataclasses.replace(KNOWN["7b"], vision=vision, text=dataclasses.replace(KNOWN["7b"].text, **text))
+    vision = replace(KNOWN["7b"].vision, out_hidden_size=width, intermediate_size=3456)
+    return replace(KNOWN["7b"], vision=vision, text=replace(KNOWN["7b"].text, **text))
 
 
 SIZES = KNOWN | {"32b": _larger(5120, 27648, 64, 40), "72b": _larger(8192, 29568, 80, 64)}
@@ -89,8 +89,7 @@ def _attention(pairs: int, rows: int, keys: int, heads: tuple[int, int], widths:
 
 def segments(vision: VisionConfig, work: Workload) -> tuple[list[int], list[int]]:
     """Patches of every attention window and of every image; with ladders what runs: padded blocks of windows, a sample's images as one."""
-    side, unit = vision.window_side, vision.merge_unit
-    whole = unit * side * side
+    side, unit, whole = vision.window_side, vision.merge_unit, vision.merge_unit * vision.window_side**2
     if work.ladders:
         slots = pack_windows(work.grids, side)[0].size if work.grids else -(-work.visual // side**2) * side**2
         blocks = -(-work.ladders.patches.fit(slots * unit) // whole)
@@ -102,12 +101,15 @@ def segments(vision: VisionConfig, work: Workload) -> tuple[list[int], list[int]
     return [unit * h * w for heights, widths in parts for h in heights for w in widths], [unit * h * w for h, w in work.grids]
 
 
-def _vision(config: VisionConfig, batch: int, windows: list[int], images: list[int], itemsize: int) -> Cost:
-    rows, width, inner, full = batch * sum(windows), config.hidden_size, config.intermediate_size, len(config.fullatt_block_indexes)
+def _vision(config: VisionConfig, work: Workload, batch: int, itemsize: int) -> dict[str, Cost]:
+    (windows, images), width, inner = segments(config, work), config.hidden_size, config.intermediate_size
+    rows, group, heads = batch * sum(windows), width * config.merge_unit, (config.num_heads, config.num_heads)
     block = _linear(rows, itemsize, (width, 3 * width), (width, width), (width, inner), (width, inner), (inner, width))
-    squares = (batch * sum(n * n for n in part) for part in (images, windows))
-    whole, local = (_attention(pairs, rows, rows, (config.num_heads,) * 2, 2 * config.head_dim, itemsize) for pairs in squares)
-    return _linear(rows, itemsize, (config.patch_dim, width)) + block * config.depth + whole * full + local * (config.depth - full)
+    whole, local = (_attention(batch * sum(n * n for n in s), rows, rows, heads, 2 * config.head_dim, itemsize) for s in (images, windows))
+    tower = _linear(rows, itemsize, (config.patch_dim, width)) + (block + local) * config.depth
+    tower += (whole + local * -1) * len(config.fullatt_block_indexes)
+    merger = _linear(rows // config.merge_unit, itemsize, (group, group), (group, config.out_hidden_size))
+    return {"vision": tower, "merger": merger} if work.visual else {"vision": Cost(), "merger": Cost()}
 
 
 def _layer(text: TextConfig, rows: int, pairs: int, keys: int, itemsize: int, programs: int = 1) -> Cost:
@@ -127,8 +129,9 @@ def _look(text: TextConfig, glimpse: GlimpseConfig, layers: range, rows: int, it
     return vectors + add * len({*layers} & {*glimpse.le_layers}) + tap * len({*layers} & {*glimpse.selected_layers})
 
 
-def _predictor(config: ModelConfig, glimpse: GlimpseConfig, batch: int, parts: list[int]) -> Cost:
-    """The importance predictor, float32. parts: visual tokens of every attention segment."""
+def _predictor(config: ModelConfig, glimpse: GlimpseConfig, work: Workload, batch: int) -> Cost:
+    """The importance predictor, float32."""
+    parts = [n // config.vision.merge_unit for n in segments(config.vision, work)[glimpse.attn_fuse_global]]
     rows, width, cond, blocks = batch * sum(parts), glimpse.attn_fuse_size, glimpse.cond_size, len(glimpse.selected_visual_layers)
     joint, value = width + cond, width + cond * glimpse.attn_fuse_use_flash_attn
     shapes = [(joint, joint)] * 2 + [(width, width)] * 2 + [(width, 2 * width)] * 2 + [(2 * width, width)]
@@ -154,16 +157,9 @@ def stages(
         and "kv cache", whose bytes are held, not moved.
     """
     work.check(config, glimpse, cuts)
-    text, unit, inner, costs = config.text, config.vision.merge_unit, config.vision.hidden_size * config.vision.merge_unit, {}
     cuts = cuts if work.visual else ()  # as in the engine: without an image there is nothing to prune
-    ladders, batch = work.ladders, work.ladders.batch.fit(work.batch) if work.ladders else work.batch
-    if work.visual:
-        windows, images = segments(config.vision, work)
-        costs["vision"] = _vision(config.vision, batch, windows, images, itemsize)
-        costs["merger"] = _linear(batch * sum(windows) // unit, itemsize, (inner, inner), (inner, config.vision.out_hidden_size))
-
-    def add(name: str, *parts: Cost) -> None:
-        costs[name] = sum(parts, costs.get(name, Cost()))
+    text, ladders, batch = config.text, work.ladders, work.ladders.batch.fit(work.batch) if work.ladders else work.batch
+    costs = defaultdict(Cost, _vision(config.vision, work, batch, itemsize))
 
     def layers(between: range, length: int) -> Cost:
         pairs, rows = length * (length + 1) // 2 if triangle else length * length, batch * length
@@ -175,31 +171,27 @@ def stages(
     for after, share in (*cuts, (text.num_hidden_layers - 1, None)):
         between, low = range(low, after + 1), after + 1
         if between:
-            add(f"layers {between[0]}..{after}", layers(between, bare))
+            costs[f"layers {between[0]}..{after}"] = layers(between, bare)
         if between and looking:
-            add(
-                "glimpse rows", layers(between, length), layers(between, bare) * -1, _look(text, looking, between, batch * length, itemsize)
-            )
+            costs["glimpse rows"] += layers(between, length) + layers(between, bare) * -1
+            costs["glimpse rows"] += _look(text, looking, between, batch * length, itemsize)
         if share is None:
             break
         if looking and after == looking.reduce_layer:
-            parts = images if looking.attn_fuse_global else windows
-            costs["predictor"], looking = _predictor(config, looking, batch, [n // unit for n in parts]), None
-        visual, before = min(visual, int(share * work.visual)), need
+            costs["predictor"], looking = _predictor(config, looking, work, batch) * (looking.attn_fuse_type != "mean"), None
+        visual = min(visual, int(share * work.visual))
         need = work.text + visual + (looking.rows if looking else 0)
         length, bare = (ladders.kept_for(n, m) if ladders else n for n, m in ((need, length), (work.text + visual, bare)))
-        if need < before:
-            add("compact", Cost(0, 2 * itemsize * batch * length * (text.hidden_size + 2 * key * low)))
-
+        costs["compact"] += Cost(0, 2 * itemsize * batch * length * (text.hidden_size + 2 * key * low))
     costs["head"] = _linear(batch, itemsize, (text.hidden_size, text.vocab_size))
     prefill, steps = sum(costs.values(), Cost()), max(0, work.new_tokens - 1)
     slots = ladders.decode.fit(work.new_tokens) if ladders else steps
     keys = batch * steps * length + batch * (steps * slots if ladders else steps * (steps + 1) // 2)  # step s reads s new ones
     decode = _layer(text, batch * steps, keys, keys, itemsize, programs=steps) * text.num_hidden_layers + costs["head"] * steps
-    reading = sum((cost for name, cost in costs.items() if name not in ("vision", "merger")), Cost())
+    reading = prefill + (costs["vision"] + costs["merger"]) * -1
     token = Cost(decode.flops // steps, decode.bytes // steps) if steps else Cost()
     held = Cost(0, 2 * key * itemsize * batch * (length + slots) * text.num_hidden_layers)
-    return costs | {"decode": decode} | dict(zip(SUMS, (reading, prefill, prefill + decode, token, held), strict=True))
+    return dict(costs) | {"decode": decode} | dict(zip(SUMS, (reading, prefill, prefill + decode, token, held), strict=True))
 
 
 def pruned_share(config: ModelConfig, glimpse: GlimpseConfig | None, work: Workload, cuts: Cuts, part: str = "total", **options) -> float:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gp_jax.config import GlimpseConfig, ModelConfig
-from gp_jax.glimpse.predictor import ImportancePredictor
+from gp_jax.glimpse.predictor import make_predictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
 from gp_jax.models.decoder import Decoder
 from gp_jax.models.vision import VisionTower
@@ -18,4 +18,4 @@ class LVLM(nnx.Module):
         self.vision = VisionTower(config.vision, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config.text, dtype=dtype, rngs=rngs)
         self.glimpse = GlimpsePrompt(glimpse, config.text, rngs=rngs) if glimpse and glimpse.rows else None
-        self.predictor = ImportancePredictor(glimpse, config, rngs=rngs) if glimpse else None
+        self.predictor = make_predictor(glimpse, config, rngs=rngs) if glimpse else None

@@ -113,7 +113,7 @@ def make_plan(prune: Prune, config: GlimpseConfig | None, depth: int) -> Plan:
 
     Raises: GlimpseError when the glimpse is needed and there is none, or the cut is not one of the layers.
     """
-    scorer = SCORER_OF[prune.method]
+    scorer = "given" if prune.reference_masks is not None else SCORER_OF[prune.method]
     if scorer == "glimpse" and config is None:
         raise GlimpseError("prune is set, but no glimpse is loaded: pass glimpse=... to from_pretrained, or prune=None")
     after = config.reduce_layer if config else middle_layer(depth)
@@ -121,8 +121,6 @@ def make_plan(prune: Prune, config: GlimpseConfig | None, depth: int) -> Plan:
         after = prune.after
     if not 0 <= after < depth:
         raise GlimpseError(f"after={after} is not one of the model's {depth} layers (0..{depth - 1})")
-    if prune.reference_masks is not None:
-        return (Cut(after, "given"),)
     if scorer == "glimpse":
         if config.use_ref_masks:
             raise GlimpseError("this glimpse config has use_ref_masks=true: pass Prune(reference_masks=...)")

@@ -32,7 +32,7 @@ class GlimpseSettings:
     use_attention_logits: bool = True
     """Raw attention logits; otherwise log-softmax."""
     attn_fuse_type: str = "AttnFuserV1"
-    """AttnFuserV1, or AttnFuserV2 without visual conditions."""
+    """AttnFuserV1, AttnFuserV2 without visual conditions, or mean: no predictor, the mean of the glimpse's attention."""
     attn_fuse_size: int = 256
     """Width of the predictor."""
     attn_fuse_num_heads: int = 4
@@ -58,7 +58,7 @@ class DataSource:
     """A prepared folder (`gp-jax prepare`) and how much of it a run reads."""
 
     path: str
-    """Folder that `gp-jax prepare` wrote; may be gs://."""
+    """Folder that `gp-jax prepare` wrote, may be gs://; or scenes:N, so many generated scenes."""
     split: str = "train"
     """Split in it."""
     sampling: str = "all"

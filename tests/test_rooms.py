@@ -10,7 +10,7 @@ RANKS = [
     {"models", "glimpse", "layout"},
     {"lvlm"},
     {"pretrained", "plan"},
-    {"processing", "pipeline"},
+    {"processing", "pipeline", "flops"},
     {"sampling", "data"},
     {"scenes"},
     {"engine", "checkpoint", "report"},

@@ -74,7 +74,7 @@ def _plot(name: str, title: str, rows: Sequence[PlanRow], places: Sequence[float
         shifts = _shifts(axes, [x for _, x, _ in shown], [found for *_, found in shown])
         for (i, x, found), shift in zip(shown, shifts, strict=True):
             ends = [[100 * (found.mean - found.low)], [100 * (found.high - found.mean)]]
-            mark = {"fmt": MARKERS[i % len(MARKERS)], "color": COLORS[i % len(COLORS)], "markersize": 7, "capsize": 3}
+            mark = {"fmt": MARKERS[i % len(MARKERS)], "color": COLORS[i % len(COLORS)], "markersize": 7, "capsize": 3, "clip_on": False}
             move = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
             axes.errorbar([x], [100 * found.mean], np.maximum(ends, 0), **mark, transform=axes.transData + move, zorder=3)
         lows, highs = [100 * found.low for *_, found in shown] or [0.0], [100 * found.high for *_, found in shown] or [100.0]

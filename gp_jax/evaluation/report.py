@@ -33,7 +33,7 @@ def write_report(
     """Writes the HTML file whole or not at all; it opens without a network.
 
     Args:
-        rows: of `rows.aggregate`. breakdown: of `rows.breakdown`. samples: for the gallery; 100 with 7 plans are about 10 MB.
+        rows: of `rows.aggregate`. breakdown: of `rows.breakdown`. samples: for the gallery; 100 with 7 plans are 5 to 8 MB.
         notes: what was run, one line each; "model: x" shows the part before the colon in bold.
         metric: the one in table, plots and breakdown; others get columns at the table's end.
     """

@@ -76,8 +76,11 @@ class Prediction:
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Appends a line each, as soon as there is one. A last line that a killed run left half-written goes."""
     with path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        if end := file.tell():
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         for prediction in predictions:
             file.write(prediction.to_json().encode("utf-8", "backslashreplace") + b"\n")
             file.flush()

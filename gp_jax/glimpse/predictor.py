@@ -94,3 +94,16 @@ class ImportancePredictor(nnx.Module):
             if head is not None:
                 outs.append(head(x)[..., 0].reshape(batch, -1))
         return jnp.stack(outs)
+
+
+class MeanOfMaps(nnx.Module):
+    """No predictor: the mean of the glimpse's attention over heads and layers decides. For ablations."""
+
+    def __call__(self, maps: Array, conditions: tuple[Array, ...], vision: VisionInput, present: Array, remat: bool = False) -> Array:
+        """As `ImportancePredictor`."""
+        return jnp.mean(maps.astype(jnp.float32), axis=-1)[None]
+
+
+def make_predictor(config: GlimpseConfig, model: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The predictor that `attn_fuse_type` names."""
+    return MeanOfMaps() if config.attn_fuse_type == "mean" else ImportancePredictor(config, model, rngs=rngs)

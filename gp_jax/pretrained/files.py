@@ -34,12 +34,19 @@ DTYPES = {
 }
 
 
+BUNDLED = {"scenes": Path(__file__).parents[1] / "assets" / "scenes"}
+
+
 def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
-    """A local folder, or a Hub repository's files that match `patterns`, downloaded once.
+    """A local folder, a model that comes with this package ("scenes"), or a Hub repository's files that match `patterns`, downloaded
+    once.
 
     Raises: GlimpseError when it is neither.
     """
     path = Path(name).expanduser()
+    bundled = BUNDLED.get(str(name))
+    if bundled is not None and not (path / "config.json").exists():
+        return bundled
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:

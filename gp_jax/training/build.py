@@ -19,10 +19,11 @@ from gp_jax.data.record import Source
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Length, Schedule
 from gp_jax.errors import GlimpseError
-from gp_jax.glimpse.predictor import ImportancePredictor
+from gp_jax.glimpse.predictor import make_predictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
 from gp_jax.lvlm import LVLM
 from gp_jax.plan import middle_layer
+from gp_jax.scenes.source import ScenesSource
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, TrainConfig
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
 from gp_jax.training.optim import learning_rate, optimizer
@@ -50,8 +51,9 @@ def attach_glimpse(model: LVLM, config: GlimpseConfig, seed: int, mesh: Mesh | N
     """Gives a base model a new glimpse, randomly initialised, the same in every process."""
     rngs = nnx.Rngs(seed)
     model.glimpse_config = config
-    model.glimpse = GlimpsePrompt(config, model.config.text, rngs=rngs) if config.rows else None
-    model.predictor = ImportancePredictor(config, model.config, rngs=rngs)
+    # A base model comes without: nnx must be told that what was None now holds parameters.
+    model.glimpse = nnx.data(GlimpsePrompt(config, model.config.text, rngs=rngs) if config.rows else None)
+    model.predictor = nnx.data(make_predictor(config, model.config, rngs=rngs))
     for part in (model.glimpse, model.predictor):
         if part is not None:
             nnx.update(part, spread(nnx.state(part), replicated(mesh)))
@@ -103,9 +105,19 @@ class Feed:
         return [self.sources[s].entries[r].id for number in numbers for s, r in self.schedule[number].members]
 
 
+def open_source(source: DataSource) -> Source:
+    """A prepared folder; or, for a path like "scenes:5000", so many generated scenes. Raises: GlimpseError."""
+    name, _, count = source.path.partition(":")
+    if name != "scenes":
+        return open_prepared(source.path, source.split)
+    if not count.isdecimal() or int(count) == 0:
+        raise GlimpseError(f"data source '{source.path}': say how many scenes, e.g. scenes:5000")
+    return ScenesSource(source.split, int(count))
+
+
 def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: SampleMaker, mesh: Mesh | None, progress: Progress) -> Feed:
     """Opens sources, measures their records, plans batches."""
-    opened = [open_prepared(source.path, source.split) for source in sources]
+    opened = [open_source(source) for source in sources]
     lengths: list[list[Length | None]] = []
     for source, own in zip(sources, opened, strict=True):
         found = maker.measure(own.entries, source.suffix, lambda items: progress(items, "measuring records"))

@@ -1,0 +1,26 @@
+"""python train.py --config configs/scenes_glimpse.py
+
+The glimpse of the bundled model, from its frozen base, with the released losses: minutes on two CPU cores.
+"""
+
+from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
+
+train = TrainConfig(
+    model="scenes",
+    out="runs/scenes_glimpse",
+    data=DataConfig(
+        sources=(DataSource("scenes:9600"),),
+        validation=(DataSource("scenes:192", split="val"),),
+        shapes=4,
+    ),
+    glimpse=GlimpseSettings(reduce_layer=4, attn_fuse_size=64, attn_fuse_num_heads=4, visual_cond_size=64, le_dropout_prob=0.1),
+    optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_ratio=0.05, clip_norm=1.0),
+    batch_size=8,
+    accumulation=2,
+    epochs=1,
+    log_every=10,
+    validate_every=300,
+    save_every=100,
+    keep=1,
+    compilation_cache="runs/compiled",
+)
