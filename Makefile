@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO := demo_out
+DEMO := demo
 
 .PHONY: demo test lint clean
 
@@ -16,14 +16,16 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-# A tiny random model answers a question about a drawn picture: the whole way through the house, on CPU.
+# Trains a glimpse on the bundled model, then answers questions about fresh scenes under every plan: table, report, pictures.
+# QUICK=1 takes the bundled glimpse. A second run reuses what is there.
 demo: $(VENV)/.ready
-	mkdir -p $(DEMO)
-	$(BIN)/python -m gp_jax.tiny $(DEMO)/model --picture $(DEMO)/scene.png
-	$(BIN)/gp-jax ask $(DEMO)/scene.png "What color is the roof?" --model $(DEMO)/model --no-prune --max-new-tokens 16
-	$(BIN)/gp-jax ask $(DEMO)/scene.png "What color is the roof?" --model $(DEMO)/model --fixed-remain-ratio 0.25 \
-		--max-new-tokens 16 --overlay $(DEMO)/overlay.png
-	@echo "pictures: $(DEMO)/scene.png, $(DEMO)/overlay.png (the model is random: its answers and regions mean nothing)"
+ifeq ($(QUICK),)
+	$(BIN)/python train.py --config configs/scenes_glimpse.py --out $(DEMO)/glimpse
+	$(BIN)/python eval.py --config configs/demo.py --glimpse $(DEMO)/glimpse/export --out $(DEMO)/answers --report $(DEMO)/report.html
+else
+	$(BIN)/python eval.py --config configs/demo.py --limit 48 --pictures 24 --out $(DEMO)/answers_quick --report $(DEMO)/report.html
+endif
+	@echo "open $(DEMO)/report.html"
 
 test: lint
 	$(BIN)/python -m pytest -n 2

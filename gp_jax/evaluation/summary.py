@@ -11,9 +11,11 @@ from gp_jax.evaluation.results import Prediction
 from gp_jax.evaluation.rows import aggregate, breakdown
 from gp_jax.evaluation.runner import Runner
 from gp_jax.evaluation.settings import EvalConfig
+from gp_jax.evaluation.sheet import write_sheet
 from gp_jax.evaluation.tables import as_csv, as_json, markdown, text
 from gp_jax.vlm import GlimpseVLM
 
+SHOWN, SHEET = "glimpse", 6  # the plan and the samples on overlays.png
 Found = Sequence[tuple[Runner, list[Prediction]]]
 
 
@@ -42,7 +44,10 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> Path:
         scratch.replace(out / name)
     path = Path(config.report) if config.report else out / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_report(path, config.title, rows, groups, gallery(config, found), notes(config, vlm))
+    samples = gallery(config, found)
+    write_report(path, config.title, rows, groups, samples, notes(config, vlm))
+    if SHOWN in names:
+        write_sheet(out / "overlays.png", samples[:SHEET], SHOWN)
     return path
 
 
