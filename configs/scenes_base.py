@@ -26,7 +26,7 @@ train = BaseConfig(
     optim=OptimConfig(name="muon", learning_rate=3e-3, schedule="cosine", warmup_ratio=0.02, end_ratio=0.02, b2=0.95, clip_norm=1.0),
     batch_size=8,
     accumulation=2,
-    steps=2400,
+    steps=1900,
     attention="einsum",
     log_every=10,
     validate_every=300,
