@@ -58,11 +58,13 @@ def train(args: Args, name: str, options: tuple[str, ...]) -> Path:
 def main(args: Args) -> None:
     """Trains, evaluates, prints the table."""
     from gp_jax import GlimpseVLM, Prune
+    from gp_jax.evaluation.command import claim
     from gp_jax.evaluation.plans import EvalPlan
     from gp_jax.evaluation.rows import aggregate
     from gp_jax.evaluation.runner import SMALL_LADDERS, Runner, Task
     from gp_jax.scenes.source import ScenesSource
 
+    claim(args.out, {name: str(getattr(args, name)) for name in ("config", "model", "steps", "retention")})
     task = Task("scenes", ScenesSource("test", args.records))
     folders = {name: None if options is None else train(args, name, options) for name, options in ROWS.items()}
     after = next(iter(json.loads((folder / "config.json").read_text())["reduce_layer"] for folder in folders.values() if folder))

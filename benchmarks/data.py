@@ -37,10 +37,10 @@ def main(args: Args) -> None:
 
     from gp_jax.data.feed import Placer, load
     from gp_jax.training.build import build
-    from gp_jax.training.command import read_config
+    from gp_jax.training.command import parse
     from gp_jax.training.step import Counts
 
-    run = build(read_config(args.config).check(), lambda items, *_: items)
+    run = build(parse(["--config", str(args.config)]).train().check(), lambda items, *_: items)
     schedule, options = run.feed.schedule, run.config.data
     stream = load(run.feed.loader, 0, 10**9, threads=options.threads, prefetch=options.prefetch, workers=args.workers)
     for _ in range(2 * options.prefetch):  # start-up, and what was loaded ahead

@@ -24,16 +24,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
 from gp_jax.processing import Processor
+from gp_jax.scenes.architecture import CHAT_TEMPLATE, SPECIAL
 from gp_jax.vlm import GlimpseVLM
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 ID = {token: 256 + i for i, token in enumerate(SPECIAL)}
-CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
-{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
-{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
-{% endfor %}{% endif %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 CONFIG = {
     "model_type": "qwen2_5_vl",
     "vocab_size": 272,

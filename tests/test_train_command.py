@@ -13,7 +13,7 @@ from gp_jax.pretrained.known import KNOWN
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
 from gp_jax.sharding import mesh_sizes
 from gp_jax.training.build import glimpse_config
-from gp_jax.training.command import main, parse, read_config
+from gp_jax.training.command import main, parse
 from gp_jax.training.optim import learning_rate, optimizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -37,7 +37,7 @@ def mine(tmp_path):
 @pytest.mark.parametrize("kind", ["gqa", "own_data"])
 def test_shipped_configurations(size, depth, cut, kind):
     path = CONFIGS / f"qwen2_5_vl_{size}_{kind}.py"
-    config = read_config(path).check()
+    config = parse(["--config", str(path)]).train().check()
     assert path.read_text().startswith(f'"""python train.py --config configs/{path.name}')
     assert config.model == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct" and config.dtype == "bfloat16"
     released = GlimpseConfig(

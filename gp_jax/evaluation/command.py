@@ -1,17 +1,14 @@
 """The command line of `eval.py`, and what it runs."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import os
-import runpy
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from gp_jax.config_file import exit_status, given_path, read_config
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.settings import EvalConfig
 
@@ -24,28 +21,10 @@ class Launch(EvalConfig):
     """A Python file whose `evaluation` is an EvalConfig, e.g. configs/eval_scenes.py; the options below change it."""
 
 
-def read_config(path: Path) -> EvalConfig:
-    """A configuration file. Raises: GlimpseError that says what is wrong with it."""
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else [], n=1)
-        raise GlimpseError(f"--config {path}: no such file" + (f", did you mean '{path.with_name(near[0])}'?" if near else ""))
-    try:
-        found = runpy.run_path(str(path)).get("evaluation")
-    except Exception as error:  # whatever a configuration file does wrong
-        raise GlimpseError(f"--config {path}: {type(error).__name__}: {error}") from error
-    if not isinstance(found, EvalConfig):
-        raise GlimpseError(f"--config {path}: needs `evaluation = EvalConfig(...)`")
-    return found
-
-
 def parse(argv: list[str]) -> EvalConfig:
     """Reads the command line; the configuration file sets the defaults."""
-    path = None
-    for i, word in enumerate(argv):
-        name, _, value = word.partition("=")
-        if name == "--config":
-            path = value or (argv[i + 1] if i + 1 < len(argv) else "")
-    base = read_config(Path(path)) if path is not None else EvalConfig()
+    path = given_path(argv)
+    base = EvalConfig() if path is None else read_config(path, "evaluation", (EvalConfig,))
     default = Launch(**dataclasses.asdict(base))
     launch = tyro.cli(Launch, default=default, args=argv, prog="eval.py", config=(tyro.conf.HelptextFromCommentsOff,))
     return EvalConfig(**{f.name: getattr(launch, f.name) for f in dataclasses.fields(EvalConfig)})
@@ -103,17 +82,9 @@ def evaluate(config: EvalConfig) -> Path:
 
 def main(argv: list[str]) -> int:
     """Runs `eval.py`. Returns: the exit status."""
-    try:
+
+    def body() -> int:
         print(f"report: {evaluate(parse(argv))}")
         return 0
-    except GlimpseError as error:
-        print(f"eval.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if os.environ.get("GP_JAX_TRACEBACK"):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        print(f"eval.py: unexpected {type(error).__name__}: {reason} (GP_JAX_TRACEBACK=1 shows where)", file=sys.stderr)
-        return 1
+
+    return exit_status("eval.py", body)

@@ -33,7 +33,7 @@ def hide(scene: PackedScene, random: np.random.Generator, config: ScenesConfig, 
     """What a picture's turns lose: nothing, or random visual tokens that hold no evidence. side: pixels of a visual token."""
     height, width = scene.image.shape[:2]
     grid = (height // side, width // side)
-    masks = np.array([evidence(question, width, height, grid) for question in scene.questions])
+    masks = np.array([evidence(question, width, height, grid) for question in scene.questions], bool).reshape(-1, grid[0] * grid[1])
     if random.random() >= config.pruned:
         return Hiding(np.ones_like(masks), np.ones(masks.shape[1], bool), depth)
 

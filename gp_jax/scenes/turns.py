@@ -64,13 +64,13 @@ def evidence(question: Question, width: int, height: int, grid: tuple[int, int])
 
 
 def packed_batch(
-    scenes: Sequence[PackedScene], hidings: Sequence[Hiding], maker: TurnMaker, questions: int, rows: int, background: Sequence[np.ndarray]
+    scenes: Sequence[PackedScene], hidings: Sequence[Hiding], maker: TurnMaker, questions: int, rows: int, unknown: Sequence[np.ndarray]
 ) -> PackedBatch:
     """Joins scenes of one size.
 
     Args:
         questions: turns per picture Q; rows: text rows U; turns that do not fit are left out.
-        background: per scene (rows, columns) bool over visual tokens whose labels are unknown.
+        unknown: per scene (rows, columns) bool over visual tokens whose labels are unknown.
     """
     config, batch = maker.config, len(scenes)
     samples = []
@@ -105,7 +105,7 @@ def packed_batch(
         vision=vision_input(samples, config, batch, slots),
         prompt=prompt_input(samples, config, batch, length, 0),
         turns=TurnsInput(ids, positions, turn, generated, targets, family, keep, seen, cut),
-        labels=dense_labels(scenes, samples, background, slots, config.vision.spatial_merge_size),
+        labels=dense_labels(scenes, samples, unknown, slots, config.vision.spatial_merge_size),
     )
 
 

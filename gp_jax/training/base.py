@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,13 @@ from gp_jax.processing import Processor
 from gp_jax.report import RunLog
 from gp_jax.scenes.feed import LoadScenes, canvas_of
 from gp_jax.scenes.questions import FAMILIES
-from gp_jax.training.base_losses import METRICS, Pretraining, base_losses
+from gp_jax.training.base_losses import METRICS, Pretraining, losses
 from gp_jax.training.build import Progress, build_mesh, plain
 from gp_jax.training.export import export
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.step import Counts, Programs, TrainState
 
 VALIDATION_SEED = 10**6  # added to the seed of the training scenes
-MEANS = ("loss", "language", "dense", "exact")
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,9 @@ class BaseRun:
         """Optimiser steps."""
         return self.config.steps
 
-    @cached_property
-    def model(self) -> Callable[[TrainState], LVLM]:
-        """The model of a state."""
-        return lambda state: self.step.model(state.params).model
+    def model(self, params: Any) -> LVLM:
+        """The model without its training head."""
+        return self.step.model(params).model
 
 
 def build_base(config: BaseConfig) -> BaseRun:
@@ -115,7 +113,7 @@ def build_base(config: BaseConfig) -> BaseRun:
     step = Programs(
         module,
         lambda path, value: True,
-        base_losses(config.loss, config.remat, config.attention),
+        partial(losses, config=config.loss, remat=config.remat, attention=config.attention),
         METRICS,
         optimizer(config.optim, config.steps),
         learning_rate(config.optim, config.steps),
@@ -162,7 +160,7 @@ def validate_base(
 
 def export_base_run(run: BaseRun, state: TrainState, folder: epath.Path) -> str:
     """Writes `folder`/export: the model in Hugging Face layout, and orbax/ with the same tensors. Returns: what it holds, in words."""
-    model = run.model(state)
+    model = run.model(state.params)
     write = partial(save_model, model, run.hf_config, source=run.folder, nested=True)
     export(folder, lambda local: write(folder=local), export_base(model, nested=True))
     return "the model (Hugging Face layout, orbax)"
@@ -170,7 +168,7 @@ def export_base_run(run: BaseRun, state: TrainState, folder: epath.Path) -> str:
 
 def describe_base(run: BaseRun) -> str:
     """A run in a few lines."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(run.step.model(run.step.params).model)))
+    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(run.model(run.step.params))))
     canvases = ", ".join(f"{c.width}x{c.height}" for c in run.config.scenes.canvases)
     return (
         f"pictures of {canvases} pixels\n{run.steps} steps of {run.config.batch_size} x {run.config.accumulation} pictures, "

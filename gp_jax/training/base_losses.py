@@ -4,8 +4,6 @@ The dense loss is what makes a small model learn to read at all: without it digi
 Its head is thrown away after training. B samples, U text rows, Q turns, M vision slots, P patches of a visual token, V vocabulary.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -84,32 +82,21 @@ def exact_turns(logits: Array, turns: TurnsInput) -> Array:
     return ~jnp.any(wrong[:, None] & (turns.turn[:, None] == number[:, None]), axis=-1) & (turns.family >= 0)
 
 
-def forward(
-    model: Pretraining, batch: PackedBatch, config: BaseLossConfig, remat: bool, attention: str
-) -> tuple[Array, dict[str, Array], Array]:
-    """Returns: the loss, its parts and exact matches as sums, exact turns (B, Q) bool."""
+def losses(
+    model: Pretraining, batch: PackedBatch, counts: Counts, key: Array | None, config: BaseLossConfig, remat: bool, attention: str
+) -> tuple[Array, tuple[dict[str, Array], Array]]:
+    """A micro-batch's share of its step, whose loss is the mean over its micro-batches: `counts.samples` of them.
+
+    Returns: the loss, (its parts and exact matches as sums, exact turns (B, Q) bool).
+    """
     logits, tokens = pipeline.forward_packed(model.model, batch, remat=remat, implementation=attention)
     language = language_sum(logits, batch.turns.targets) / jnp.maximum(jnp.sum(batch.turns.targets >= 0), 1)
     dense = dense_loss(model.head, tokens, batch, config)
     exact = exact_turns(logits, batch.turns)
-    loss = language + config.dense_weight * dense
-    sums = {"loss": loss, "language": language, "dense": dense}
-    sums["exact"] = jnp.sum(exact) / jnp.maximum(jnp.sum(batch.turns.family >= 0), 1)
+    means = {"language": language, "dense": dense, "exact": jnp.sum(exact) / jnp.maximum(jnp.sum(batch.turns.family >= 0), 1)}
+    means["loss"] = language + config.dense_weight * dense
+    sums = {name: value / counts.samples for name, value in means.items()}
     for number, family in enumerate(FAMILIES):
-        sums[f"exact_{family}"] = jnp.sum(exact & (batch.turns.family == number)).astype(jnp.float32)
-        sums[f"turns_{family}"] = jnp.sum(batch.turns.family == number).astype(jnp.float32)
-    return loss, sums, exact
-
-
-def losses(
-    model: Pretraining, batch: PackedBatch, counts: Counts, key: Array | None, config: BaseLossConfig, remat: bool, attention: str
-) -> tuple[Array, tuple[dict[str, Array], Array]]:
-    """A micro-batch's share of its step: the mean over micro-batches, whose number is `counts.samples`."""
-    loss, sums, exact = forward(model, batch, config, remat, attention)
-    means = ("loss", "language", "dense", "exact")
-    return loss / counts.samples, ({n: v / counts.samples if n in means else v for n, v in sums.items()}, exact)
-
-
-def base_losses(config: BaseLossConfig, remat: bool, attention: str):
-    """`losses` as the training step calls it."""
-    return partial(losses, config=config, remat=remat, attention=attention)
+        own = batch.turns.family == number
+        sums |= {f"exact_{family}": jnp.sum(exact & own, dtype=jnp.float32), f"turns_{family}": jnp.sum(own, dtype=jnp.float32)}
+    return sums["loss"], (sums, exact)
