@@ -37,9 +37,7 @@ from gp_jax.trees import (
 )
 
 
-def see(
-    model: LVLM, vision: VisionInput, implementation: str = "auto", remat: bool = False, watch: tuple[int, ...] = ()
-) -> VisionFeatures:
+def see(model: LVLM, vision: VisionInput, implementation: str = "auto", remat: bool = False, watch: tuple[int, ...] = ()) -> VisionFeatures:
     """Vision tower: visual tokens (B, M, D) and the predictor's conditions. remat: of a backward pass through it; watch: blocks whose
     attention scorers read."""
     layers = model.glimpse_config.selected_visual_layers if model.glimpse_config else ()
@@ -98,9 +96,7 @@ def score(
     return logits, keep, stays, jnp.max(jnp.sum(stays, axis=-1))
 
 
-def merge(
-    model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, keep: Array, cut: Cut, limits: KeepLimits
-) -> Stream:
+def merge(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, keep: Array, cut: Cut, limits: KeepLimits) -> Stream:
     """Lets kept tokens take in dropped ones, for scorers that do: the stream before layer 0 with the hidden states they make."""
     tokens = SCORERS[cut.scorer].merge(Scoring(model, cut, stream, vision, features, limits), keep)
     merged = take_rows(tokens, jnp.maximum(stream.image_slot, 0)).astype(stream.hidden.dtype)

@@ -1,5 +1,6 @@
 """What requests give back."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,12 @@ class Answer:
     timings: dict[str, float]
     seen: tuple[int, ...] = ()
     cached: tuple[int, ...] = ()
+
+    @property
+    def cuts(self) -> tuple[tuple[int, int], ...]:
+        """Where it was pruned: (last layer in front of the cut, visual tokens behind it), in order."""
+        before = (self.total, *self.seen)
+        return tuple((layer - 1, now) for layer, (was, now) in enumerate(itertools.pairwise(before)) if was != now)
 
     @property
     def retention(self) -> float:

@@ -68,7 +68,7 @@ class Prune:
             near = difflib.get_close_matches(str(self.method), METHODS, n=1)
             hint = f", did you mean '{near[0]}'?" if near else ""
             raise GlimpseError(f"method={self.method!r} is not one of {', '.join(METHODS)}{hint}")
-        if self.method not in BY_RULE and self.fixed_remain_ratio is None and self.reference_masks is None:
+        if self.method not in BY_RULE and self.fixed_remain_ratio is None:
             raise GlimpseError(f"method='{self.method}' ranks only: say how much to keep with fixed_remain_ratio")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
             raise GlimpseError(f"seed={self.seed!r} must be a whole number from 0")
