@@ -116,7 +116,7 @@ def _published(prune: Prune, depth: int) -> Plan:
         layers = (prune.after,)
         if not 0 <= prune.after <= last:
             raise GlimpseError(f"after={prune.after} is not one of the model's {depth} layers with a layer behind it (0..{last})")
-    if list(layers) != sorted(set(layers)) or layers[-1] > last or (len(layers) > 1 and layers[1] < 0):
+    if list(layers) != sorted(set(layers)) or layers[-1] > last:
         raise GlimpseError(f"the method '{prune.method}' needs a deeper model than {depth} layers")
     return tuple(Cut(after, scorer, method.past) for after, scorer in zip(layers, method.scorers, strict=True))
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
+from einops import rearrange
 
 from gp_jax import GlimpseError, GlimpseVLM, Prune, pipeline
 from gp_jax.evaluation.plans import make_plan, shrunk_grid
 from gp_jax.layout import prompt_input, read_samples, vision_input
 from gp_jax.ops.received import attention_received
+from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.plan import PUBLISHED, SCORERS, Cut
 from gp_jax.requests import cut_inputs, resolve
 from gp_jax.scorers import attention, cdpruner, vscan
@@ -192,14 +194,28 @@ def test_attention_received():
 
 
 def test_the_tower_is_watched_where_it_attends(vlm, scene):
-    """Against block and norms run by hand; every query gives one unit of attention away."""
+    """Against the blocks run one by one, windows as segments, and the attention matrix written out."""
     samples, vision, features, _, _ = scene
-    plain = vlm.model.vision(vision)
-    np.testing.assert_array_equal(features.tokens, plain.tokens)
-    assert not plain.received
-    for b, n in enumerate(COUNTS):
-        for block in (1, 3):
-            assert of(features.received[block], samples, b).sum() == pytest.approx(n, abs=1e-3)
+    tower, config, unit = vlm.model.vision, vlm.config.vision, vlm.config.vision.merge_unit
+    x, angles = tower.patch_embed(vision.patches), grid_angles(vision.patch_hw, config.head_dim)
+    number = np.arange(x.shape[1]) // (unit * config.window_side**2) * 100  # of the block of windows
+    windows = np.where(vision.patch_window >= 0, number + vision.patch_window, -1)
+    for index, block in enumerate(tower.blocks):
+        if index in (1, 3):
+            q, k, _ = np.split(np.asarray(block.attn.qkv(block.norm1(x)), np.float32), 3, axis=-1)
+            q, k = (rotate(rearrange(a, "b s (n h) -> b n s h", n=config.num_heads), angles) for a in (q, k))
+            logits = np.einsum("bnth,bnsh->bnts", q, k) * config.head_dim**-0.5
+            image = vision.patch_image
+            logits = np.where((image[:, :, None] == image[:, None])[:, None], logits, -1e9)
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            weights = (weights / weights.sum(-1, keepdims=True)).mean(1) * (image >= 0)[:, :, None]
+            received = rearrange(weights.sum(1), "b (m u) -> b m u", u=unit).mean(-1)
+            keys = rearrange(np.asarray(k), "b n (m u) h -> b m (n u) h", u=unit).mean(2)
+            for b, n in enumerate(COUNTS):
+                np.testing.assert_allclose(of(features.received[index], samples, b), of(received, samples, b), atol=1e-4)
+                np.testing.assert_allclose(of(features.keys[index], samples, b), of(keys, samples, b), atol=1e-5)
+                assert of(features.received[index], samples, b).sum() == pytest.approx(n, abs=1e-3)
+        x = block(x, angles, vision.patch_image if index in (1, 3) else windows)
 
 
 def test_next_layers_attention_is_what_that_layer_pays(vlm, scene):
@@ -273,8 +289,8 @@ def test_all_kept_is_dense_and_only_merging_changes_tokens(vlm):
 def test_settings():
     with pytest.raises(GlimpseError, match="says itself where it cuts"):
         resolve(Prune(method="divprune", fixed_remain_ratio=0.1, after=2), None, 8)
-    with pytest.raises(GlimpseError, match="needs a deeper model than 3 layers"):
-        resolve(Prune(method="pyramiddrop", fixed_remain_ratio=0.1), None, 3)
+    with pytest.raises(GlimpseError, match="needs a deeper model than 2 layers"):
+        resolve(Prune(method="pyramiddrop", fixed_remain_ratio=0.1), None, 2)
     with pytest.raises(GlimpseError, match="after=7"):
         resolve(Prune(method="fastv", fixed_remain_ratio=0.1, after=7), None, 8)
     with pytest.raises(GlimpseError, match="say how much to keep"):
