@@ -9,12 +9,15 @@ import pytest
 import tiny_models as tiny
 from einops import rearrange
 
-from gp_jax import GlimpseError, GlimpseVLM, Prune, pipeline
+from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, pipeline
+from gp_jax.clock import COMPILES
+from gp_jax.config import GlimpseConfig
 from gp_jax.evaluation.plans import make_plan, shrunk_grid
+from gp_jax.glimpse.select import METHODS
 from gp_jax.layout import prompt_input, read_samples, vision_input
 from gp_jax.ops.received import attention_received
 from gp_jax.ops.rope import grid_angles, rotate
-from gp_jax.plan import PUBLISHED, SCORERS, Cut
+from gp_jax.plan import PUBLISHED, SCORER_OF, SCORERS, Cut
 from gp_jax.requests import cut_inputs, resolve
 from gp_jax.scorers import attention, cdpruner, vscan
 from gp_jax.scorers.scorer import Scoring
@@ -287,6 +290,7 @@ def test_all_kept_is_dense_and_only_merging_changes_tokens(vlm):
 
 
 def test_settings():
+    assert set(METHODS) == {*PUBLISHED, *SCORER_OF}
     with pytest.raises(GlimpseError, match="says itself where it cuts"):
         resolve(Prune(method="divprune", fixed_remain_ratio=0.1, after=2), None, 8)
     with pytest.raises(GlimpseError, match="needs a deeper model than 2 layers"):
@@ -302,7 +306,24 @@ def test_settings():
         make_plan("vision-zip", None)
     plan = make_plan("visionzip-11.1", None)
     assert not plan.matched and plan.rule([], plan.ratio).fixed_remain_ratio == pytest.approx(0.111)
+    fixed = make_plan("glimpse-fixed-11.1", GlimpseConfig((0,), 0))
+    assert fixed.rule([], None).fixed_remain_ratio == pytest.approx(0.111)
     assert make_plan("downsample", None).shrink and make_plan("downsample", None).matched
+
+
+@pytest.mark.parametrize("method", ["fastv", "vscan"])
+def test_nothing_compiles_after_warm_up(vlm, method):
+    names = dict(prompt=(64,), patches=(128, 256), kept=(16, 32), batch=(2,), decode=(4,))
+    small = GlimpseVLM(
+        vlm.model, vlm.hf_config, vlm.processor, ladders=Ladders(**{name: Ladder(name, rungs) for name, rungs in names.items()})
+    )
+    small.warm_up(prune=Prune(method=method, fixed_remain_ratio=0.5), batch=2, patches=256, prompt=64, max_new_tokens=4)
+    before, rng = COMPILES.count, np.random.default_rng(0)
+    for i in range(8):
+        sample = [int(rng.integers(1, 9)), tuple(int(n) for n in rng.integers(1, 7, 2)), int(rng.integers(1, 9))]
+        batch = [sample, [int(rng.integers(1, 40))]][: 1 + i % 2] if i % 4 else [[7]]
+        run(small, batch, Prune(method=method, fixed_remain_ratio=float(rng.random())), steps=4)
+    assert COMPILES.count == before
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 40), (18, 18), (24, 11)])

@@ -1,7 +1,7 @@
 """Named ways to prune, to be compared on one engine: what `Prune` each of them is.
 
 dense               nothing is pruned
-glimpse             the glimpse with its own threshold; glimpse-11.1: at most so many percent stay
+glimpse             the glimpse with its own threshold; glimpse-11.1: at most so many percent stay; glimpse-fixed-11.1: exactly so many
 oracle              exactly the visual tokens that the evidence boxes touch
 nothing             no visual token is kept after the cut: how much of the answer had leaked into the text before it
 
@@ -29,7 +29,17 @@ from gp_jax.plan import PUBLISHED
 
 DEFAULT = ("dense", "glimpse", "glimpse-11.1", "oracle", "attention", "random", "nothing")
 AT_RATIO = ("attention", *PUBLISHED, "downsample")  # plans that take how much to keep
-NAMES = ("dense", "glimpse", "glimpse-PERCENT", "oracle", "nothing", "random", "random-SEED", *(f"{n}[-PERCENT]" for n in AT_RATIO))
+NAMES = (
+    "dense",
+    "glimpse",
+    "glimpse-PERCENT",
+    "glimpse-fixed-PERCENT",
+    "oracle",
+    "nothing",
+    "random",
+    "random-SEED",
+    *(f"{n}[-PERCENT]" for n in AT_RATIO),
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,10 @@ def make_plan(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
         own = Prune.from_config(glimpse)
         if not value:
             return EvalPlan(name, lambda masks, ratio: own)
+        fixed, _, exact = value.partition("-")
+        if fixed == "fixed":
+            share = _number(name, exact, 0, 100) / 100
+            return EvalPlan(name, lambda masks, ratio: Prune(fixed_remain_ratio=share))
         cap = _number(name, value, 0, 100) / 100
         return EvalPlan(name, lambda masks, ratio: Prune(reduce_threshold=own.reduce_threshold, max_remain_ratio=cap))
     if kind == "random":

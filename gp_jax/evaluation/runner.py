@@ -159,8 +159,8 @@ class Runner:
         )
 
     def flops(self, prediction: Prediction) -> float:
-        """Of one answer without padding, answers taken as long as the reference: what the plan itself saves. Scorers without training
-        are not counted: a layer's attention at most."""
+        """Of one answer without padding, answers taken as long as the reference: what the plan itself saves. What scorers without
+        training compute is not counted; it is less than a layer."""
         config, processor = self.vlm.config, self.vlm.processor
         text = len(processor.tokenizer(processor.chat(1, prediction.question))["input_ids"]) - 1
         work = Workload.of(config.vision, [prediction.grid], text, len(processor.tokenizer(prediction.answer)["input_ids"]) + 1)
