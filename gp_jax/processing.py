@@ -102,6 +102,11 @@ class Processor:
         rows, columns = smart_resize(height, width, factor=side, min_pixels=self._pixel_limits()[0], max_pixels=self._pixel_limits()[1])
         return rows // side, columns // side
 
+    def fitted(self, image: Image.Image, grid: tuple[int, int]) -> Image.Image:
+        """A picture scaled to exactly so many (rows, columns) of visual tokens, which its own limits on pixels may still change."""
+        side = self.config.vision.patch_size * self.config.vision.spatial_merge_size
+        return image.convert("RGB").resize((grid[1] * side, grid[0] * side), Image.Resampling.BICUBIC)
+
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         if self.tokenizer is None:
             raise GlimpseError("this model folder has no tokenizer files: use generate with ready-made inputs")

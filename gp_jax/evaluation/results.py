@@ -18,13 +18,15 @@ class Prediction:
     """What a plan made of a sample.
 
     answer:            the reference.
-    kept, total:       visual tokens in the decode cache after pruning, and before.
+    kept, total:       visual tokens that the last layer sees after pruning, and before.
     prefill_retention: share of the visual tokens that a decoder layer saw in prefill, averaged over layers.
     metrics:           per sample, 0..1; NaN where a metric does not apply (null in JSON), left out of means.
     boxes:             evidence, (x0, y0, x1, y1) as shares of the picture.
     grid, keep:        (rows, columns) of the visual tokens, and the numbers of those kept, row by row.
     tokens:            generated ones.
     seconds:           per stage of `clock.STAGES`; of a batch, this sample's share.
+    cuts:              (last layer in front of a cut, visual tokens behind it), in order.
+    cached:            visual tokens in the decode cache, averaged over layers; None: `kept` in every layer.
     """
 
     task: str
@@ -43,6 +45,13 @@ class Prediction:
     keep: tuple[int, ...] = ()
     tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    cuts: tuple[tuple[int, int], ...] = ()
+    cached: float | None = None
+
+    @property
+    def held(self) -> float:
+        """Visual tokens in the decode cache, averaged over layers."""
+        return self.kept if self.cached is None else self.cached
 
     def mask(self) -> np.ndarray:
         """`keep` as (rows, columns) bool."""
@@ -67,6 +76,7 @@ class Prediction:
             values = json.loads(line)
             values["metrics"] = {name: math.nan if value is None else value for name, value in values["metrics"].items()}
             values["boxes"] = tuple(tuple(box) for box in values["boxes"])
+            values["cuts"] = tuple(tuple(cut) for cut in values["cuts"])
             values["grid"], values["keep"] = tuple(values["grid"]), tuple(values["keep"])
             return cls(**{name: values[name] for name in (f.name for f in fields(cls))})
         except (ValueError, TypeError, AttributeError, KeyError) as error:

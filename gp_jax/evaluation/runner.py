@@ -14,11 +14,10 @@ from gp_jax.data.prepared import open_prepared
 from gp_jax.data.record import Entry, Record, Source
 from gp_jax.data.samples import decode
 from gp_jax.evaluation.metrics import exact_match, iou, recall
-from gp_jax.evaluation.plans import EvalPlan
+from gp_jax.evaluation.plans import EvalPlan, shrunk_grid
 from gp_jax.evaluation.results import Prediction, read_predictions, write_predictions
 from gp_jax.evaluation.settings import EvalConfig
 from gp_jax.flops import Workload, stages
-from gp_jax.plan import middle_layer
 from gp_jax.results import Answer
 from gp_jax.scenes.source import DATASET, ScenesSource, families
 from gp_jax.vlm import GlimpseVLM
@@ -107,30 +106,37 @@ class Runner:
 
     def answers(self, plan: EvalPlan, numbers: Sequence[int], bar: tqdm) -> Iterator[Prediction]:
         """Predictions, batch by batch."""
-        ratio = self.matched_retention() if plan.matched else None
+        ratio, processor = self.matched_retention() if plan.matched else plan.ratio, self.vlm.processor
         for start in range(0, len(numbers), self.batch):
             part = numbers[start : start + self.batch]
             records = [self.task.source[n] for n in part]
-            grids = [[self.vlm.processor.grid(*size) for size in self.task.entries[n].sizes] for n in part]
+            whole = [[processor.grid(*size) for size in self.task.entries[n].sizes] for n in part]
+            grids = whole
             masks = [reference_masks(record, own) for record, own in zip(records, grids, strict=True)]
             questions = [f"{r.question}\n{self.task.suffix}" if self.task.suffix else r.question for r in records]
             pictures = [[decode(image, record.id) for image in record.images] for record in records]
+            if plan.shrink:
+                small = [[shrunk_grid(grid, ratio) for grid in own] for own in whole]
+                pictures = [[processor.fitted(p, g) for p, g in zip(own, to, strict=True)] for own, to in zip(pictures, small, strict=True)]
+                grids = [[processor.grid(*picture.size) for picture in own] for own in pictures]
             options = dict(prune=plan.rule(masks, ratio), max_new_tokens=self.task.max_new_tokens)
-            for n, record, answer, own in zip(part, records, self.vlm.answer(pictures, questions, **options), masks, strict=True):
+            answers = self.vlm.answer(pictures, questions, **options)
+            for n, record, answer, own, sizes in zip(part, records, answers, masks, whole, strict=True):
                 bar.update()
-                yield self.prediction(plan, n, record, answer, own, len(part))
+                yield self.prediction(plan, n, record, answer, own, sum(rows * columns for rows, columns in sizes), len(part))
 
     def matched_retention(self) -> float:
         """The share of visual tokens that the plan `glimpse` keeps, over all samples."""
         done = [p for p in self.saved() if p.plan == "glimpse"]
         return max(sum(p.kept for p in done) / max(1, sum(p.total for p in done)), 1e-6)
 
-    def prediction(self, plan: EvalPlan, number: int, record: Record, answer: Answer, masks: list[np.ndarray], batch: int) -> Prediction:
-        """What is written down of an answer."""
-        depth, cut = self.vlm.config.text.num_hidden_layers, self.cut_of(plan.name)
+    def prediction(
+        self, plan: EvalPlan, number: int, record: Record, answer: Answer, masks: list[np.ndarray], total: int, batch: int
+    ) -> Prediction:
+        """What is written down of an answer. total: visual tokens of the picture as it came."""
         keep = np.concatenate([k.reshape(-1) for k in answer.keep]) if answer.keep else np.zeros(0, bool)
         reference = np.concatenate([m.reshape(-1) for m in masks]) if masks else np.zeros(0, bool)
-        evidence = {"recall": recall(keep, reference), "iou": iou(keep, reference)} if plan.name != "dense" else {}
+        evidence = {"recall": recall(keep, reference), "iou": iou(keep, reference)} if plan.prunes else {}
         return Prediction(
             task=self.task.name,
             sample=record.id,
@@ -140,26 +146,25 @@ class Runner:
             prediction=answer.text,
             family=self.task.family(number),
             kept=answer.kept,
-            total=answer.total,
-            prefill_retention=(cut + 1 + (depth - cut - 1) * answer.retention) / depth,
+            total=total,
+            prefill_retention=float(np.mean(answer.seen)) / total if total else 1.0,
             metrics={"exact_match": exact_match(answer.text, record.answer)} | evidence,
             boxes=tuple(box for boxes in record.boxes for box in boxes),
             grid=tuple(answer.keep[0].shape) if answer.keep else (0, 0),
             keep=tuple(np.flatnonzero(keep).tolist()),
             tokens=len(answer.tokens),
             seconds={stage: seconds / batch for stage, seconds in answer.timings.items()},
+            cuts=answer.cuts,
+            cached=float(np.mean(answer.cached)),
         )
 
-    def cut_of(self, plan: str) -> int:
-        """Last layer that sees every visual token; the last of all for dense."""
-        glimpse, depth = self.vlm.glimpse_config, self.vlm.config.text.num_hidden_layers
-        return depth - 1 if plan == "dense" else glimpse.reduce_layer if glimpse else middle_layer(depth)
-
     def flops(self, prediction: Prediction) -> float:
-        """Of one answer without padding, answers taken as long as the reference: what the plan itself saves."""
+        """Of one answer without padding, answers taken as long as the reference: what the plan itself saves. What scorers without
+        training compute is not counted; it is less than a layer."""
         config, processor = self.vlm.config, self.vlm.processor
         text = len(processor.tokenizer(processor.chat(1, prediction.question))["input_ids"]) - 1
         work = Workload.of(config.vision, [prediction.grid], text, len(processor.tokenizer(prediction.answer)["input_ids"]) + 1)
-        cuts = () if prediction.plan == "dense" else ((self.cut_of(prediction.plan), prediction.kept / max(1, prediction.total)),)
+        cuts = [(after, min(1.0, (kept + 0.5) / max(1, work.visual))) for after, kept in prediction.cuts]  # half: rounded down there
         glimpse = self.vlm.glimpse_config if prediction.plan.startswith("glimpse") else None
-        return float(stages(config, glimpse, work, cuts, itemsize=4)["total"].flops)
+        cuts = cuts or ([(glimpse.reduce_layer, 1.0)] if glimpse else [])  # a glimpse that keeps all has still been taken
+        return float(stages(config, glimpse, work, cuts, itemsize=4, past=prediction.held == prediction.kept)["total"].flops)

@@ -18,7 +18,8 @@ class EvalConfig:
     tasks: tuple[str, ...] = ("scenes",)
     """scenes, scenes:SPLIT (val, test, test_ood), or a folder that gp-jax prepare wrote, FOLDER or FOLDER:SPLIT."""
     plans: tuple[str, ...] = DEFAULT
-    """dense, glimpse, glimpse-PERCENT, oracle, attention, random, random-SEED, nothing."""
+    """dense, glimpse, glimpse-PERCENT, glimpse-fixed-PERCENT, oracle, nothing, random, random-SEED; at the glimpse's retention, or
+    NAME-PERCENT: attention, fastv, pyramiddrop, visionzip, divprune, cdpruner, vscan, downsample."""
     limit: int = 600
     """Records of each task."""
     start: int = 0

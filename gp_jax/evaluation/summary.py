@@ -55,7 +55,7 @@ def kv_bytes(vlm: GlimpseVLM):
     """Bytes of an answer's cache after pruning, of visual tokens alone."""
     text = vlm.config.text
     token = 2 * text.num_key_value_heads * text.head_dim * text.num_hidden_layers * vlm.model.decoder.embed_tokens.dtype.itemsize
-    return lambda prediction: float(token * prediction.kept)
+    return lambda prediction: float(token * prediction.held)
 
 
 def notes(config: EvalConfig, vlm: GlimpseVLM) -> list[str]:
