@@ -1,6 +1,6 @@
 """Annotation files as a source of questions, without preparing them first: Visual-CoT's benchmark and your own.
 
-Rows that cannot be asked (no readable text, no picture) are left out and named. Rows whose evidence cannot be used are asked without it:
+Rows that cannot be read or have no picture are left out and named. Rows whose boxes or masks do not fit are asked without them:
 accuracy needs none. Pictures are decoded when they are asked about, so one that breaks there is found then.
 """
 
