@@ -241,7 +241,9 @@ def upright_size(path: Path) -> tuple[int, int]:
     """Width and height of an upright picture, by its header alone: decoding may still fail. Raises: BadRow."""
     try:
         with _header(path) as image:
-            return image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+            late = image.format == "PNG" and "exif" not in image.info  # Pillow would decode it all to look for an entry at its end
+            turned = not late and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
     except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them
         raise BadRow("image broken", f"{path.name}: {type(error).__name__}: {error}") from error
 

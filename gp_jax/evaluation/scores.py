@@ -11,6 +11,7 @@ from gp_jax.evaluation.results import Prediction
 from gp_jax.evaluation.runner import Runner
 from gp_jax.evaluation.settings import EvalConfig
 from gp_jax.evaluation.tasks import JUDGE
+from gp_jax.evaluation.verdicts import Question, Verdicts
 
 SCORE = "score"  # every answer by the main metric of its task, where tasks have different ones
 Found = list[tuple[Runner, list[Prediction]]]
@@ -27,45 +28,41 @@ def add_verdicts(config: EvalConfig, found: Found) -> tuple[Found, list[str]]:
 
     Answers without a verdict get NaN, which means leave out. Returns: predictions with all metrics, and notes for the report.
     """
-    out, notes = Path(config.out), []
-    wanted = [runner.task.name for runner, _ in found if JUDGE in runner.task.metrics]
-    failures: dict = {}
-    scores: dict = {}
-    if wanted:
-        asked = [_question(p) for _, predictions in found for p in predictions if p.task in wanted]
-        verdicts = judge(config.judge, asked, Path(config.judge.cache or out / "verdicts.jsonl"))
-        scores, failures = verdicts.scores, verdicts.failures
+    out, main, notes, lines, verdicts = Path(config.out), main_metric([runner for runner, _ in found]), [], [], Verdicts()
+    judged = [p for runner, predictions in found for p in predictions if JUDGE in runner.task.metrics]
+    if judged:
+        verdicts = judge(config.judge, [_question(p) for p in judged], Path(config.judge.cache or out / "verdicts.jsonl"))
         notes.append(f"judge: {config.judge.model} at {config.judge.url}, temperature 0, seed {config.judge.seed}; {verdicts.text()}")
-    main, lines, result = main_metric([runner for runner, _ in found]), [], []
+    result = []
     for runner, predictions in found:
-        broken = runner.left_out(predictions)
-        lines += [{"task": runner.task.name, "sample": name, "reason": reason} for name, reason in broken.items()]
+        name, broken = runner.task.name, runner.left_out(predictions)
+        lines += [{"task": name, "sample": sample, "reason": reason} for sample, reason in broken.items()]
         if broken:
-            count, first = len(broken), next(iter(broken.items()))
-            notes.append(
-                f"left out of {runner.task.name}: {count} of {count + len(runner.number)} rows (left_out.jsonl), {first[0]}: {first[1]}"
-            )
-        scored = []
-        for prediction in predictions:
-            metrics = dict(prediction.metrics)
-            if runner.task.name in wanted:
-                metrics[JUDGE] = scores.get(_question(prediction), math.nan)
-                if (reason := failures.get(_question(prediction))) is not None:
-                    lines.append(
-                        {"task": prediction.task, "sample": prediction.sample, "plan": prediction.plan, "reason": f"judge: {reason}"}
-                    )
-            if main == SCORE:
-                metrics[SCORE] = metrics[runner.task.metrics[0]]
-            order = dict.fromkeys([*([SCORE] if main == SCORE else []), *runner.task.metrics, *metrics])
-            scored.append(dataclasses.replace(prediction, metrics={name: metrics[name] for name in order}))
-        result.append((runner, scored))
-    for note in notes:
-        print(note)
+            sample, reason = next(iter(broken.items()))
+            rows = len(runner.task.entries) + len(runner.task.left_out)
+            notes.append(f"left out of {name}: {len(broken)} of {rows} rows (left_out.jsonl), first {sample}: {reason}")
+        result.append((runner, [_scored(runner, prediction, main, verdicts) for prediction in predictions]))
+    for p in judged:
+        if (reason := verdicts.failures.get(_question(p))) is not None:
+            lines.append({"task": p.task, "sample": p.sample, "plan": p.plan, "reason": f"judge: {reason}"})
+    print("".join(f"{note}\n" for note in notes), end="")
     scratch = out / ".left_out.partial"
-    scratch.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
     scratch.replace(out / "left_out.jsonl")
     return result, notes
 
 
-def _question(prediction: Prediction) -> tuple[str, str, str]:
+def _question(prediction: Prediction) -> Question:
     return prediction.question, prediction.answer, prediction.prediction
+
+
+def _scored(runner: Runner, prediction: Prediction, main: str, verdicts: Verdicts) -> Prediction:
+    """With the judge's score and, first of all, the main metric."""
+    metrics = dict(prediction.metrics)
+    if JUDGE in runner.task.metrics:
+        metrics[JUDGE] = verdicts.scores.get(_question(prediction), math.nan)
+    if main == SCORE:
+        metrics[SCORE] = metrics[runner.task.metrics[0]]
+    order = dict.fromkeys([main, *runner.task.metrics, *metrics])
+    return dataclasses.replace(prediction, metrics={name: metrics[name] for name in order})
