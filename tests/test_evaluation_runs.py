@@ -99,6 +99,11 @@ def test_broken_pictures_are_named_and_not_fatal(whole, capsys):
     assert [row["plan"] for row in rows] == list(PLANS) and {row["samples"] for row in rows} == {10}
     assert rows[0]["retention"] == 1 and 0 < rows[1]["retention"] <= 0.3 and abs(rows[1]["retention"] - rows[3]["retention"]) < 0.1
     assert next(iter(rows[0]["metrics"])) == "token_f1" and {"exact_match", "anls", "vqa_accuracy"} <= set(rows[0]["metrics"])
+    parts = json.loads((whole / "by_task.json").read_text())
+    assert {name: rows[0]["samples"] for name, rows in parts.items()} == {"viscot:docvqa": 6, "viscot:gqa": 4}
+    assert (whole / "by_task.csv").read_text().startswith("task,plan,samples") and "| viscot:gqa | 4 |" in (
+        whole / "by_task.md"
+    ).read_text()
     page = (whole / "report" / "index.html").read_text()
     assert "left out of viscot:gqa:</b> 2 of 6 rows" in page
 

@@ -86,7 +86,7 @@ class EvalConfig:
     dtype: str | None = None
     """float32 or bfloat16. [default: as stored]"""
     out: str = "runs/eval"
-    """Folder of predictions.jsonl, table.md, table.csv, table.json and report/index.html."""
+    """Folder of predictions.jsonl, left_out.jsonl, table.md, .csv and .json, the same by family or task, and report/index.html."""
     report: str | None = None
     """Where the report goes. [default: report/index.html in --out]"""
     pictures: int = 60

@@ -15,7 +15,8 @@ from gp_jax.evaluation.rows import aggregate, breakdown
 from gp_jax.evaluation.runner import Runner
 from gp_jax.evaluation.scores import main_metric
 from gp_jax.evaluation.settings import EvalConfig
-from gp_jax.evaluation.tables import as_csv, as_json, markdown, text
+from gp_jax.evaluation.tables import as_csv, as_json, grouped_csv, grouped_json, grouped_markdown, markdown, text
+from gp_jax.report import memory_gib
 from gp_jax.vlm import GlimpseVLM
 
 Found = Sequence[tuple[Runner, list[Prediction]]]
@@ -27,21 +28,32 @@ def in_order(predictions: Sequence[Prediction], names: Sequence[str]) -> list[Pr
 
 
 def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[str] = ()) -> Path:
-    """Prints the table, writes table.md, table.csv, table.json and the report. more: notes. Returns: the report's path."""
+    """Prints the table; writes it, its parts by family or task, and the report. more: notes. Returns: the report's path."""
     out = Path(config.out)
     names = list(dict.fromkeys(config.plans))
     everything = in_order([p for _, predictions in found for p in predictions], names)
     flops = {runner.task.name: runner.flops for runner, _ in found}
 
+    known: dict[tuple[str, str, str], float] = {}
+
     def cost(prediction: Prediction) -> float:
-        return flops[prediction.task](prediction)
+        key = prediction.task, prediction.sample, prediction.plan
+        if key not in known:
+            known[key] = flops[prediction.task](prediction)
+        return known[key]
 
     rows = aggregate(everything, cost, kv_bytes(vlm))
     by = "family" if len(found) == 1 else "task"
-    groups = breakdown(everything, by)
+    groups = breakdown(everything, by, cost, kv_bytes(vlm))
     metric = main_metric([runner for runner, _ in found])
     print(text(rows, metric))
-    for name, content in (("table.md", markdown(rows, metric)), ("table.csv", as_csv(rows)), ("table.json", as_json(rows))):
+    whole = {"table.md": markdown(rows, metric), "table.csv": as_csv(rows), "table.json": as_json(rows)}
+    parts = {
+        f"by_{by}.md": grouped_markdown(groups, by, metric),
+        f"by_{by}.csv": grouped_csv(groups, by),
+        f"by_{by}.json": grouped_json(groups),
+    }
+    for name, content in (whole | parts).items():
         scratch = out / f".{name}.partial"
         scratch.write_text(content)
         scratch.replace(out / name)
@@ -85,6 +97,7 @@ def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
         f"settings: {settings}",
         f"device: {jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es), batches of {config.batch}; "
         "compilation is not in the times",
+        f"peak memory: {memory_gib():.1f} GiB of the last run's first process, over all plans that it answered",
     ]
 
 
