@@ -60,7 +60,8 @@ def main(args: Args) -> None:
     from gp_jax import GlimpseVLM, Prune
     from gp_jax.evaluation.plans import EvalPlan
     from gp_jax.evaluation.rows import aggregate
-    from gp_jax.evaluation.runner import SMALL_LADDERS, Runner, Task
+    from gp_jax.evaluation.runner import SMALL_LADDERS, Runner
+    from gp_jax.evaluation.tasks import Task
     from gp_jax.scenes.source import ScenesSource
 
     task = Task("scenes", ScenesSource("test", args.records))
