@@ -111,14 +111,12 @@ class Runner:
             part = numbers[start : start + self.batch]
             records = [self.task.source[n] for n in part]
             whole = [[processor.grid(*size) for size in self.task.entries[n].sizes] for n in part]
-            grids = whole
-            masks = [reference_masks(record, own) for record, own in zip(records, grids, strict=True)]
+            masks = [reference_masks(record, own) for record, own in zip(records, whole, strict=True)]
             questions = [f"{r.question}\n{self.task.suffix}" if self.task.suffix else r.question for r in records]
             pictures = [[decode(image, record.id) for image in record.images] for record in records]
             if plan.shrink:
                 small = [[shrunk_grid(grid, ratio) for grid in own] for own in whole]
                 pictures = [[processor.fitted(p, g) for p, g in zip(own, to, strict=True)] for own, to in zip(pictures, small, strict=True)]
-                grids = [[processor.grid(*picture.size) for picture in own] for own in pictures]
             options = dict(prune=plan.rule(masks, ratio), max_new_tokens=self.task.max_new_tokens)
             answers = self.vlm.answer(pictures, questions, **options)
             for n, record, answer, own, sizes in zip(part, records, answers, masks, whole, strict=True):
