@@ -125,15 +125,13 @@ class Runner:
                 continue
             records = [record for _, record, _ in found]
             whole = [[processor.grid(*picture.size) for picture in pictures] for _, _, pictures in found]
-            grids = whole
-            masks = [reference_masks(record, own) for record, own in zip(records, grids, strict=True)]
+            masks = [reference_masks(record, own) for record, own in zip(records, whole, strict=True)]
             given = [own if any(m.any() for m in own) else [np.ones_like(m) for m in own] for own in masks]  # without evidence: all
             questions = [f"{r.question}\n{self.task.suffix}" if self.task.suffix else r.question for r in records]
             pictures = [own for _, _, own in found]
             if plan.shrink:
                 small = [[shrunk_grid(grid, ratio) for grid in own] for own in whole]
                 pictures = [[processor.fitted(p, g) for p, g in zip(own, to, strict=True)] for own, to in zip(pictures, small, strict=True)]
-                grids = [[processor.grid(*picture.size) for picture in own] for own in pictures]
             options = dict(prune=plan.rule(given, ratio), max_new_tokens=self.task.max_new_tokens)
             answers = self.vlm.answer(pictures, questions, **options)
             for (n, record, _), answer, own, sizes in zip(found, answers, masks, whole, strict=True):
