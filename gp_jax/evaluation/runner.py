@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gp_jax.buckets import Ladder, Ladders
 from gp_jax.data.masks import box_mask, picture_mask
 from gp_jax.data.record import Record
-from gp_jax.data.samples import decode
+from gp_jax.data.samples import decode, question_text
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.metrics import iou, recall
 from gp_jax.evaluation.plans import EvalPlan
@@ -128,7 +128,7 @@ class Runner:
             grids = [[self.vlm.processor.grid(*picture.size) for picture in pictures] for _, _, pictures in found]
             masks = [reference_masks(record, own) for record, own in zip(records, grids, strict=True)]
             given = [own if any(m.any() for m in own) else [np.ones_like(m) for m in own] for own in masks]  # without evidence: all
-            questions = [f"{r.question}\n{self.task.suffix}" if self.task.suffix else r.question for r in records]
+            questions = [question_text(record.question, self.task.suffix) for record in records]
             options = dict(prune=plan.rule(given, ratio), max_new_tokens=self.task.max_new_tokens)
             answers = self.vlm.answer([pictures for _, _, pictures in found], questions, **options)
             for (n, record, _), answer, own in zip(found, answers, masks, strict=True):
@@ -175,7 +175,7 @@ class Runner:
         """Of one answer without padding, answers taken as long as the reference: what the plan itself saves."""
         config, processor = self.vlm.config, self.vlm.processor
         grids = [prediction.grid, *prediction.more_grids]
-        text = len(processor.tokenizer(processor.chat(len(grids), prediction.question))["input_ids"]) - len(grids)
+        text = len(processor.tokenizer(processor.chat(len(grids), question_text(prediction.question, self.task.suffix)))["input_ids"]) - len(grids)
         work = Workload.of(config.vision, grids, text, len(processor.tokenizer(prediction.answer)["input_ids"]) + 1)
         cuts = () if prediction.plan == "dense" else ((self.cut_of(prediction.plan), prediction.kept / max(1, prediction.total)),)
         glimpse = self.vlm.glimpse_config if prediction.plan.startswith("glimpse") else None
