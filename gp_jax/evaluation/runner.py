@@ -175,7 +175,8 @@ class Runner:
         """Of one answer without padding, answers taken as long as the reference: what the plan itself saves."""
         config, processor = self.vlm.config, self.vlm.processor
         grids = [prediction.grid, *prediction.more_grids]
-        text = len(processor.tokenizer(processor.chat(len(grids), question_text(prediction.question, self.task.suffix)))["input_ids"]) - len(grids)
+        prompt = processor.chat(len(grids), question_text(prediction.question, self.task.suffix))
+        text = len(processor.tokenizer(prompt)["input_ids"]) - len(grids)
         work = Workload.of(config.vision, grids, text, len(processor.tokenizer(prediction.answer)["input_ids"]) + 1)
         cuts = () if prediction.plan == "dense" else ((self.cut_of(prediction.plan), prediction.kept / max(1, prediction.total)),)
         glimpse = self.vlm.glimpse_config if prediction.plan.startswith("glimpse") else None
