@@ -120,7 +120,7 @@ metric_list:
 def test_lmms_eval_runs(model, tmp_path):
     """The real one, on a task of its own, without a network."""
     if importlib.util.find_spec("lmms_eval") is None:
-        pytest.skip("lmms-eval is not installed: pip install 'gp_jax[lmms-eval]'")
+        pytest.skip("lmms-eval is not installed: pip install '.[lmms-eval]'")
     if "gp_jax" not in {point.name for point in importlib.metadata.entry_points(group="lmms_eval.models")}:
         pytest.skip("gp_jax was installed before it had the entry point: pip install -e .")
     rows = []

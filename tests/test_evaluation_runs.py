@@ -15,10 +15,12 @@ from judge_server import Server
 from PIL import Image
 
 from gp_jax import GlimpseError, tiny
+from gp_jax.data.formats import parse_row
+from gp_jax.data.sources import cut, find_files, scan
 from gp_jax.evaluation.command import main, parse
 from gp_jax.evaluation.results import read_predictions
 from gp_jax.evaluation.settings import BRIEF, EvalConfig, JudgeConfig
-from gp_jax.evaluation.tasks import metrics_of, open_tasks
+from gp_jax.evaluation.tasks import BRIEF_METRIC, metrics_of, open_tasks
 
 REQUEST = " Please provide the bounding box coordinate of the region that can help you answer the question better."
 PLANS = ("dense", "glimpse", "oracle", "random")
@@ -135,6 +137,12 @@ def test_killed_and_finished_by_two_processes(home, whole, tmp_path):
     assert table(out) == table(whole) and left_out(out) == left_out(whole)
 
 
+def test_devices_share_batches(home, whole, tmp_path):
+    assert main(options(home, tmp_path / "out", "--devices", "2")) == 0
+    assert table(tmp_path / "out") == table(whole)
+    assert main(options(home, tmp_path / "more", "--devices", "99")) == 1
+
+
 def test_finished_runs_answer_nothing_again_and_take_other_metrics(home, whole, monkeypatch):
     from gp_jax import GlimpseVLM
 
@@ -182,6 +190,18 @@ def test_prepared_folders_are_tasks_by_data_set(home, tmp_path):
     assert {task.name: len(task.entries) for task in tasks} == {f"{tmp_path}/data:val/docvqa": 3, f"{tmp_path}/data:val/gqa": 3}
     assert {task.metrics[0] for task in tasks} == {"anls", "exact_match"} and all(task.suffix == BRIEF for task in tasks)
     assert tasks[0].source[0].dataset == tasks[0].entries[0].dataset
+
+
+def test_released_files_parse(shared):
+    """All sets, emotic too."""
+    folder = shared / "visual_cot" / "benchmark"
+    if not folder.is_dir():
+        pytest.skip("../shared/visual_cot is not here")
+    for path in find_files([folder]):
+        (chunk,) = cut(scan([path])[0], 10**6)
+        rows = [parse_row(data, where, stem) for where, stem, data in chunk.read()]
+        assert path.stem in BRIEF_METRIC and {row.dataset for row in rows} <= set(BRIEF_METRIC)
+        assert all(row.question and row.answer and row.boxes[0] and "bounding box" not in row.question for row in rows)
 
 
 def test_metrics_by_data_set():

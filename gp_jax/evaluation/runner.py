@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gp_jax.buckets import Ladder, Ladders
 from gp_jax.data.masks import box_mask, picture_mask
 from gp_jax.data.record import Record
-from gp_jax.data.samples import decode
+from gp_jax.data.samples import decode, question_text
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.metrics import iou, recall
 from gp_jax.evaluation.plans import EvalPlan, shrunk_grid
@@ -127,7 +127,7 @@ class Runner:
             whole = [[processor.grid(*picture.size) for picture in pictures] for _, _, pictures in found]
             masks = [reference_masks(record, own) for record, own in zip(records, whole, strict=True)]
             given = [own if any(m.any() for m in own) else [np.ones_like(m) for m in own] for own in masks]  # without evidence: all
-            questions = [f"{r.question}\n{self.task.suffix}" if self.task.suffix else r.question for r in records]
+            questions = [question_text(record.question, self.task.suffix) for record in records]
             pictures = [own for _, _, own in found]
             if plan.shrink:
                 small = [[shrunk_grid(grid, ratio) for grid in own] for own in whole]
@@ -177,7 +177,8 @@ class Runner:
         training compute is not counted; it is less than a layer."""
         config, processor = self.vlm.config, self.vlm.processor
         grids = [prediction.grid, *prediction.more_grids]
-        text = len(processor.tokenizer(processor.chat(len(grids), prediction.question))["input_ids"]) - len(grids)
+        prompt = processor.chat(len(grids), question_text(prediction.question, self.task.suffix))
+        text = len(processor.tokenizer(prompt)["input_ids"]) - len(grids)
         work = Workload.of(config.vision, grids, text, len(processor.tokenizer(prediction.answer)["input_ids"]) + 1)
         cuts = [(after, min(1.0, (kept + 0.5) / max(1, work.visual))) for after, kept in prediction.cuts]  # half: rounded down there
         glimpse = self.vlm.glimpse_config if prediction.plan.startswith("glimpse") else None
