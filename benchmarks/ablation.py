@@ -61,7 +61,8 @@ def main(args: Args) -> None:
     from gp_jax.evaluation.command import claim
     from gp_jax.evaluation.plans import EvalPlan
     from gp_jax.evaluation.rows import aggregate
-    from gp_jax.evaluation.runner import SMALL_LADDERS, Runner, Task
+    from gp_jax.evaluation.runner import SMALL_LADDERS, Runner
+    from gp_jax.evaluation.tasks import Task
     from gp_jax.scenes.source import ScenesSource
 
     claim(args.out, {name: str(getattr(args, name)) for name in ("config", "model", "steps", "retention")})

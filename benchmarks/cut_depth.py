@@ -40,7 +40,8 @@ def main(args: Args) -> None:
     from gp_jax import GlimpseVLM, Prune
     from gp_jax.data.samples import decode
     from gp_jax.evaluation.metrics import exact_match, recall
-    from gp_jax.evaluation.runner import SMALL_LADDERS, Task, reference_masks
+    from gp_jax.evaluation.runner import SMALL_LADDERS, reference_masks
+    from gp_jax.evaluation.tasks import Task
     from gp_jax.scenes.source import ScenesSource
 
     vlm = GlimpseVLM.from_pretrained(args.model, ladders=SMALL_LADDERS)

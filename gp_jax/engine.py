@@ -1,12 +1,13 @@
 """The compiled engine: one jitted program per stage and bucket, chosen on the host.
 
-    vision[S] -> embed[T,S] -> run[T] -> score[T,S] -> compact[T,K] -> run[K] -> head[K] -> start[n] -> advance[K,n]
+    vision[S] -> embed[T,S] -> run[T] -> score[T,S] (-> merge[T,S]) -> compact[T,K] -> run[K] -> head[K] -> start[n] -> advance[K,n]
 
 The large programs depend on one length each, so ladders of a and b rungs cost a + b large compilations, not a x b. Between
 `score` and `compact` the host reads one number, how many rows the longest sample keeps, and picks the bucket.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,8 @@ from gp_jax.buckets import Ladders
 from gp_jax.clock import Clock
 from gp_jax.layout import Sample, prompt_input, vision_input
 from gp_jax.lvlm import LVLM
-from gp_jax.plan import Plan, needs_glimpse, tapped_layers
+from gp_jax.plan import Plan, merges, needs_glimpse, tapped_layers, watched_blocks
+from gp_jax.scorers.scorer import Cut
 from gp_jax.sharding import batch_sharding, replicated
 from gp_jax.trees import KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
 
@@ -41,6 +43,7 @@ class Prefilled:
     logits: jax.Array | None  # (B, V) of the first new token
     stream: Stream | None
     scores: list[tuple[jax.Array, jax.Array]]  # per cut: logits (B, M), keep (B, M)
+    plan: Plan = ()  # the cuts that were made
 
 
 class Engine:
@@ -66,11 +69,12 @@ class Engine:
             return run
 
         # cuDNN takes valid prefixes only, which vision rows, packed by windows, are not.
-        self.see = program(partial(pipeline.see, implementation="auto" if attention == "cudnn" else attention))
+        self.see = program(partial(pipeline.see, implementation="auto" if attention == "cudnn" else attention), static=("watch",))
         self.embed = program(pipeline.embed)
-        self.run = program(partial(pipeline.run, implementation=attention), static=("low", "high", "taps", "glimpse"))
+        self._layers = program(partial(pipeline.run, implementation=attention), static=("low", "high", "taps", "glimpse"))
         self.score = program(pipeline.score, static=("cut",))
-        self.compact = jax.jit(pipeline.compact, static_argnames=("cut", "length"))
+        self.merge = program(pipeline.merge, static=("cut",))
+        self._compact = jax.jit(pipeline.compact, static_argnames=("cut", "length"))
         self.head = program(pipeline.head)
         self.start = program(sampling.start, static=("slots",))
         self.advance = program(sampling.advance, donate=(2,))
@@ -78,6 +82,22 @@ class Engine:
     def look(self, plan: Plan) -> dict[str, object]:
         """What `run` must record for a plan's scorers."""
         return {"taps": tapped_layers(plan, self.glimpse_config), "glimpse": needs_glimpse(plan)}
+
+    def watch(self, plan: Plan) -> tuple[int, ...]:
+        """Vision blocks that `see` must record for a plan's scorers."""
+        return watched_blocks(plan, self.config.vision)
+
+    def run(self, stream: Stream, low: int, high: int, **look: object) -> Stream:
+        """Layers low .. high-1. Caches so far, whose lengths may differ, stay outside: the program depends on one length."""
+        done = self._layers(dataclasses.replace(stream, kv=()), low=low, high=high, **look)
+        return dataclasses.replace(done, kv=stream.kv + done.kv)
+
+    def compact(self, stream: Stream, stays: jax.Array, cut: Cut, length: int) -> Stream:
+        """Applies a cut. A cache that it leaves alone stays outside."""
+        if cut.past:
+            return self._compact(stream, stays, cut=cut, length=length)
+        done = self._compact(dataclasses.replace(stream, kv=()), stays, cut=cut, length=length)
+        return dataclasses.replace(done, kv=stream.kv)
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:
         """Vision slots M of the bucket, a multiple of the attention window; 0 when no sample has an image."""
@@ -122,7 +142,7 @@ class Engine:
         features: VisionFeatures | None = None
         if slots:
             vision = self.split(vision_input(samples, self.config, batch, slots), batch)
-            features = self.see(vision)
+            features = self.see(vision, watch=self.watch(plan))
         clock.lap("vision", features)
         stream, low, scores = self.embed(prompt, features), 0, []
         for cut, given in zip(plan, cuts, strict=True):
@@ -131,15 +151,17 @@ class Engine:
             logits, keep, stays, need = self.score(stream, vision, features, cut=cut, limits=limits, given=logits)
             scores.append((logits, keep))
             if not (stop_at_scores and cut is plan[-1]):
+                if merges(cut):
+                    stream = self.merge(stream, vision, features, keep, cut=cut, limits=limits)
                 length = self.ladders.kept_for(int(need), length)
                 stream = self.compact(stream, stays, cut=cut, length=length)
             clock.lap("glimpse", (stream, scores))
         if stop_at_scores:
-            return Prefilled(None, None, scores)
+            return Prefilled(None, None, scores, plan)
         stream = self.run(stream, low=low, high=self.config.text.num_hidden_layers)
         logits = self.head(stream)
         clock.lap("finish", logits)
-        return Prefilled(logits, stream, scores)
+        return Prefilled(logits, stream, scores, plan)
 
     def decode(
         self, filled: Prefilled, next_positions: Sequence[int], settings: Sampling, max_new_tokens: int, stream: bool

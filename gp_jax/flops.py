@@ -142,13 +142,21 @@ def _predictor(config: ModelConfig, glimpse: GlimpseConfig, work: Workload, batc
 
 
 def stages(
-    config: ModelConfig, glimpse: GlimpseConfig | None, work: Workload, cuts: Cuts = (), *, triangle: bool = False, itemsize: int = 2
+    config: ModelConfig,
+    glimpse: GlimpseConfig | None,
+    work: Workload,
+    cuts: Cuts = (),
+    *,
+    triangle: bool = False,
+    itemsize: int = 2,
+    past: bool = True,
 ) -> dict[str, Cost]:
     """What every stage costs, for the whole batch.
 
     Args:
         glimpse: ranks at the cut after its `reduce_layer`; None, or no cuts: no glimpse rows and no predictor.
-        cuts: (after this layer, share of all visual tokens that stays), ascending; none: dense. A cut also cuts the cache so far.
+        cuts: (after this layer, share of all visual tokens that stays), ascending; none: dense.
+        past: a cut also cuts the cache so far; else every layer keeps what it saw.
         triangle: count causal attention of prefill over keys 0..t, as tiled kernels nearly do; else the full square that "einsum"
             executes. itemsize: bytes of a value of the base model.
     Returns: stages in order: "vision", "merger", "layers a..b" between cuts, "glimpse rows" (what they add to these layers, their
@@ -168,8 +176,10 @@ def stages(
     looking, visual, low, key = glimpse if cuts else None, work.visual, 0, text.num_key_value_heads * text.head_dim
     need = work.text + visual + (looking.rows if looking else 0)
     length, bare = (ladders.prompt.fit(n) if ladders else n for n in (need, work.text + visual))  # with and without glimpse rows
+    held = []  # rows in every layer's cache
     for after, share in (*cuts, (text.num_hidden_layers - 1, None)):
         between, low = range(low, after + 1), after + 1
+        held = [length if past else n for n in held] + [length] * len(between)
         if between:
             costs[f"layers {between[0]}..{after}"] = layers(between, bare)
         if between and looking:
@@ -182,16 +192,17 @@ def stages(
         visual = min(visual, int(share * work.visual))
         need = work.text + visual + (looking.rows if looking else 0)
         length, bare = (ladders.kept_for(n, m) if ladders else n for n, m in ((need, length), (work.text + visual, bare)))
-        costs["compact"] += Cost(0, 2 * itemsize * batch * length * (text.hidden_size + 2 * key * low))
+        costs["compact"] += Cost(0, 2 * itemsize * batch * length * (text.hidden_size + 2 * key * low * past))
     costs["head"] = _linear(batch, itemsize, (text.hidden_size, text.vocab_size))
     prefill, steps = sum(costs.values(), Cost()), max(0, work.new_tokens - 1)
     slots = ladders.decode.fit(work.new_tokens) if ladders else steps
-    keys = batch * steps * length + batch * (steps * slots if ladders else steps * (steps + 1) // 2)  # step s reads s new ones
-    decode = _layer(text, batch * steps, keys, keys, itemsize, programs=steps) * text.num_hidden_layers + costs["head"] * steps
+    new = batch * (steps * slots if ladders else steps * (steps + 1) // 2)  # step s reads s new ones
+    seen = [batch * steps * rows + new for rows in held]
+    decode = sum((_layer(text, batch * steps, n, n, itemsize, programs=steps) for n in seen), costs["head"] * steps)
     reading = prefill + (costs["vision"] + costs["merger"]) * -1
     token = Cost(decode.flops // steps, decode.bytes // steps) if steps else Cost()
-    held = Cost(0, 2 * key * itemsize * batch * (length + slots) * text.num_hidden_layers)
-    return dict(costs) | {"decode": decode} | dict(zip(SUMS, (reading, prefill, prefill + decode, token, held), strict=True))
+    cache = Cost(0, 2 * key * itemsize * batch * sum(rows + slots for rows in held))
+    return dict(costs) | {"decode": decode} | dict(zip(SUMS, (reading, prefill, prefill + decode, token, cache), strict=True))
 
 
 def pruned_share(config: ModelConfig, glimpse: GlimpseConfig | None, work: Workload, cuts: Cuts, part: str = "total", **options) -> float:

@@ -1,6 +1,6 @@
 """The spine: pure functions from pixels and prompt to logits. Training, generation, evaluation and benchmarks call these.
 
-    see -> embed -> run(0, c) -> score -> compact -> run(c, L) -> head -> decode_step, decode_step, ...
+    see -> embed -> run(0, c) -> score (-> merge) -> compact -> run(c, L) -> head -> decode_step, decode_step, ...
     see -> embed -> run(0, L) -> forward_train                                                 learning the glimpse
     see -> embed -> forward_packed                                                             learning the whole model
 
@@ -20,7 +20,9 @@ from gp_jax.glimpse.select import keep_mask
 from gp_jax.lvlm import LVLM
 from gp_jax.models.decoder import behind
 from gp_jax.ops.layers import rematerialised
-from gp_jax.plan import SCORERS, Cut, Scoring, importance, present_slots, survivors_mask
+from gp_jax.plan import SCORERS, survivors_mask
+from gp_jax.scorers.glimpse import importance
+from gp_jax.scorers.scorer import Cut, Scoring, present_slots
 from gp_jax.trees import (
     DecodeState,
     KeepLimits,
@@ -35,10 +37,11 @@ from gp_jax.trees import (
 )
 
 
-def see(model: LVLM, vision: VisionInput, implementation: str = "auto", remat: bool = False) -> VisionFeatures:
-    """Vision tower: visual tokens (B, M, D) and the predictor's conditions. remat: of a backward pass through it."""
+def see(model: LVLM, vision: VisionInput, implementation: str = "auto", remat: bool = False, watch: tuple[int, ...] = ()) -> VisionFeatures:
+    """Vision tower: visual tokens (B, M, D) and the predictor's conditions. remat: of a backward pass through it; watch: blocks whose
+    attention scorers read."""
     layers = model.glimpse_config.selected_visual_layers if model.glimpse_config else ()
-    return model.vision(vision, layers, implementation, remat)
+    return model.vision(vision, layers, implementation, remat, watch)
 
 
 def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
@@ -87,10 +90,17 @@ def score(
     of the longest sample that stay.
     """
     scorer = SCORERS[cut.scorer]
-    logits = scorer.score(Scoring(model, cut, stream, vision, features, given))
+    logits = scorer.score(Scoring(model, cut, stream, vision, features, limits, given))
     keep = keep_mask(logits, present_slots(stream, logits.shape[1]), limits)
     stays = survivors_mask(stream, keep, scorer.glimpse)
     return logits, keep, stays, jnp.max(jnp.sum(stays, axis=-1))
+
+
+def merge(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, keep: Array, cut: Cut, limits: KeepLimits) -> Stream:
+    """Lets kept tokens take in dropped ones, for scorers that do: the stream before layer 0 with the hidden states they make."""
+    tokens = SCORERS[cut.scorer].merge(Scoring(model, cut, stream, vision, features, limits), keep)
+    merged = take_rows(tokens, jnp.maximum(stream.image_slot, 0)).astype(stream.hidden.dtype)
+    return dataclasses.replace(stream, hidden=jnp.where((stream.image_slot >= 0)[..., None], merged, stream.hidden))
 
 
 def compact(stream: Stream, stays: Array, cut: Cut, length: int) -> Stream:

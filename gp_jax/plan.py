@@ -7,99 +7,67 @@ How many tokens stay is `trees.KeepLimits`, numbers that change without recompil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gp_jax.config import GlimpseConfig
+from gp_jax.config import GlimpseConfig, VisionConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.compact import take_rows
 from gp_jax.glimpse.select import Prune
-from gp_jax.lvlm import LVLM
-from gp_jax.trees import Stream, VisionFeatures, VisionInput
-
-
-@dataclass(frozen=True)
-class Cut:
-    """after: last layer that sees everything (-1: cut before layer 0). past: also cut the cache of layers 0 .. after."""
-
-    after: int
-    scorer: str
-    past: bool = True
-
+from gp_jax.scorers import attention, cdpruner, divprune, fastv, given, glimpse, pyramiddrop, visionzip, vscan
+from gp_jax.scorers.scorer import Cut as Cut
+from gp_jax.scorers.scorer import Scorer
+from gp_jax.trees import Stream
 
 Plan = tuple[Cut, ...]
 
+SCORERS = {
+    "glimpse": Scorer(glimpse.score, glimpse=True),
+    "attention": Scorer(attention.score, attention=True),
+    "given": Scorer(given.score),
+    "fastv": Scorer(fastv.score, attention=True),
+    "pyramiddrop": Scorer(pyramiddrop.score),
+    "visionzip": Scorer(visionzip.score, blocks=visionzip.blocks, merge=visionzip.merge),
+    "divprune": Scorer(divprune.score),
+    "cdpruner": Scorer(cdpruner.score),
+    "vscan_tower": Scorer(vscan.tower_score, blocks=vscan.blocks, merge=vscan.merge),
+    "vscan": Scorer(vscan.score),
+}
+
 
 @dataclass(frozen=True)
-class Scoring:
-    """What a scorer may look at."""
+class Published:
+    """A method that says itself where it cuts.
 
-    model: LVLM
-    cut: Cut
-    stream: Stream
-    vision: VisionInput
-    features: VisionFeatures
-    given: Array | None  # (B, M): the request's own array for this cut
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Ranks visual tokens.
-
-    score: Scoring -> (B, M) float32 logits.
-    glimpse: it reads the glimpse's attention, so the prompt needs glimpse rows; the cut drops them.
-    attention: it reads the last prompt row's attention in the cut's layer.
+    layers: decoder layers -> per cut the last layer in front of it. shares: the ratio asked for -> per cut the share of all visual
+    tokens behind it; None: that ratio. past: as of `Cut`.
     """
 
-    score: Callable[[Scoring], Array]
-    glimpse: bool = False
-    attention: bool = False
+    scorers: tuple[str, ...]
+    layers: Callable[[int], tuple[int, ...]]
+    shares: Callable[[float], tuple[float, ...]] | None = None
+    past: bool = True
 
 
-def to_slots(rows: Array, image_slot: Array, slots: int) -> Array:
-    """Moves a value per stream row to its vision slot. (B, T, ...) -> (B, M, ...), zeros where nothing stands."""
-    batch = jnp.arange(rows.shape[0])[:, None]
-    target = jnp.where(image_slot >= 0, image_slot, slots)
-    return jnp.zeros((rows.shape[0], slots, *rows.shape[2:]), rows.dtype).at[batch, target].set(rows, mode="drop")
-
-
-def present_slots(stream: Stream, slots: int) -> Array:
-    """Vision slots whose token is still in the stream. Returns: (B, M) bool."""
-    return to_slots(stream.valid, stream.image_slot, slots)
-
-
-def importance(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, remat: bool = False) -> Array:
-    """What the predictor makes of a stream's taps. Returns: (heads, B, M) float32 logits, of which the last head decides."""
-    slots = vision.token_image.shape[1]
-    maps = jnp.concatenate([stream.taps[layer] for layer in model.glimpse_config.selected_layers], axis=-1)
-    maps = to_slots(maps, stream.image_slot, slots)
-    return model.predictor(maps, features.conditions, vision, present_slots(stream, slots), remat)
-
-
-def _glimpse(x: Scoring) -> Array:
-    return importance(x.model, x.stream, x.vision, x.features)[-1]
-
-
-def _given(x: Scoring) -> Array:
-    """Logits that came with the request: +inf and -inf for a reference mask."""
-    return x.given
-
-
-def _attention(x: Scoring) -> Array:
-    """Log of the share of the last prompt row's attention that a visual token gets, mean over heads; nothing is trained."""
-    logits = jnp.where(x.stream.valid[..., None], x.stream.taps[x.cut.after], -jnp.inf)
-    share = jnp.mean(jax.nn.softmax(logits, axis=1), axis=-1)
-    return jnp.log(to_slots(share, x.stream.image_slot, x.vision.token_image.shape[1]) + jnp.finfo(jnp.float32).tiny)
-
-
-SCORERS = {"glimpse": Scorer(_glimpse, glimpse=True), "attention": Scorer(_attention, attention=True), "given": Scorer(_given)}
-SCORER_OF = {"glimpse": "glimpse", "attention": "attention", "random": "given", "nothing": "given"}  # methods of `Prune`
+PUBLISHED = {
+    "fastv": Published(("fastv",), lambda depth: (1,), past=False),
+    "pyramiddrop": Published(("pyramiddrop",) * 3, pyramiddrop.layers, pyramiddrop.shares, past=False),
+    "visionzip": Published(("visionzip",), lambda depth: (-1,)),
+    "divprune": Published(("divprune",), lambda depth: (-1,)),
+    "cdpruner": Published(("cdpruner",), lambda depth: (-1,)),
+    "vscan": Published(("vscan_tower", "vscan"), vscan.layers, vscan.shares),
+}
+SCORER_OF = {"glimpse": "glimpse", "attention": "attention", "random": "given", "nothing": "given"}  # the other methods of `Prune`
 
 
 def needs_glimpse(plan: Plan) -> bool:
     """Whether the prompt needs glimpse rows."""
     return any(SCORERS[cut.scorer].glimpse for cut in plan)
+
+
+def merges(cut: Cut) -> bool:
+    """Whether kept tokens take in dropped ones."""
+    return SCORERS[cut.scorer].merge is not None
 
 
 def tapped_layers(plan: Plan, config: GlimpseConfig | None) -> tuple[int, ...]:
@@ -108,19 +76,27 @@ def tapped_layers(plan: Plan, config: GlimpseConfig | None) -> tuple[int, ...]:
     return tuple(sorted(layers | (set(config.selected_layers) if needs_glimpse(plan) else set())))
 
 
+def watched_blocks(plan: Plan, config: VisionConfig) -> tuple[int, ...]:
+    """Vision blocks whose attention a plan's scorers read."""
+    return tuple(sorted({block for cut in plan for block in SCORERS[cut.scorer].blocks(config)}))
+
+
 def make_plan(prune: Prune, config: GlimpseConfig | None, depth: int) -> Plan:
     """The plan that `Prune` stands for. depth: decoder layers.
 
     Raises: GlimpseError when the glimpse is needed and there is none, or the cut is not one of the layers.
     """
+    if prune.reference_masks is None and prune.method in PUBLISHED:
+        return _published(prune, depth)
     scorer = "given" if prune.reference_masks is not None else SCORER_OF[prune.method]
     if scorer == "glimpse" and config is None:
         raise GlimpseError("prune is set, but no glimpse is loaded: pass glimpse=... to from_pretrained, or prune=None")
     after = config.reduce_layer if config else middle_layer(depth)
     if prune.after is not None:
         after = prune.after
-    if not 0 <= after < depth:
-        raise GlimpseError(f"after={after} is not one of the model's {depth} layers (0..{depth - 1})")
+    first = -1 if scorer == "given" else 0
+    if not first <= after < depth:
+        raise GlimpseError(f"after={after} is not one of the model's {depth} layers ({first}..{depth - 1})")
     if scorer == "glimpse":
         if config.use_ref_masks:
             raise GlimpseError("this glimpse config has use_ref_masks=true: pass Prune(reference_masks=...)")
@@ -128,6 +104,28 @@ def make_plan(prune: Prune, config: GlimpseConfig | None, depth: int) -> Plan:
             raise GlimpseError(f"after={after}: this glimpse was trained for layer {config.reduce_layer}")
         scorer = "given" if config.use_zero_masks else "glimpse"
     return (Cut(after, scorer),)
+
+
+def _published(prune: Prune, depth: int) -> Plan:
+    """A published method's cuts."""
+    method = PUBLISHED[prune.method]
+    layers, last = method.layers(depth), depth - 2  # behind a cut there must be a layer
+    if prune.after is not None:
+        if prune.method != "fastv":
+            raise GlimpseError(f"after={prune.after}: the method '{prune.method}' says itself where it cuts")
+        layers = (prune.after,)
+        if not 0 <= prune.after <= last:
+            raise GlimpseError(f"after={prune.after} is not one of the model's {depth} layers with a layer behind it (0..{last})")
+    if list(layers) != sorted(set(layers)) or layers[-1] > last:
+        raise GlimpseError(f"the method '{prune.method}' needs a deeper model than {depth} layers")
+    return tuple(Cut(after, scorer, method.past) for after, scorer in zip(layers, method.scorers, strict=True))
+
+
+def shares(prune: Prune, plan: Plan) -> tuple[float | None, ...]:
+    """Per cut the `fixed_remain_ratio` that holds there."""
+    method, ratio = PUBLISHED.get(prune.method), prune.fixed_remain_ratio
+    split = method.shares if method and prune.reference_masks is None and ratio is not None else None
+    return split(ratio) if split else (ratio,) * len(plan)
 
 
 def middle_layer(depth: int) -> int:

@@ -102,6 +102,11 @@ class Processor:
         rows, columns = smart_resize(height, width, factor=side, min_pixels=self._pixel_limits()[0], max_pixels=self._pixel_limits()[1])
         return rows // side, columns // side
 
+    def fitted(self, image: Image.Image, grid: tuple[int, int]) -> Image.Image:
+        """A picture scaled to exactly so many (rows, columns) of visual tokens, which its own limits on pixels may still change."""
+        side = self.config.vision.patch_size * self.config.vision.spatial_merge_size
+        return image.convert("RGB").resize((grid[1] * side, grid[0] * side), Image.Resampling.BICUBIC)
+
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         if self.tokenizer is None:
             raise GlimpseError("this model folder has no tokenizer files: use generate with ready-made inputs")
@@ -111,11 +116,17 @@ class Processor:
         """The chat template's text for one question about some images, generation prompt included."""
         content: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)] + [{"type": "text", "text": question}]
         messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": content})
+        return self.render([*messages, {"role": "user", "content": content}])
+
+    def render(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The chat template's text for a conversation, generation prompt included.
+
+        Args: messages: of role and content, which is a text or parts {"type": "image"} and {"type": "text", "text": ...} in any order.
+        """
         tokenizer = self._tokenizer()
         if not tokenizer.chat_template:
             raise GlimpseError("this model folder has no chat template: use generate with ready-made inputs")
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
     def pixels(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
         """Resized, normalised, cut into patches. Returns: (patches, patch_dim) float32 and grids (images, 3)."""
@@ -123,11 +134,16 @@ class Processor:
         return np.concatenate([p["pixel_values"] for p in parts]), np.concatenate([p["image_grid_thw"] for p in parts])
 
     def __call__(
-        self, images: Sequence[Sequence[ImageLike]], questions: Sequence[str], system: str | None = None, max_image_pixels: int = MAX_PIXELS
+        self,
+        images: Sequence[Sequence[ImageLike]],
+        questions: Sequence[str],
+        system: str | None = None,
+        max_image_pixels: int = MAX_PIXELS,
+        rendered: bool = False,
     ) -> Prepared:
         """Prepares a batch.
 
-        Args: images: per question its images (possibly none); questions: as many.
+        Args: images: per question its images (possibly none); questions: as many; rendered: they are whole prompts, of `render`.
         Returns: left-padded inputs, as Hugging Face pads for generation.
         Raises: GlimpseError on an empty question, a bad image, or a question that holds image tokens.
         """
@@ -142,7 +158,8 @@ class Processor:
         per_image = [] if grids is None else (grids.prod(axis=1) // self.config.vision.merge_unit).tolist()
         rows, used = [], 0
         for own, question in zip(opened, questions, strict=True):
-            rows.append(self._tokens(question, per_image[used : used + len(own)], system))
+            text = question if rendered else self.chat(len(own), question, system)
+            rows.append(self._tokens(text, per_image[used : used + len(own)]))
             used += len(own)
         length = max(row.size for row in rows)
         ids = np.full((len(rows), length), self.config.pad_token_id, np.int64)
@@ -154,9 +171,9 @@ class Processor:
         cells = [] if grids is None else [(int(rows) // merge, int(columns) // merge) for _, rows, columns in grids]
         return Prepared(inputs, opened, [tuple(cells[a:b]) for a, b in itertools.pairwise(starts)])
 
-    def _tokens(self, question: str, counts: Sequence[int], system: str | None) -> np.ndarray:
+    def _tokens(self, prompt: str, counts: Sequence[int]) -> np.ndarray:
         """Token ids of one prompt, every image placeholder repeated to its number of visual tokens."""
-        ids = np.asarray(self._tokenizer()(self.chat(len(counts), question, system))["input_ids"], np.int64)
+        ids = np.asarray(self._tokenizer()(prompt)["input_ids"], np.int64)
         is_image = ids == self.config.image_token_id
         if is_image.sum() != len(counts):
             raise GlimpseError(

@@ -1,5 +1,6 @@
 """From a caller's settings to the numbers that the engine takes; everything that can be wrong with them is found here."""
 
+import dataclasses
 import zlib
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from gp_jax.engine import CutInput, Engine
 from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.select import Prune, anchor_indices, limits, reference_mask
 from gp_jax.layout import Sample
-from gp_jax.plan import Plan, make_plan
+from gp_jax.plan import Plan, make_plan, shares
 from gp_jax.trees import Sampling
 
 AUTO = "auto"
@@ -56,7 +57,8 @@ def cut_inputs(engine: Engine, samples: Sequence[Sample], plan: Plan, prune: Pru
         if masks is not None:
             kept = reference_mask(masks[b], sample.grids, f"reference_masks[{b}]")
             given[b, sample.slot_of_token[kept]] = np.inf
-    return [CutInput(limits(rule, counts, always), given if cut.scorer == "given" else None) for cut in plan]
+    rules = [dataclasses.replace(rule, fixed_remain_ratio=share) for share in shares(rule, plan)]
+    return [CutInput(limits(own, counts, always), given if cut.scorer == "given" else None) for cut, own in zip(plan, rules, strict=True)]
 
 
 def whole_number(name: str, value: object, least: int) -> None:

@@ -1,5 +1,6 @@
 """What requests give back."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ class Generation:
     positions:      (axes, B, rows) int32 position ids of the rows that the last layers saw, left-padded with 1 as the released
                     code pads them.
     attention_mask: (B, rows) int32, 0 on that padding.
+    seen, cached:   (B, layers) int, visual tokens that a decoder layer saw in prefill, and that its cache holds for decoding.
     timings:        seconds per stage when asked for.
     """
 
@@ -32,6 +34,8 @@ class Generation:
     first_logits: np.ndarray
     positions: np.ndarray
     attention_mask: np.ndarray
+    seen: np.ndarray
+    cached: np.ndarray
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -40,7 +44,8 @@ class Answer:
     """The answer to one question.
 
     kept, total: visual tokens after and before pruning; keep: per image (rows, columns) bool; images: upright RGB pictures;
-    timings: seconds per stage (of the whole batch).
+    timings: seconds per stage (of the whole batch); seen, cached: per decoder layer, visual tokens that it saw in prefill and that its
+    cache holds.
     """
 
     text: str
@@ -50,10 +55,18 @@ class Answer:
     keep: list[np.ndarray]
     images: list[Image.Image]
     timings: dict[str, float]
+    seen: tuple[int, ...] = ()
+    cached: tuple[int, ...] = ()
+
+    @property
+    def cuts(self) -> tuple[tuple[int, int], ...]:
+        """Where it was pruned: (last layer in front of the cut, visual tokens behind it), in order."""
+        before = (self.total, *self.seen)
+        return tuple((layer - 1, now) for layer, (was, now) in enumerate(itertools.pairwise(before)) if was != now)
 
     @property
     def retention(self) -> float:
-        """Share of the visual tokens that decoding still sees; 1.0 when there are none."""
+        """Share of the visual tokens that the last layer still sees; 1.0 when there are none."""
         return self.kept / self.total if self.total else 1.0
 
     def overlays(self) -> list[Image.Image]:
@@ -80,9 +93,21 @@ def per_token(filled: Prefilled, samples: Sequence[Sample]) -> tuple[list[np.nda
     return tuple([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
 
 
+def per_layer(filled: Prefilled, samples: Sequence[Sample], layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """`seen` and `cached` of a Generation."""
+    seen = np.repeat([[sample.count] for sample in samples], layers, axis=1)
+    cached = seen.copy()
+    for cut, (_, keep) in zip(filled.plan, filled.scores, strict=True):
+        kept = np.asarray(keep)[: len(samples)].sum(axis=1, keepdims=True)
+        seen[:, cut.after + 1 :] = kept
+        cached[:, 0 if cut.past else cut.after + 1 :] = kept
+    return seen, cached
+
+
 def outcome(filled: Prefilled, samples: Sequence[Sample], pruned: bool) -> dict[str, Any]:
     """The fields of a Generation that prefill decides."""
     keep, mask_logits = per_token(filled, samples)
+    seen, cached = per_layer(filled, samples, len(filled.stream.kv))
     positions = np.asarray(filled.stream.positions)
     lengths = np.asarray(filled.stream.valid)[: len(samples)].sum(axis=1)
     padded = np.ones((positions.shape[0], len(samples), lengths.max()), np.int32)
@@ -96,4 +121,6 @@ def outcome(filled: Prefilled, samples: Sequence[Sample], pruned: bool) -> dict[
         first_logits=np.asarray(filled.logits)[: len(samples)],
         positions=padded,
         attention_mask=mask,
+        seen=seen,
+        cached=cached,
     )

@@ -124,6 +124,14 @@ def start_processes(coordinator: str | None = None, processes: int | None = None
         raise GlimpseError(f"mesh: the processes of this run could not be joined ({' '.join(str(error).split())[:200]})") from error
 
 
+def wait_for_all(name: str, hours: float = 24) -> None:
+    """Returns when every process of the run has come here; at once where there is one. name: of this place, used once in a run."""
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost  # waits at the coordinator, where slow processes do not time out as collectives do
+
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(hours * 3_600_000))
+
+
 def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
     """Sizes with -1 (at most one) replaced by what is left. Raises: GlimpseError when they do not divide the devices."""
     sizes = (data, fsdp, tensor)

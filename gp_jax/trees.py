@@ -34,10 +34,12 @@ class VisionInput:
 
 @tree
 class VisionFeatures:
-    """What the vision tower gives: visual tokens and the predictor's conditions, in vision slot order."""
+    """What the vision tower gives: visual tokens, the predictor's conditions, what was watched, in vision slot order."""
 
     tokens: Array  # (B, M, D)
     conditions: tuple[Array, ...]  # each (B, M, C), in the order of `selected_visual_layers`; empty without a glimpse
+    received: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M) attention a token receives, mean of its patches
+    keys: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M, H) keys after rope, mean of patches and heads
 
 
 @tree

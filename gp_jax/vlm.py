@@ -201,8 +201,12 @@ class GlimpseVLM:
                 keep=split_tokens(keep, grids),
                 images=own,
                 timings=done.timings,
+                seen=tuple(seen.tolist()),
+                cached=tuple(cached.tolist()),
             )
-            for tokens, keep, grids, own in zip(done.tokens, done.keep, prepared.grids, prepared.images, strict=True)
+            for tokens, keep, grids, own, seen, cached in zip(
+                done.tokens, done.keep, prepared.grids, prepared.images, done.seen, done.cached, strict=True
+            )
         ]
         return answers[0] if isinstance(questions, str) else answers
 

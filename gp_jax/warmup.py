@@ -6,7 +6,8 @@ import numpy as np
 
 from gp_jax.engine import Engine
 from gp_jax.layout import vision_input
-from gp_jax.plan import Cut, Plan
+from gp_jax.plan import Plan, merges
+from gp_jax.scorers.scorer import Cut
 from gp_jax.trees import DecodeState, KeepLimits, Sampling, Stream
 
 
@@ -28,7 +29,7 @@ class WarmUp:
                 if (batch, patches) not in vision:
                     empty = vision_input([], self.engine.config, batch, self.engine.slots_of(patches))
                     empty = self.engine.split(empty, batch)
-                    vision[batch, patches] = empty, self.engine.see(empty)
+                    vision[batch, patches] = empty, self.engine.see(empty, watch=self.engine.watch(self.plan))
             seen = [vision[batch, p] for p in self.patch_rungs if self.can_meet(p, length)]
             self.walk_text(batch, length)
             if self.plan and seen:
@@ -68,9 +69,10 @@ class WarmUp:
             limits = KeepLimits(np.float32(0), zeros, zeros, zeros, zeros, np.zeros((batch, slots), bool))
             given = np.zeros((batch, slots), np.float32) if cut.scorer == "given" else None
             limits, given = engine.split(limits, batch), engine.split(given, batch)
-            _, _, stays, _ = engine.score(stream, vision, features, cut=cut, limits=limits, given=given)
+            _, keep, stays, _ = engine.score(stream, vision, features, cut=cut, limits=limits, given=given)
+            merged = engine.merge(stream, vision, features, keep, cut=cut, limits=limits) if merges(cut) else stream
         for kept in (*(k for k in engine.ladders.kept.rungs if k < length), length):
-            self.cut(engine.compact(stream, stays, cut=cut, length=kept), tuple(rest), cut.after + 1, batch, look, seen)
+            self.cut(engine.compact(merged, stays, cut=cut, length=kept), tuple(rest), cut.after + 1, batch, look, seen)
         return None
 
     def finish(self, stream: Stream, batch: int, low: int) -> None:

@@ -73,6 +73,9 @@ def test_by_hand():
     assert cut["decode"].bytes == 2 * (2 * read + cut["head"].bytes) + 2 * 2 * 2 * 4 * (5 + 6)
     assert cut["kv cache"].bytes == 2 * 2 * 2 * 4 * (4 + 2)
     assert cut["compact"].bytes == 2 * 2 * 4 * (8 + 2 * 4)
+    apart = stages(SMALL, None, work, [(0, 0.5)], past=False)  # the first layer keeps its six rows
+    assert apart["kv cache"].bytes == 2 * 2 * 4 * ((6 + 2) + (4 + 2)) and apart["compact"].bytes == 2 * 2 * 4 * 8
+    assert apart["decode"].flops == cut["decode"].flops + 4 * 8 * 2 * 2 and apart["prefill"].flops == cut["prefill"].flops
     assert cut["prefill"] == sum((c for name, c in cut.items() if name not in ("decode", *SUMS)), Cost())
     assert cut["total"] == cut["prefill"] + cut["decode"]
     assert cut["decoder prefill"].flops == cut["prefill"].flops - cut["vision"].flops - cut["merger"].flops

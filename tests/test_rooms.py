@@ -9,6 +9,7 @@ RANKS = [
     {"sharding", "ops", "images", "base_settings"},
     {"models", "glimpse", "layout"},
     {"lvlm"},
+    {"scorers"},
     {"pretrained", "plan"},
     {"processing", "pipeline", "flops"},
     {"sampling", "data"},

@@ -67,12 +67,12 @@ class Checker:
         self.open = functools.lru_cache(CACHED)(_read_picture)
         self.open_mask = functools.lru_cache(CACHED)(_read_mask)
 
-    def check(self, row: Row) -> tuple[Record, tuple[tuple[int, int], ...]]:
-        """The record, and the sizes of its upright pictures. Raises: BadRow."""
+    def check(self, row: Row, evidence: bool = True) -> tuple[Record, tuple[tuple[int, int], ...]]:
+        """The record, and the sizes of its upright pictures. evidence: there must be some. Raises: BadRow."""
         for name, text in (("question", row.question), ("answer", row.answer)):
             if not text.strip():
                 raise BadRow(f"empty {name}")
-        if not any(row.boxes) and not any(row.masks):
+        if evidence and not any(row.boxes) and not any(row.masks):
             raise BadRow("no evidence", "has neither boxes nor a mask")
         pictures = [self._picture(path, row.dataset) for path in row.images]
         numbers = [_four_numbers(values) for values in row.boxes]
@@ -94,13 +94,13 @@ class Checker:
         return record, tuple(picture.size for picture in pictures)
 
     def _picture(self, path: str, dataset: str) -> Picture:
-        found = self.open(self._find(path, dataset, "image"))
+        found = self.open(self.find(path, dataset, "image"))
         if isinstance(found, str):
             raise BadRow("image broken", f"{path}: {found}")
         return found
 
     def _mask(self, path: str, dataset: str, picture: Picture) -> bytes:
-        found = self.open_mask(self._find(path, dataset, "mask"))
+        found = self.open_mask(self.find(path, dataset, "mask"))
         if isinstance(found, BadRow):
             raise BadRow(found.reason, f"{path}: {found.detail}")
         (wide, high), (width, height) = found.size, picture.size
@@ -108,7 +108,7 @@ class Checker:
             raise BadRow("mask size disagrees", f"{path}: {wide} x {high} pixels for a picture of {width} x {height}")
         return found.data
 
-    def _find(self, path: str, dataset: str, kind: str) -> Path:
+    def find(self, path: str, dataset: str, kind: str) -> Path:
         """The first place where the file is. Nothing outside the folder is looked at (links inside it are the user's own choice)."""
         for place in candidates(path, dataset, self.folder, kind):
             try:
@@ -140,6 +140,7 @@ def candidates(path: str, dataset: str, folder: Path, kind: str = "image") -> It
     if parts[:1] == ("cot",):
         yield folder.joinpath(*parts[1:])
         yield folder.joinpath(*parts[2:])
+        yield folder.joinpath(*parts[:2], "val", *parts[2:])  # where the released evaluation looks too
 
 
 def _four_numbers(boxes: Sequence[object]) -> list[tuple[float, float, float, float]]:
@@ -234,6 +235,17 @@ def _header(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=formats())
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an upright picture, by its header alone: decoding may still fail. Raises: BadRow."""
+    try:
+        with _header(path) as image:
+            late = image.format == "PNG" and "exif" not in image.info  # Pillow would decode it all to look for an entry at its end
+            turned = not late and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them
+        raise BadRow("image broken", f"{path.name}: {type(error).__name__}: {error}") from error
 
 
 def _read_mask(path: Path) -> Picture | BadRow:

@@ -25,7 +25,7 @@ def parse(argv: list[str]) -> EvalConfig:
     """Reads the command line; the configuration file sets the defaults."""
     path = given_path(argv)
     base = EvalConfig() if path is None else read_config(path, "evaluation", (EvalConfig,))
-    default = Launch(**dataclasses.asdict(base))
+    default = Launch(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
     launch = tyro.cli(Launch, default=default, args=argv, prog="eval.py", config=(tyro.conf.HelptextFromCommentsOff,))
     return EvalConfig(**{f.name: getattr(launch, f.name) for f in dataclasses.fields(EvalConfig)})
 
@@ -44,47 +44,78 @@ def claim(out: Path, identity: dict) -> None:
     scratch.replace(path)
 
 
-def weights_digest(folder: Path) -> str:
-    """Of the weights in a model or glimpse folder."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt"))
+def weights_digest(folder: Path, blocks: int = 256, length: int = 1 << 16) -> str:
+    """Of the weights in a model or glimpse folder: whole small files, evenly spread blocks of large ones."""
     digest = hashlib.sha256()
-    for path in files:
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
+            for start in range(0, size, max(length, size // blocks)):
+                file.seek(start)
+                digest.update(file.read(length))
     return digest.hexdigest()[:16]
 
 
-def evaluate(config: EvalConfig) -> Path:
-    """Runs a configuration. Returns: the report. Raises: GlimpseError on anything wrong with it, its model or its data."""
+def evaluate(config: EvalConfig) -> Path | None:
+    """Runs a configuration. Returns: the report; None in processes other than the first.
+
+    Raises: GlimpseError on anything wrong with it, its model or its data.
+    """
     config = config.check()
     import jax
 
     from gp_jax.evaluation.plans import make_plans
-    from gp_jax.evaluation.runner import SMALL_LADDERS, Runner, open_task
+    from gp_jax.evaluation.runner import SMALL_LADDERS, Runner
+    from gp_jax.evaluation.scores import add_verdicts
     from gp_jax.evaluation.summary import summarise
+    from gp_jax.evaluation.tasks import open_tasks
     from gp_jax.pretrained.files import find_folder
+    from gp_jax.sharding import make_mesh, start_processes, wait_for_all
     from gp_jax.vlm import ALL_FILES, GlimpseVLM
 
+    start_processes(config.coordinator, config.processes, config.process)
+    first = jax.process_index() == 0
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    tasks = [open_task(name, config) for name in config.tasks]
-    small = config.model == "scenes"
-    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, ladders=SMALL_LADDERS if small else None)
+    tasks = open_tasks(config, progress=first)
+    devices = jax.local_devices()[: config.devices if config.devices > 0 else None]
+    if config.devices > len(devices):
+        raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
+    options = dict(mesh=make_mesh(data=len(devices), devices=devices)) if len(devices) > 1 else {}
+    options |= dict(ladders=SMALL_LADDERS) if config.model == "scenes" else {}
+    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, **options)
     plans, out = make_plans(config.plans, vlm.glimpse_config), Path(config.out)
     digests = [weights_digest(find_folder(name, ALL_FILES)) for name in (config.model, config.glimpse) if name]
-    claim(out, config.identity() | {"weights": digests})
-    runners = [Runner(vlm, task, out / "predictions.jsonl", config.batch) for task in tasks]
-    found = [(runner, runner.run(plans)) for runner in runners]
-    return summarise(config, vlm, found)
+    identity = config.identity() | {"weights": digests}
+    if first:
+        claim(out, identity)
+    wait_for_all("the folder is claimed")
+    if not first and not (out / "made_with.json").exists():
+        raise GlimpseError(f"out={config.out}: the processes of a run must share this folder")
+    found = []
+    for task in tasks:
+        runner = Runner(vlm, task, out / "predictions.jsonl", config.batch)
+        found.append((runner, runner.run(plans)))
+    wait_for_all("all is answered")
+    if not first:
+        return None
+    for runner, predictions in found:
+        runner.merge()
+        if not predictions:
+            raise GlimpseError(f"task '{runner.task.name}': nothing could be asked ({'; '.join(list(runner.broken.values())[:2])})")
+    found, notes = add_verdicts(config, found)
+    return summarise(config, vlm, found, notes)
 
 
 def main(argv: list[str]) -> int:
     """Runs `eval.py`. Returns: the exit status."""
 
     def body() -> int:
-        print(f"report: {evaluate(parse(argv))}")
+        report = evaluate(parse(argv))
+        if report is not None:
+            print(f"report: {report}")
         return 0
 
     return exit_status("eval.py", body)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from gp_jax.evaluation.marks import chip
 from gp_jax.images import overlay
@@ -22,7 +22,9 @@ NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 class Sample:
     """A question and what plans made of it.
 
-    picture: upright RGB; keeps: per plan (rows, columns) bool over its visual tokens; predictions, right: per plan.
+    picture: upright RGB; keeps: per plan (rows, columns) bool over its visual tokens; predictions, right: per plan; a plan that is not
+    in `right` has not been scored.
+    boxes: evidence, (x0, y0, x1, y1) as shares of the picture, outlined in the first plan's picture.
     """
 
     question: str
@@ -32,6 +34,7 @@ class Sample:
     keeps: Mapping[str, np.ndarray]
     predictions: Mapping[str, str]
     right: Mapping[str, bool]
+    boxes: Sequence[tuple[float, float, float, float]] = ()
 
 
 def safe(text: object) -> str:
@@ -46,11 +49,24 @@ def shown_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def picture_uri(picture: Image.Image, keep: np.ndarray | None) -> str:
-    """A JPEG as a data URI, what was dropped dimmed; scaled first, so that tokens keep sharp edges."""
+def outlined(picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]]) -> Image.Image:
+    """With boxes around evidence, a light line beside a dark one: seen on any ground."""
+    picture, (width, height) = picture.copy(), picture.size
+    draw = ImageDraw.Draw(picture)
+    for x0, y0, x1, y1 in boxes:
+        left, top = round(x0 * (width - 1)), round(y0 * (height - 1))
+        right, bottom = max(left, round(x1 * (width - 1))), max(top, round(y1 * (height - 1)))
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="#101418")
+        draw.rectangle((left, top, right, bottom), outline="#ffe14d")
+    return picture
+
+
+def picture_uri(picture: Image.Image, keep: np.ndarray | None, boxes: Sequence[tuple[float, float, float, float]] = ()) -> str:
+    """A JPEG as a data URI, what was dropped dimmed, boxes outlined; scaled first, so that tokens and lines keep sharp edges."""
     picture = picture.convert("RGB").resize(shown_size(picture.size), Image.Resampling.BICUBIC)
+    picture = picture if keep is None or keep.all() else overlay(picture, keep)
     file = io.BytesIO()
-    (picture if keep is None or keep.all() else overlay(picture, keep)).save(file, "JPEG", quality=QUALITY, optimize=True)
+    outlined(picture, boxes).save(file, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -64,16 +80,18 @@ def _card(sample: Sample, plans: Sequence[str]) -> str:
     words = " ".join([sample.question, sample.answer, sample.family, *(sample.predictions[plan] for plan in known.values())])
     width, height = shown_size(sample.picture.size)
     figures = []
-    for number, plan in known.items():
-        keep, right = sample.keeps.get(plan), bool(sample.right.get(plan))
+    for place, (number, plan) in enumerate(known.items()):
+        boxes = sample.boxes if place == 0 else ()
+        keep, right = sample.keeps.get(plan), sample.right.get(plan)
+        code, mark, meaning = ("", "?", "not scored") if right is None else ("1", "✓", "right") if right else ("0", "✗", "wrong")
         kept = "" if keep is None else f"{int(keep.sum())} of {keep.size} tokens ({keep.mean():.0%})"
         said = f"<q>{safe(sample.predictions[plan])}</q>" if sample.predictions[plan].strip() else "<i>nothing</i>"
         figures.append(
-            f'<figure data-plan="{number}" data-right="{int(right)}">'
+            f'<figure data-plan="{number}" data-right="{code}">'
             f'<img loading="lazy" decoding="async" width="{width}" height="{height}" alt="kept by {safe(plan)}" '
-            f'src="{picture_uri(sample.picture, keep)}">'
+            f'src="{picture_uri(sample.picture, keep, boxes)}">'
             f"<figcaption><span>{chip(number)} <b>{safe(plan)}</b></span> <small>{kept}</small>"
-            f'<span class="said"><span class="mark" title="{"right" if right else "wrong"}">{"✓" if right else "✗"}</span> {said}</span>'
+            f'<span class="said"><span class="mark" title="{meaning}">{mark}</span> {said}</span>'
             f"</figcaption></figure>"
         )
     return (

@@ -53,9 +53,9 @@ function filter() {
   let count = 0;
   for (const {card, figures} of cards) {
     const own = figures.filter(f => plan.value === '' || f.dataset.plan === plan.value);
-    const right = f => f.dataset.right === '1', all = figures.map(right);
-    const fits = {'': () => true, right: () => own.some(right), wrong: () => own.some(f => !right(f)),
-      mixed: () => all.includes(true) && all.includes(false)}[outcome.value]();
+    const right = f => f.dataset.right === '1', wrong = f => f.dataset.right === '0';
+    const fits = {'': () => true, right: () => own.some(right), wrong: () => own.some(wrong),
+      mixed: () => figures.some(right) && figures.some(wrong)}[outcome.value]();
     const show = fits && own.length > 0 && (family.value === '' || card.dataset.family === family.value)
       && wanted.every(word => card.dataset.words.includes(word));
     card.hidden = !show;

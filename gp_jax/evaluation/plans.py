@@ -1,43 +1,68 @@
 """Named ways to prune, to be compared on one engine: what `Prune` each of them is.
 
 dense               nothing is pruned
-glimpse             the glimpse with its own threshold; glimpse-11.1: at most so many percent stay
+glimpse             the glimpse with its own threshold; glimpse-11.1: at most so many percent stay; glimpse-fixed-11.1: exactly so many
 oracle              exactly the visual tokens that the evidence boxes touch
-attention           as many as the glimpse keeps, by the last prompt token's attention at the cut: nothing is trained
-random              as many as the glimpse keeps, by lot; random-1, random-2: other seeds
 nothing             no visual token is kept after the cut: how much of the answer had leaked into the text before it
+
+As many as the glimpse keeps, over all samples; with a number behind a dash (visionzip-11.1) that percentage instead:
+
+random              by lot, at the glimpse's cut; random-1, random-2: other seeds
+attention           by the last prompt token's attention at the glimpse's cut: nothing is trained
+fastv, pyramiddrop, visionzip, divprune, cdpruner, vscan
+                    the published methods, each with its own cuts (gp_jax/scorers); so many are left behind the last of them
+downsample          the picture itself is scaled down to so many visual tokens
 """
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from gp_jax.config import GlimpseConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.select import Prune
+from gp_jax.plan import PUBLISHED
 
 DEFAULT = ("dense", "glimpse", "glimpse-11.1", "oracle", "attention", "random", "nothing")
-NAMES = ("dense", "glimpse", "glimpse-PERCENT", "oracle", "attention", "random", "random-SEED", "nothing")
+AT_RATIO = ("attention", *PUBLISHED, "downsample")  # plans that take how much to keep
+NAMES = (
+    "dense",
+    "glimpse",
+    "glimpse-PERCENT",
+    "glimpse-fixed-PERCENT",
+    "oracle",
+    "nothing",
+    "random",
+    "random-SEED",
+    *(f"{n}[-PERCENT]" for n in AT_RATIO),
+)
 
 
 @dataclass(frozen=True)
 class EvalPlan:
     """A plan by name.
 
-    rule: (reference masks of a batch, retention to match) -> what generation takes; None: nothing is pruned.
-    matched: it keeps as many as the plan `glimpse` does on average, which therefore must run before it.
+    rule: (reference masks of a batch, retention) -> what generation takes; None: nothing is pruned.
+    matched: the retention is what the plan `glimpse` keeps on average, which therefore must run before it; else it is `ratio`.
+    shrink: pictures are scaled to that share of their visual tokens.
+    prunes: some of a picture's visual tokens go, so that asking which is sensible.
     """
 
     name: str
     rule: Callable[[Sequence[np.ndarray], float | None], Prune | None]
     matched: bool = False
+    ratio: float | None = None
+    shrink: bool = False
+    prunes: bool = True
 
 
 def make_plan(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
     """A plan by its name. Raises: GlimpseError with the nearest name for an unknown one, or when it needs a glimpse and there is none."""
-    kind, _, value = name.partition("-")
+    kind, dash, value = name.partition("-")
     after = glimpse.reduce_layer if glimpse else None
     if kind == "glimpse":
         if glimpse is None:
@@ -45,21 +70,44 @@ def make_plan(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
         own = Prune.from_config(glimpse)
         if not value:
             return EvalPlan(name, lambda masks, ratio: own)
+        fixed, _, exact = value.partition("-")
+        if fixed == "fixed":
+            share = _number(name, exact, 0, 100) / 100
+            return EvalPlan(name, lambda masks, ratio: Prune(fixed_remain_ratio=share))
         cap = _number(name, value, 0, 100) / 100
         return EvalPlan(name, lambda masks, ratio: Prune(reduce_threshold=own.reduce_threshold, max_remain_ratio=cap))
     if kind == "random":
         seed = int(_number(name, value, 0, 2**31)) if value else 0
         return EvalPlan(name, lambda masks, ratio: Prune(method="random", seed=seed, fixed_remain_ratio=ratio, after=after), matched=True)
+    if kind in AT_RATIO:
+        share = _number(name, value, 0, 100) / 100 if dash else None
+        make = partial(EvalPlan, name, matched=not dash, ratio=share)
+        if kind == "downsample":
+            return make(rule=lambda masks, ratio: None, shrink=True, prunes=False)
+        place = {"after": after} if kind == "attention" else {}
+        return make(rule=lambda masks, ratio: Prune(method=kind, fixed_remain_ratio=ratio, **place))
     plans = {
-        "dense": EvalPlan(name, lambda masks, ratio: None),
+        "dense": EvalPlan(name, lambda masks, ratio: None, prunes=False),
         "oracle": EvalPlan(name, lambda masks, ratio: Prune(reference_masks=masks, after=after)),
-        "attention": EvalPlan(name, lambda masks, ratio: Prune(method="attention", fixed_remain_ratio=ratio, after=after), matched=True),
         "nothing": EvalPlan(name, lambda masks, ratio: Prune(method="nothing", min_remain_num=0, after=after)),
     }
     if name not in plans:
-        near = difflib.get_close_matches(name, [*plans, "glimpse", "random"], n=1)
+        near = difflib.get_close_matches(name, [*plans, *AT_RATIO, "glimpse", "random"], n=1)
         raise GlimpseError(f"plan '{name}' is unknown" + (f", did you mean '{near[0]}'?" if near else "") + f" (plans: {', '.join(NAMES)})")
     return plans[name]
+
+
+def shrunk_grid(grid: tuple[int, int], ratio: float) -> tuple[int, int]:
+    """(rows, columns) of visual tokens, at most `ratio` of the grid's and at least one, near in number and in shape."""
+    rows, columns = grid
+    target = max(1, int(ratio * rows * columns))
+
+    def misfit(r: int) -> float:
+        c = min(columns, target // r)
+        return abs(math.log(c * rows / (r * columns))) + math.log(target / (r * c))
+
+    best = min(range(1, min(rows, target) + 1), key=misfit)
+    return best, min(columns, target // best)
 
 
 def _number(name: str, value: str, low: float, high: float) -> float:

@@ -18,13 +18,16 @@ class Prediction:
     """What a plan made of a sample.
 
     answer:            the reference.
-    kept, total:       visual tokens in the decode cache after pruning, and before.
+    kept, total:       visual tokens that the last layer sees after pruning, and before.
     prefill_retention: share of the visual tokens that a decoder layer saw in prefill, averaged over layers.
     metrics:           per sample, 0..1; NaN where a metric does not apply (null in JSON), left out of means.
-    boxes:             evidence, (x0, y0, x1, y1) as shares of the picture.
+    boxes:             evidence in the first picture, (x0, y0, x1, y1) as shares of it.
     grid, keep:        (rows, columns) of the visual tokens, and the numbers of those kept, row by row.
+    more_grids:        of a question about several pictures, the grids of the others; `keep` counts on through them.
     tokens:            generated ones.
     seconds:           per stage of `clock.STAGES`; of a batch, this sample's share.
+    cuts:              (last layer in front of a cut, visual tokens behind it), in order.
+    cached:            visual tokens in the decode cache, averaged over layers; None: `kept` in every layer.
     """
 
     task: str
@@ -43,11 +46,19 @@ class Prediction:
     keep: tuple[int, ...] = ()
     tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    more_grids: tuple[tuple[int, int], ...] = ()
+    cuts: tuple[tuple[int, int], ...] = ()
+    cached: float | None = None
+
+    @property
+    def held(self) -> float:
+        """Visual tokens in the decode cache, averaged over layers."""
+        return self.kept if self.cached is None else self.cached
 
     def mask(self) -> np.ndarray:
-        """`keep` as (rows, columns) bool."""
+        """`keep` of the first picture as (rows, columns) bool."""
         mask = np.zeros(self.grid[0] * self.grid[1], bool)
-        mask[list(self.keep)] = True
+        mask[[number for number in self.keep if number < mask.size]] = True
         return mask.reshape(self.grid)
 
     @property
@@ -67,7 +78,9 @@ class Prediction:
             values = json.loads(line)
             values["metrics"] = {name: math.nan if value is None else value for name, value in values["metrics"].items()}
             values["boxes"] = tuple(tuple(box) for box in values["boxes"])
+            values["cuts"] = tuple(tuple(cut) for cut in values["cuts"])
             values["grid"], values["keep"] = tuple(values["grid"]), tuple(values["keep"])
+            values["more_grids"] = tuple(tuple(grid) for grid in values.get("more_grids", ()))
             return cls(**{name: values[name] for name in (f.name for f in fields(cls))})
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise GlimpseError(f"not a prediction ({type(error).__name__}: {error}): {line[:80]!r}") from error
@@ -99,3 +112,32 @@ def read_predictions(path: Path) -> list[Prediction]:
             raise GlimpseError(f"{path}:{number}: {error}") from error
         found[prediction.task, prediction.sample, prediction.plan] = prediction
     return list(found.values())
+
+
+def part_path(path: Path, process: int) -> Path:
+    """The file that a process appends to: `path` itself for the first."""
+    return path.with_name(f"{path.stem}-{process}{path.suffix}") if process else path
+
+
+def read_parts(path: Path) -> list[Prediction]:
+    """Predictions of all processes' files, as `read_predictions`."""
+    found = {(p.task, p.sample, p.plan): p for part in _parts(path) for p in read_predictions(part)}
+    return list(found.values())
+
+
+def merge_predictions(path: Path) -> None:
+    """Brings the files of several processes into one. May be interrupted and repeated."""
+    parts = _parts(path)
+    if any(part != path for part in parts):
+        scratch = path.with_name(f".{path.name}.partial")
+        scratch.unlink(missing_ok=True)
+        write_predictions(scratch, read_parts(path))
+        scratch.replace(path)
+        for part in parts:
+            if part != path:
+                part.unlink()
+
+
+def _parts(path: Path) -> list[Path]:
+    others = [part for part in path.parent.glob(f"{path.stem}-*{path.suffix}") if part.stem.rpartition("-")[2].isdecimal()]
+    return [part for part in (path, *sorted(others)) if part.exists()]

@@ -19,7 +19,7 @@ class PlanRow:
 
     metrics:           per metric the mean with its interval.
     differences:       per metric, mean difference to the plan "dense" over the `paired` samples that both answered; empty for dense.
-    retention:         share of all visual tokens left in the decode cache.
+    retention:         share of all visual tokens left in the decode cache, averaged over layers.
     prefill_retention: share that an average decoder layer saw in prefill.
     flops_ratio:       FLOPs over those of dense. kv_bytes: of an average answer.
     seconds, stages:   of an average answer, without compilation; NaN if it was not measured.
@@ -92,7 +92,7 @@ def _row(
         paired=len(pairs),
         metrics=metrics,
         differences=differences,
-        retention=sum(p.kept for p in mine) / total if total else 1.0,
+        retention=sum(p.held for p in mine) / total if total else 1.0,
         prefill_retention=sum(p.prefill_retention * p.total for p in mine) / total if total else 1.0,
         flops_ratio=_ratio(flops, plan, pairs),
         kv_bytes=kv_bytes.get(plan) if isinstance(kv_bytes, Mapping) else kv_bytes and sum(map(kv_bytes, mine)) / len(mine),

@@ -1,26 +1,29 @@
-"""Answers a task's records under every plan, resumably."""
+"""Answers a task's records under every plan, resumably, by one process or several.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+Batches are the same for any number of processes: records in the order of their sizes, so many at a time. Process p of P answers every
+P-th batch and appends to a file of its own in the same folder; what any of them has answered before is not answered again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from gp_jax.buckets import Ladder, Ladders
 from gp_jax.data.masks import box_mask, picture_mask
-from gp_jax.data.prepared import open_prepared
-from gp_jax.data.record import Entry, Record, Source
-from gp_jax.data.samples import decode
-from gp_jax.evaluation.metrics import exact_match, iou, recall
-from gp_jax.evaluation.plans import EvalPlan
-from gp_jax.evaluation.results import Prediction, read_predictions, write_predictions
-from gp_jax.evaluation.settings import EvalConfig
+from gp_jax.data.record import Record
+from gp_jax.data.samples import decode, question_text
+from gp_jax.errors import GlimpseError
+from gp_jax.evaluation.metrics import iou, recall
+from gp_jax.evaluation.plans import EvalPlan, shrunk_grid
+from gp_jax.evaluation.results import Prediction, merge_predictions, part_path, read_parts, write_predictions
+from gp_jax.evaluation.tasks import Task
 from gp_jax.flops import Workload, stages
-from gp_jax.plan import middle_layer
 from gp_jax.results import Answer
-from gp_jax.scenes.source import DATASET, ScenesSource, families
+from gp_jax.sharding import wait_for_all
 from gp_jax.vlm import GlimpseVLM
 
 SMALL_LADDERS = Ladders(  # for pictures of a few hundred visual tokens: little padding, few programs
@@ -29,47 +32,6 @@ SMALL_LADDERS = Ladders(  # for pictures of a few hundred visual tokens: little 
     kept=Ladder("kept", (48, 64, 96, 160, 288, 480, 1088)),
     decode=Ladder("decode", (16, 32, 64, 128, 256, 512)),
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """Records by name. One picture each."""
-
-    name: str
-    source: Source
-    suffix: str = ""
-    max_new_tokens: int = 24
-
-    @cached_property
-    def entries(self) -> list[Entry]:
-        """What is known of the records without their pictures."""
-        return self.source.entries
-
-    def family(self, number: int) -> str:
-        """Kind of question, for the breakdown."""
-        entry = self.entries[number]
-        return families(entry) if entry.dataset == DATASET else entry.dataset
-
-
-def open_task(name: str, config: EvalConfig) -> Task:
-    """scenes, scenes:SPLIT, or a prepared folder. Raises: GlimpseError that names what is wrong with it."""
-    path, colon, split = name.rpartition(":") if ":" in name and not name.endswith(":") else (name, "", "")
-    path, split = (path, split) if colon and "/" not in split else (name, "")
-    options = dict(suffix=config.suffix, max_new_tokens=config.max_new_tokens)
-    if path == "scenes":
-        return Task(name, ScenesSource(split or "test", config.limit, config.start), **options)
-    source = open_prepared(path, split or "test")
-    return Task(name, First(source, config.limit), **options)
-
-
-class First:
-    """The first records of a source."""
-
-    def __init__(self, source: Source, count: int):
-        self.source, self.name, self.entries = source, source.name, source.entries[:count]
-
-    def __getitem__(self, index: int) -> Record:
-        return self.source[index]
 
 
 def reference_masks(record: Record, grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:
@@ -83,83 +45,142 @@ class Runner:
 
     def __init__(self, vlm: GlimpseVLM, task: Task, path: Path, batch: int = 8):
         self.vlm, self.task, self.path, self.batch = vlm, task, path, batch
+        self.number = {entry.id: number for number, entry in enumerate(task.entries)}
+        self.broken: dict[str, str] = {}  # records whose pictures this process could not open, and why
 
     def run(self, plans: Sequence[EvalPlan], quiet: bool | None = None) -> list[Prediction]:
-        """Answers what is not answered yet. Returns: all predictions of these plans, plan by plan in task order."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Answers what is not answered yet. Returns: all predictions of these plans, plan by plan in task order.
+
+        With several processes everybody gets everybody's.
+        """
+        own, here, count = part_path(self.path, jax.process_index()), jax.process_index(), jax.process_count()
+        own.parent.mkdir(parents=True, exist_ok=True)
+        quiet = True if here else quiet
         for plan in plans:
+            if plan.matched:
+                wait_for_all(f"{self.task.name}: others before {plan.name}")
             done = {p.sample for p in self.saved() if p.plan == plan.name}
-            left = [n for n in self.order() if self.task.entries[n].id not in done]
-            with tqdm(total=len(self.task.entries), initial=len(done), desc=plan.name, unit="answer", disable=quiet) as bar:
-                write_predictions(self.path, self.answers(plan, left, bar))
-        number = {entry.id: i for i, entry in enumerate(self.task.entries)}
-        saved = [p for p in self.saved() if p.sample in number]
-        return [p for plan in plans for p in sorted((p for p in saved if p.plan == plan.name), key=lambda p: number[p.sample])]
+            share = [[n for n in part if self.task.entries[n].id not in done] for part in self.batches()[here::count]]
+            left = sum(map(len, share))
+            with tqdm(total=left + len(done), initial=len(done), desc=plan.name, unit="answer", disable=quiet) as bar:
+                write_predictions(own, self.answers(plan, share, bar))
+        wait_for_all(f"{self.task.name}: done")
+        saved = [self.scored(p) for p in self.saved()]
+        return [p for plan in plans for p in sorted((p for p in saved if p.plan == plan.name), key=lambda p: self.number[p.sample])]
+
+    def merge(self) -> None:
+        """One file of all processes' predictions, when nobody answers any more."""
+        if jax.process_index() == 0:
+            merge_predictions(self.path)
 
     def saved(self) -> list[Prediction]:
-        """Predictions of this task so far."""
-        return [p for p in read_predictions(self.path) if p.task == self.task.name] if self.path.exists() else []
+        """Predictions of this task's records so far, of all processes."""
+        return [p for p in read_parts(self.path) if p.task == self.task.name and p.sample in self.number]
 
-    def order(self) -> list[int]:
+    def scored(self, prediction: Prediction) -> Prediction:
+        """With the task's metrics, whichever those were when it was answered."""
+        kept = {name: value for name, value in prediction.metrics.items() if name in ("recall", "iou")}
+        metrics = self.task.score(self.number[prediction.sample], prediction.prediction) | kept
+        return Prediction(**{**vars(prediction), "metrics": metrics})
+
+    def batches(self) -> list[list[int]]:
         """Record numbers, equal sizes together: batches need little padding."""
         sizes = [max((self.vlm.processor.grid(*size) for size in entry.sizes), default=(0, 0)) for entry in self.task.entries]
-        return sorted(range(len(sizes)), key=lambda n: (sizes[n][0] * sizes[n][1], n))
+        order = sorted(range(len(sizes)), key=lambda n: (sizes[n][0] * sizes[n][1], n))
+        return [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
 
-    def answers(self, plan: EvalPlan, numbers: Sequence[int], bar: tqdm) -> Iterator[Prediction]:
+    def load(self, number: int) -> tuple[Record, list[Image.Image]]:
+        """A record and its pictures. Raises: GlimpseError when one of them is broken."""
+        record = self.task.source[number]
+        return record, [decode(image, f"picture {i + 1}") for i, image in enumerate(record.images)]
+
+    def left_out(self, predictions: Sequence[Prediction]) -> Mapping[str, str]:
+        """Why, per record that has not been asked about: rows that cannot be read, and pictures that cannot, of all processes."""
+        answered = {p.sample for p in predictions}
+        for number, entry in enumerate(self.task.entries):
+            if entry.id not in answered and entry.id not in self.broken:
+                try:
+                    self.load(number)
+                except GlimpseError as error:
+                    self.broken[entry.id] = str(error)
+        return {**self.task.left_out, **self.broken}
+
+    def loaded(self, part: Sequence[int]) -> Iterator[tuple[int, Record, list[Image.Image]]]:
+        """Those of a batch that can be opened; others are named and left out."""
+        for n in part:
+            name = self.task.entries[n].id
+            if name in self.broken:
+                continue
+            try:
+                yield n, *self.load(n)
+            except GlimpseError as error:
+                self.broken[name] = str(error)
+                tqdm.write(f"{self.task.name}: {name} is left out: {error}")
+
+    def answers(self, plan: EvalPlan, parts: Sequence[Sequence[int]], bar: tqdm) -> Iterator[Prediction]:
         """Predictions, batch by batch."""
-        ratio = self.matched_retention() if plan.matched else None
-        for start in range(0, len(numbers), self.batch):
-            part = numbers[start : start + self.batch]
-            records = [self.task.source[n] for n in part]
-            grids = [[self.vlm.processor.grid(*size) for size in self.task.entries[n].sizes] for n in part]
-            masks = [reference_masks(record, own) for record, own in zip(records, grids, strict=True)]
-            questions = [f"{r.question}\n{self.task.suffix}" if self.task.suffix else r.question for r in records]
-            pictures = [[decode(image, record.id) for image in record.images] for record in records]
-            options = dict(prune=plan.rule(masks, ratio), max_new_tokens=self.task.max_new_tokens)
-            for n, record, answer, own in zip(part, records, self.vlm.answer(pictures, questions, **options), masks, strict=True):
+        ratio, processor = self.matched_retention() if plan.matched else plan.ratio, self.vlm.processor
+        for part in parts:
+            if not (found := list(self.loaded(part))):
+                continue
+            records = [record for _, record, _ in found]
+            whole = [[processor.grid(*picture.size) for picture in pictures] for _, _, pictures in found]
+            masks = [reference_masks(record, own) for record, own in zip(records, whole, strict=True)]
+            given = [own if any(m.any() for m in own) else [np.ones_like(m) for m in own] for own in masks]  # without evidence: all
+            questions = [question_text(record.question, self.task.suffix) for record in records]
+            pictures = [own for _, _, own in found]
+            if plan.shrink:
+                small = [[shrunk_grid(grid, ratio) for grid in own] for own in whole]
+                pictures = [[processor.fitted(p, g) for p, g in zip(own, to, strict=True)] for own, to in zip(pictures, small, strict=True)]
+            options = dict(prune=plan.rule(given, ratio), max_new_tokens=self.task.max_new_tokens)
+            answers = self.vlm.answer(pictures, questions, **options)
+            for (n, record, _), answer, own, sizes in zip(found, answers, masks, whole, strict=True):
                 bar.update()
-                yield self.prediction(plan, n, record, answer, own, len(part))
+                yield self.prediction(plan, n, record, answer, own, sum(rows * columns for rows, columns in sizes), len(found))
 
     def matched_retention(self) -> float:
         """The share of visual tokens that the plan `glimpse` keeps, over all samples."""
         done = [p for p in self.saved() if p.plan == "glimpse"]
         return max(sum(p.kept for p in done) / max(1, sum(p.total for p in done)), 1e-6)
 
-    def prediction(self, plan: EvalPlan, number: int, record: Record, answer: Answer, masks: list[np.ndarray], batch: int) -> Prediction:
-        """What is written down of an answer."""
-        depth, cut = self.vlm.config.text.num_hidden_layers, self.cut_of(plan.name)
+    def prediction(
+        self, plan: EvalPlan, number: int, record: Record, answer: Answer, masks: list[np.ndarray], total: int, batch: int
+    ) -> Prediction:
+        """What is written down of an answer. total: visual tokens of the picture as it came."""
         keep = np.concatenate([k.reshape(-1) for k in answer.keep]) if answer.keep else np.zeros(0, bool)
         reference = np.concatenate([m.reshape(-1) for m in masks]) if masks else np.zeros(0, bool)
-        evidence = {"recall": recall(keep, reference), "iou": iou(keep, reference)} if plan.name != "dense" else {}
+        evidence = {"recall": recall(keep, reference), "iou": iou(keep, reference)} if plan.prunes else {}
         return Prediction(
             task=self.task.name,
-            sample=record.id,
+            sample=self.task.entries[number].id,
             plan=plan.name,
             question=record.question,
             answer=record.answer,
             prediction=answer.text,
             family=self.task.family(number),
             kept=answer.kept,
-            total=answer.total,
-            prefill_retention=(cut + 1 + (depth - cut - 1) * answer.retention) / depth,
-            metrics={"exact_match": exact_match(answer.text, record.answer)} | evidence,
-            boxes=tuple(box for boxes in record.boxes for box in boxes),
+            total=total,
+            prefill_retention=float(np.mean(answer.seen)) / total if total else 1.0,
+            metrics=self.task.score(number, answer.text) | evidence,
+            boxes=record.boxes[0] if record.boxes else (),
             grid=tuple(answer.keep[0].shape) if answer.keep else (0, 0),
+            more_grids=tuple(tuple(keep.shape) for keep in answer.keep[1:]),
             keep=tuple(np.flatnonzero(keep).tolist()),
             tokens=len(answer.tokens),
             seconds={stage: seconds / batch for stage, seconds in answer.timings.items()},
+            cuts=answer.cuts,
+            cached=float(np.mean(answer.cached)),
         )
 
-    def cut_of(self, plan: str) -> int:
-        """Last layer that sees every visual token; the last of all for dense."""
-        glimpse, depth = self.vlm.glimpse_config, self.vlm.config.text.num_hidden_layers
-        return depth - 1 if plan == "dense" else glimpse.reduce_layer if glimpse else middle_layer(depth)
-
     def flops(self, prediction: Prediction) -> float:
-        """Of one answer without padding, answers taken as long as the reference: what the plan itself saves."""
+        """Of one answer without padding, answers taken as long as the reference: what the plan itself saves. What scorers without
+        training compute is not counted; it is less than a layer."""
         config, processor = self.vlm.config, self.vlm.processor
-        text = len(processor.tokenizer(processor.chat(1, prediction.question))["input_ids"]) - 1
-        work = Workload.of(config.vision, [prediction.grid], text, len(processor.tokenizer(prediction.answer)["input_ids"]) + 1)
-        cuts = () if prediction.plan == "dense" else ((self.cut_of(prediction.plan), prediction.kept / max(1, prediction.total)),)
+        grids = [prediction.grid, *prediction.more_grids]
+        prompt = processor.chat(len(grids), question_text(prediction.question, self.task.suffix))
+        text = len(processor.tokenizer(prompt)["input_ids"]) - len(grids)
+        work = Workload.of(config.vision, grids, text, len(processor.tokenizer(prediction.answer)["input_ids"]) + 1)
+        cuts = [(after, min(1.0, (kept + 0.5) / max(1, work.visual))) for after, kept in prediction.cuts]  # half: rounded down there
         glimpse = self.vlm.glimpse_config if prediction.plan.startswith("glimpse") else None
-        return float(stages(config, glimpse, work, cuts, itemsize=4)["total"].flops)
+        cuts = cuts or ([(glimpse.reduce_layer, 1.0)] if glimpse else [])  # a glimpse that keeps all has still been taken
+        return float(stages(config, glimpse, work, cuts, itemsize=4, past=prediction.held == prediction.kept)["total"].flops)

@@ -1,6 +1,9 @@
 """From predictions to tables and the report."""
 
+import dataclasses
 import json
+import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +13,11 @@ from gp_jax.evaluation.report import write_report
 from gp_jax.evaluation.results import Prediction
 from gp_jax.evaluation.rows import aggregate, breakdown
 from gp_jax.evaluation.runner import Runner
+from gp_jax.evaluation.scores import main_metric
 from gp_jax.evaluation.settings import EvalConfig
 from gp_jax.evaluation.sheet import write_sheet
-from gp_jax.evaluation.tables import as_csv, as_json, markdown, text
+from gp_jax.evaluation.tables import as_csv, as_json, grouped_csv, grouped_json, grouped_markdown, markdown, text
+from gp_jax.report import memory_gib
 from gp_jax.vlm import GlimpseVLM
 
 SHOWN, SHEET = "glimpse", 6  # the plan and the samples on overlays.png
@@ -24,28 +29,40 @@ def in_order(predictions: Sequence[Prediction], names: Sequence[str]) -> list[Pr
     return sorted(predictions, key=lambda p: names.index(p.plan))
 
 
-def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> Path:
-    """Prints the table, writes table.md, table.csv, table.json and the report. Returns: the report's path."""
+def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[str] = ()) -> Path:
+    """Prints the table; writes it, its parts by family or task, and the report. more: notes. Returns: the report's path."""
     out = Path(config.out)
     names = list(dict.fromkeys(config.plans))
     everything = in_order([p for _, predictions in found for p in predictions], names)
     flops = {runner.task.name: runner.flops for runner, _ in found}
 
+    known: dict[tuple[str, str, str], float] = {}
+
     def cost(prediction: Prediction) -> float:
-        return flops[prediction.task](prediction)
+        key = prediction.task, prediction.sample, prediction.plan
+        if key not in known:
+            known[key] = flops[prediction.task](prediction)
+        return known[key]
 
     rows = aggregate(everything, cost, kv_bytes(vlm))
     by = "family" if len(found) == 1 else "task"
-    groups = breakdown(everything, by)
-    print(text(rows))
-    for name, write in (("table.md", markdown), ("table.csv", as_csv), ("table.json", as_json)):
+    groups = breakdown(everything, by, cost, kv_bytes(vlm))
+    metric = main_metric([runner for runner, _ in found])
+    print(text(rows, metric))
+    whole = {"table.md": markdown(rows, metric), "table.csv": as_csv(rows), "table.json": as_json(rows)}
+    parts = {
+        f"by_{by}.md": grouped_markdown(groups, by, metric),
+        f"by_{by}.csv": grouped_csv(groups, by),
+        f"by_{by}.json": grouped_json(groups),
+    }
+    for name, content in (whole | parts).items():
         scratch = out / f".{name}.partial"
-        scratch.write_text(write(rows))
+        scratch.write_text(content)
         scratch.replace(out / name)
     path = Path(config.report) if config.report else out / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    samples = gallery(config, found)
-    write_report(path, config.title, rows, groups, samples, notes(config, vlm))
+    samples = gallery(config, found, metric)
+    write_report(path, config.title, rows, groups, samples, [*notes(config, vlm, found), *more], metric)
     if SHOWN in names:
         write_sheet(out / "overlays.png", samples[:SHEET], SHOWN)
     return path
@@ -55,10 +72,22 @@ def kv_bytes(vlm: GlimpseVLM):
     """Bytes of an answer's cache after pruning, of visual tokens alone."""
     text = vlm.config.text
     token = 2 * text.num_key_value_heads * text.head_dim * text.num_hidden_layers * vlm.model.decoder.embed_tokens.dtype.itemsize
-    return lambda prediction: float(token * prediction.kept)
+    return lambda prediction: float(token * prediction.held)
 
 
-def notes(config: EvalConfig, vlm: GlimpseVLM) -> list[str]:
+def command(config: EvalConfig) -> str:
+    """That gives this configuration. Which process it was, and where things are kept, do not matter."""
+    words = ["python eval.py"]
+    for part, prefix in ((config, "--"), (config.judge, "--judge.")):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if field.name not in ("judge", "process", "title", "report", "compilation_cache") and value != field.default:
+                words.append(f"{prefix}{field.name.replace('_', '-')}")
+                words += map(shlex.quote, map(str, value if isinstance(value, tuple) else [value]))
+    return " ".join(words)
+
+
+def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
     """What was run."""
     import jax
 
@@ -67,15 +96,18 @@ def notes(config: EvalConfig, vlm: GlimpseVLM) -> list[str]:
     settings = json.dumps({name: value for name, value in config.identity().items() if value not in (None, "", 0)})
     return [
         f"model: {config.model}, {cut}; glimpse: {config.glimpse or 'of the model folder'}",
-        f"tasks: {', '.join(config.tasks)}, {config.limit} records each from record {config.start}",
-        f"command: python eval.py --model {config.model} --tasks {' '.join(config.tasks)} --limit {config.limit} --start {config.start}",
+        f"tasks: {', '.join(config.tasks)}, at most {config.limit} records each from record {config.start}",
+        f"metrics: {'; '.join(f'{runner.task.name} {runner.task.metrics[0]}' for runner, _ in found)}",
+        f"command: {command(config)}",
         f"settings: {settings}",
-        f"device: {jax.device_count()} x {jax.devices()[0].device_kind}, batches of {config.batch}; compilation is not in the times",
+        f"device: {jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es), batches of {config.batch}; "
+        "compilation is not in the times",
+        f"peak memory: {memory_gib():.1f} GiB of the last run's first process, over all plans that it answered",
     ]
 
 
-def gallery(config: EvalConfig, found: Found) -> list[Sample]:
-    """The first samples of every task, families in turn."""
+def gallery(config: EvalConfig, found: Found, metric: str) -> list[Sample]:
+    """The first samples of every task, families in turn. An answer that scores half or more is shown as right."""
     samples = []
     for runner, predictions in found:
         by_sample: dict[str, dict[str, Prediction]] = {}
@@ -95,7 +127,8 @@ def gallery(config: EvalConfig, found: Found) -> list[Sample]:
                     picture=decode(record.images[0], record.id),
                     keeps={plan: p.mask() for plan, p in own.items()},
                     predictions={plan: p.prediction for plan, p in own.items()},
-                    right={plan: p.metrics["exact_match"] == 1 for plan, p in own.items()},
+                    right={plan: p.metrics[metric] >= 0.5 for plan, p in own.items() if math.isfinite(p.metrics[metric])},
+                    boxes=first.boxes,
                 )
             )
     return samples

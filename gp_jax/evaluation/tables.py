@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from gp_jax.evaluation.rows import PlanRow
@@ -87,6 +87,17 @@ def markdown(rows: Sequence[PlanRow], metric: str = MAIN) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
+def grouped_markdown(groups: Mapping[str, Sequence[PlanRow]], by: str, metric: str = MAIN) -> str:
+    """The metric of every plan by group: mean and interval."""
+    plans = list(dict.fromkeys(row.plan for rows in groups.values() for row in rows))
+    lines = [[by, "samples", *plans], ["---"] + ["---:"] * (len(plans) + 1)]
+    for name, rows in groups.items():
+        known = {row.plan: row for row in rows}
+        found = [accuracy(known[plan].metrics.get(metric)) if plan in known else MISSING for plan in plans]
+        lines.append([name, str(max((row.samples for row in rows), default=0)), *found])
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
 def text(rows: Sequence[PlanRow], metric: str = MAIN) -> str:
     """A table for a terminal: aligned, the names of columns in three lines."""
     heads = []
@@ -102,24 +113,38 @@ def text(rows: Sequence[PlanRow], metric: str = MAIN) -> str:
 
 def as_csv(rows: Sequence[PlanRow]) -> str:
     """Every number of every metric, unrounded."""
-    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    return grouped_csv({None: rows})
+
+
+def grouped_csv(groups: Mapping[str | None, Sequence[PlanRow]], by: str = "group") -> str:
+    """The same of every group, whose names stand in a first column called `by`; a group None has no name."""
+    named, everything = None not in groups, [row for rows in groups.values() for row in rows]
+    metrics = list(dict.fromkeys(name for row in everything for name in row.metrics))
     ends = ("mean", "low", "high")
     plain = ("retention", "prefill_retention", "flops_ratio", "kv_bytes", "seconds", "agreement")
     parts = [f"{name}{kind}_{end}" for name in metrics for kind in ("", "_difference") for end in ends]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["plan", "samples", "paired", *parts, "pruned", *plain])
-    for row in rows:
+    writer.writerow([by] * named + ["plan", "samples", "paired", *parts, "pruned", *plain])
+    for group, row in ((group, row) for group, rows in groups.items() for row in rows):
         found = [table.get(name) for name in metrics for table in (row.metrics, row.differences)]
         numbers = [getattr(interval, end, None) for interval in found for end in ends]
         numbers += [1 - row.retention, *(getattr(row, name) for name in plain)]
         blank = ["" if x is None or math.isnan(x) else x for x in numbers]
-        writer.writerow([row.plan, row.samples, row.paired, *blank])
+        writer.writerow([group] * named + [row.plan, row.samples, row.paired, *blank])
     return file.getvalue()
 
 
 def as_json(rows: Sequence[PlanRow]) -> str:
     """`PlanRow`s as a list of objects; what was not measured is null."""
+    return json.dumps(_objects(rows), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def grouped_json(groups: Mapping[str, Sequence[PlanRow]]) -> str:
+    """The same by group."""
+    return json.dumps({name: _objects(rows) for name, rows in groups.items()}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _objects(rows: Sequence[PlanRow]) -> list[dict]:
     lines = [asdict(row) | {"pruned": 1 - row.retention} for row in rows]
-    lines = [line | {"seconds": None if math.isnan(line["seconds"]) else line["seconds"]} for line in lines]
-    return json.dumps(lines, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return [line | {"seconds": None if math.isnan(line["seconds"]) else line["seconds"]} for line in lines]

@@ -17,7 +17,8 @@ from gp_jax.config import GlimpseConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.trees import KeepLimits
 
-METHODS = ("glimpse", "attention", "random", "nothing")
+METHODS = ("glimpse", "attention", "random", "nothing", "fastv", "pyramiddrop", "visionzip", "divprune", "cdpruner", "vscan")
+BY_RULE = ("glimpse", "nothing")  # methods that know how much to keep
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class Prune:
     reference_masks:    one mask per sample instead of the glimpse, and exactly that is kept: a (rows, columns) or flat bool array
                         over its visual tokens, or a list of such arrays, one per image; None for a sample without images.
     method:             who ranks the visual tokens: "glimpse"; or, to compare with: "attention" (of the last prompt token in layer
-                        `after`, nothing is trained), "random", "nothing" (none is kept). All but the last need fixed_remain_ratio.
-    after:              last layer that sees every visual token; None: as in the glimpse's config, else at two thirds of the depth.
+                        `after`, nothing is trained), "random", "nothing" (none is kept), and the published "fastv", "pyramiddrop",
+                        "visionzip", "divprune", "cdpruner" and "vscan" (a file each in gp_jax/scorers). All but "nothing" need
+                        fixed_remain_ratio: what is left behind their last cut.
+    after:              last layer that sees every visual token (-1: none does, where no layer is looked at); None: as in the
+                        glimpse's config, else at two thirds of the depth. Published methods but "fastv" know it themselves.
     seed:               of the method "random".
     released_batch_positions: decode every sample of a batch at the last sample's positions. The released code does (transformers
                         4.51 slices the position ids of a pruned batch along the wrong axis), so its batched tokens depend on
@@ -64,7 +68,7 @@ class Prune:
             near = difflib.get_close_matches(str(self.method), METHODS, n=1)
             hint = f", did you mean '{near[0]}'?" if near else ""
             raise GlimpseError(f"method={self.method!r} is not one of {', '.join(METHODS)}{hint}")
-        if self.method in METHODS[1:-1] and self.fixed_remain_ratio is None:
+        if self.method not in BY_RULE and self.fixed_remain_ratio is None:
             raise GlimpseError(f"method='{self.method}' ranks only: say how much to keep with fixed_remain_ratio")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
             raise GlimpseError(f"seed={self.seed!r} must be a whole number from 0")

@@ -15,6 +15,7 @@ from jax import Array
 from gp_jax.config import VisionConfig
 from gp_jax.ops.attention import attend
 from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, rematerialised
+from gp_jax.ops.received import attention_received
 from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.trees import VisionFeatures, VisionInput
 
@@ -67,6 +68,12 @@ class VisionAttention(nnx.Module):
         out = attend(rotate(q, angles), rotate(k, angles), v, segment, segment, implementation=implementation)
         return self.proj(rearrange(out, "b n s h -> b s (n h)"))
 
+    def watch(self, x: Array, angles: Array, segment: Array) -> tuple[Array, Array]:
+        """Attention that every patch receives (rows, length) and its keys after rope, mean over heads (rows, length, H), float32."""
+        q, k, _ = rearrange(self.qkv(x), "b s (three n h) -> three b n s h", three=3, n=self.num_heads)
+        q, k = rotate(q, angles), rotate(k, angles)
+        return attention_received(q, k, segment), jnp.mean(k.astype(jnp.float32), axis=1)
+
 
 class VisionBlock(nnx.Module):
     """Pre-norm attention and gated MLP."""
@@ -108,12 +115,17 @@ class VisionTower(nnx.Module):
         self.merger = PatchMerger(config, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, vision: VisionInput, condition_layers: tuple[int, ...] = (), implementation: str = "auto", remat: bool = False
+        self,
+        vision: VisionInput,
+        condition_layers: tuple[int, ...] = (),
+        implementation: str = "auto",
+        remat: bool = False,
+        watch: tuple[int, ...] = (),
     ) -> VisionFeatures:
         """Runs the tower.
 
         Args: condition_layers: 0-based blocks whose outputs, averaged over each merge group, become conditions; remat: see
-            `ops.layers.rematerialised`.
+            `ops.layers.rematerialised`; watch: blocks with full attention whose received attention and keys are recorded.
         Returns: VisionFeatures in vision slot order, conditions in the order of `condition_layers`.
         """
         config, window = self.config, self.config.merge_unit * self.config.window_side**2
@@ -125,15 +137,19 @@ class VisionTower(nnx.Module):
             return a.reshape(batch * (length // window), window, *a.shape[2:])
 
         window_angles, window_segment = blocks_of(angles), blocks_of(vision.patch_window)
-        seen = {}
+        seen, received, keys = {}, {}, {}
         for index, layer in enumerate(self.blocks):
             whole, windows = (partial(layer, implementation=kernel) for kernel in (implementation, "auto"))
             if remat:
                 whole, windows = rematerialised(whole), rematerialised(windows)
+            if index in watch:
+                share, key = layer.attn.watch(layer.norm1(x), angles, vision.patch_image)
+                received[index] = rearrange(share, "b (m u) -> b m u", u=config.merge_unit).mean(axis=2)
+                keys[index] = rearrange(key, "b (m u) h -> b m u h", u=config.merge_unit).mean(axis=2)
             if index in config.fullatt_block_indexes:
                 x = whole(x, angles, vision.patch_image)
             else:
                 x = windows(blocks_of(x), window_angles, window_segment).reshape(batch, length, -1)
             if index in condition_layers:
                 seen[index] = rearrange(x, "b (m u) c -> b m u c", u=config.merge_unit).astype(jnp.float32).mean(axis=2)
-        return VisionFeatures(tokens=self.merger(x), conditions=tuple(seen[i].astype(x.dtype) for i in condition_layers))
+        return VisionFeatures(self.merger(x), tuple(seen[i].astype(x.dtype) for i in condition_layers), received, keys)

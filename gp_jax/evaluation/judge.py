@@ -1,0 +1,155 @@
+"""Scores of a language model behind an OpenAI-compatible endpoint, as Visual-CoT (Shao et al. 2024) and GlimpsePrune score free answers.
+
+A verdict is kept on disk under a digest of everything that was asked (endpoint, model, messages, settings), so that it is paid for once.
+What failed or cannot be read is reported and left out: it is no score, and the next run asks again.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx2
+from tqdm import tqdm
+
+from gp_jax.evaluation.settings import JudgeConfig
+from gp_jax.evaluation.verdicts import Question, Verdicts, digest, read_cache, read_score, request
+
+TRY_AGAIN = {408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
+HOPELESS = {401, 403, 404, 405}  # the next request would get the same answer
+GIVE_UP = 10  # requests that failed one after the other, each after all of its tries: the server is gone
+LONGEST_WAIT = 120.0  # seconds between tries
+
+
+class Failed(Exception):
+    """No verdict, and why."""
+
+
+class Hopeless(Failed):
+    """Nor will the next request get one."""
+
+
+def judge(config: JudgeConfig, questions: Sequence[Question], cache: Path, quiet: bool | None = None) -> Verdicts:
+    """Scores questions; equal ones once. cache: file of verdicts."""
+    verdicts, known = Verdicts(), read_cache(cache)
+    todo: dict[str, Question] = {}
+    for question in dict.fromkeys(questions):
+        key = digest(config, question)
+        if key in known:
+            verdicts.scores[question] = known[key]
+            verdicts.cached += 1
+        else:
+            todo[key] = question
+    verdicts.asked = len(todo)
+    if todo:
+        asyncio.run(_Asking(config, cache, verdicts, quiet).all(todo))
+    return verdicts
+
+
+class _Asking:
+    """One run's requests: so many at a time, so many a minute."""
+
+    def __init__(self, config: JudgeConfig, cache: Path, verdicts: Verdicts, quiet: bool | None):
+        self.config, self.cache, self.verdicts, self.quiet = config, cache, verdicts, quiet
+        self.next_start, self.failed, self.hopeless = 0.0, 0, ""
+
+    async def all(self, todo: dict[str, Question]) -> None:
+        """Asks them all; every verdict is on disk before the next is waited for."""
+        key = os.environ.get(self.config.key)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        gate, waiting = asyncio.Semaphore(self.config.at_once), self.config.timeout
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        with self.cache.open("ab+") as file, tqdm(total=len(todo), desc="judge", unit="answer", disable=self.quiet) as bar:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                file.write(b"" if file.read(1) == b"\n" else b"\n")
+            async with httpx2.AsyncClient(headers=headers, timeout=waiting) as client:
+
+                async def one(digest: str, question: Question) -> None:
+                    async with gate:
+                        try:
+                            verdict = await self.ask(client, question)
+                            score = read_score(verdict)
+                            if score is None:
+                                raise Failed("verdict that cannot be read")
+                            line = {"key": digest, "score": score, "model": self.config.model, "asked": question, "verdict": verdict}
+                            file.write(json.dumps(line).encode() + b"\n")
+                            file.flush()
+                            self.verdicts.scores[question] = score
+                        except Failed as error:
+                            self.verdicts.failures[question] = str(error)
+                        bar.update()
+
+                await asyncio.gather(*(one(digest, question) for digest, question in todo.items()))
+
+    async def ask(self, client: httpx2.AsyncClient, question: Question) -> str:
+        """A verdict. Raises: Failed."""
+        wait, reason = self.config.patience, ""
+        for attempt in range(self.config.retries + 1):
+            if self.hopeless:
+                raise Hopeless(self.hopeless)
+            await self.turn()
+            try:
+                verdict = await self.once(client, question)
+                self.failed = 0
+                return verdict
+            except Hopeless as error:
+                self.hopeless = str(error)
+                raise
+            except _Again as error:
+                reason = str(error)
+                if attempt < self.config.retries:
+                    await asyncio.sleep(min(max(wait, error.after), LONGEST_WAIT))
+                    wait *= 2
+        self.failed += 1
+        if self.failed >= GIVE_UP:
+            self.hopeless = f"{reason} ({GIVE_UP} times in a row, not asked further)"
+        raise Failed(reason)
+
+    async def turn(self) -> None:
+        """Waits until a request may start."""
+        if self.config.per_minute:
+            now = time.monotonic()
+            start = max(now, self.next_start)
+            self.next_start = start + 60 / self.config.per_minute
+            await asyncio.sleep(start - now)
+
+    async def once(self, client: httpx2.AsyncClient, question: Question) -> str:
+        """One try. Raises: Failed, Hopeless, or _Again when another may succeed."""
+        try:
+            url = f"{self.config.url.rstrip('/')}/chat/completions"
+            async with asyncio.timeout(self.config.timeout):  # of the whole: a server may send a byte now and then
+                reply = await client.post(url, json=request(self.config, question))
+        except (httpx2.TimeoutException, TimeoutError) as error:
+            raise _Again("timeout") from error
+        except httpx2.HTTPError as error:
+            raise _Again(f"no answer from the server ({type(error).__name__})") from error
+        if reply.status_code in TRY_AGAIN:
+            raise _Again(f"status {reply.status_code}", _seconds(reply.headers.get("retry-after")))
+        if reply.status_code != 200:
+            said = " ".join(reply.text.split())[:120]
+            raise (Hopeless if reply.status_code in HOPELESS else Failed)(f"status {reply.status_code} {said}".rstrip())
+        try:
+            content = reply.json()["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise _Again("reply that is no chat completion") from error
+        if not isinstance(content, str):
+            raise Failed("verdict that cannot be read")
+        return content
+
+
+class _Again(Exception):
+    """A try that failed and may not the next time. after: seconds that the server asks to wait."""
+
+    def __init__(self, reason: str, after: float = 0.0):
+        super().__init__(reason)
+        self.after = after
+
+
+def _seconds(header: str | None) -> float:
+    try:
+        return max(0.0, float(header or 0))
+    except ValueError:  # a date
+        return 0.0

@@ -1,0 +1,96 @@
+"""The judge against a local server that works, fails, is slow and talks nonsense."""
+
+import pytest
+from judge_server import Server
+
+from gp_jax import GlimpseError
+from gp_jax.evaluation.judge import GIVE_UP, judge
+from gp_jax.evaluation.settings import EvalConfig, JudgeConfig
+from gp_jax.evaluation.verdicts import read_score
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.shutdown()
+
+
+def config(server, **changes) -> JudgeConfig:
+    return JudgeConfig(**dict(url=server.url, model="m", retries=1, timeout=0.5, patience=0.01) | changes)
+
+
+def question(answer: str) -> tuple[str, str, str]:
+    return ("which color?", "red", answer)
+
+
+def test_scores_failures_and_what_is_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    cache = tmp_path / "verdicts.jsonl"
+    words = ["fine", "half", "busy", "broken", "refused", "slow", "garbage", "nonsense"]
+    found = judge(config(server), [question(word) for word in words] + [question("fine")], cache, quiet=True)
+    assert found.scores == {question("fine"): 1.0, question("half"): 0.5, question("busy"): 1.0}
+    reasons = {word: found.failures[question(word)] for word in words[3:]}
+    assert reasons["broken"] == "status 503" and reasons["refused"].startswith("status 400") and "filtered" in reasons["refused"]
+    assert reasons["slow"] == "timeout" and "no chat completion" in reasons["garbage"] and "cannot be read" in reasons["nonsense"]
+    path, asked = server.requests[0]
+    assert path == "/v1/chat/completions" and (asked["model"], asked["temperature"], asked["seed"]) == ("m", 0, 0)
+    assert set(server.keys) == {"Bearer secret"} and "secret" not in cache.read_text()
+    assert sum("fine" in asked["messages"][1]["content"] for _, asked in server.requests) == 1, "equal answers are asked about once"
+
+    before = len(server.requests)
+    with cache.open("ab") as file:
+        file.write(b'{"key": "half-writ')  # a killed run
+    again = judge(config(server), [question("fine"), question("half"), question("new")], cache, quiet=True)
+    assert len(again.scores) == 3 and again.cached == 2 and len(server.requests) == before + 1
+    assert "3 answers scored (2 known before)" in again.text()
+    assert judge(config(server), [question("new")], cache, quiet=True).cached == 1, "behind the half-written line"
+    other = judge(config(server, seed=1), [question("fine")], cache, quiet=True)
+    assert other.cached == 0, "another seed is another question"
+
+
+def test_a_key_that_is_refused_and_a_server_that_is_gone_are_not_asked_forever(server, tmp_path):
+    found = judge(config(server, at_once=1), [question(f"denied {i}") for i in range(30)], tmp_path / "a", quiet=True)
+    assert len(server.requests) == 1 and len(found.failures) == 30 and "401" in found.text()
+    gone = JudgeConfig(url="http://127.0.0.1:9/v1", model="m", retries=0, at_once=1)
+    found = judge(gone, [question(str(i)) for i in range(3 * GIVE_UP)], tmp_path / "b", quiet=True)
+    assert len(found.failures) == 3 * GIVE_UP and not found.scores and "in a row" in found.text()
+
+
+def test_so_many_a_minute(server, tmp_path):
+    judge(config(server, per_minute=1200), [question(str(i)) for i in range(6)], tmp_path / "a", quiet=True)
+    assert server.times[-1] - server.times[0] >= 0.2, "five pauses of 50 ms, less what connections take"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "score"),
+    [
+        ("score: 0.8", 0.8),
+        ("Score: 1", 1.0),
+        ('{"score": 0.25}', 0.25),
+        ("**score:** 0", 0.0),
+        ("score: 1.0.", 1.0),
+        ("score: .5", 0.5),
+        ("score: 1/1", 1.0),
+        ("0.7", 0.7),
+        ("Score: 0.5. So the score: 0.5", 0.5),
+        ("score: 0.5 or score: 0.6", None),
+        ("score: 8", None),
+        ("score: 8/10", None),
+        ("score: 0.8 out of 10", None),
+        ("score: 80%", None),
+        ("score: 1%", None),
+        ("score: -1", None),
+        ("score: <score>", None),
+        ("The score is high.", None),
+        ("", None),
+    ],
+)
+def test_scores_are_read_or_not(verdict, score):
+    assert read_score(verdict) == score
+
+
+def test_settings_that_cannot_be():
+    for changes, name in ((dict(url="x"), "url"), (dict(url="http://x"), "model"), (dict(url="http://x", model="m", at_once=0), "at_once")):
+        with pytest.raises(GlimpseError, match=name):
+            EvalConfig(judge=JudgeConfig(**changes)).check()
