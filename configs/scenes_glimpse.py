@@ -24,5 +24,4 @@ train = TrainConfig(
     validate_every=300,
     save_every=100,
     keep=1,
-    compilation_cache="runs/compiled",
 )

@@ -206,7 +206,7 @@ class TrainConfig:
     keep: int = 3
     """Newest checkpoints kept, besides the best one."""
     compilation_cache: str | None = None
-    """Folder that keeps compiled programs from run to run. [default: none]"""
+    """Folder that keeps compiled programs from run to run. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
 
     def check(self) -> "TrainConfig":
         """What can be wrong before anything is loaded. Returns: itself. Raises: GlimpseError that names the field."""
