@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 
 from gp_jax.errors import GlimpseError
+from gp_jax.ops import dense
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -108,6 +109,8 @@ class GatedMLP(nnx.Module):
 
 
 def rematerialised(block: Callable) -> Callable:
-    """A block whose backward pass keeps the outputs of its matrix products and computes attention and the rest again: most of the
-    memory (attention is quadratic in the length) for little time (products are most of it)."""
-    return jax.checkpoint(block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    """A block whose backward pass keeps the outputs of its matrix products and of attention and computes the rest again, attention's
+    scores among it: most of the memory (they are quadratic in the length) for little time (products are most of it)."""
+    rules = jax.checkpoint_policies
+    policy = rules.save_from_both_policies(rules.dots_with_no_batch_dims_saveable, rules.save_only_these_names(dense.NAME))
+    return jax.checkpoint(block, policy=policy)
