@@ -8,7 +8,7 @@ RANKS = [
     {"config", "config_file", "trees", "buckets", "clock", "settings"},
     {"sharding", "ops", "images", "base_settings"},
     {"models", "glimpse", "layout"},
-    {"lvlm"},
+    {"lvlm", "parts"},
     {"scorers"},
     {"pretrained", "plan"},
     {"processing", "pipeline", "flops"},

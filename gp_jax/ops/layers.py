@@ -5,6 +5,7 @@ product with it is at least as fast. Products accumulate in float32; norms compu
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,3 +101,9 @@ def rematerialised(block: Callable) -> Callable:
     """A block whose backward pass keeps the outputs of its matrix products and computes attention and the rest again: most of the
     memory (attention is quadratic in the length) for little time (products are most of it)."""
     return jax.checkpoint(block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+
+
+def at_once(function: Callable, part: nnx.Module | None, *args: Any, **static: Any) -> Any:
+    """How a stage calls a function of one of the model's parts unless told otherwise: here and now. Jitted, the stage is then one program
+    with its layers unrolled, which training differentiates; `parts.Parts` in its place makes a program of each kind of part."""
+    return function(part, *args, **static)
