@@ -16,7 +16,7 @@ RANKS = [
     {"scenes"},
     {"engine", "checkpoint", "report"},
     {"warmup", "requests", "results"},
-    {"vlm"},
+    {"vlm", "ahead"},
     {"tiny", "training", "evaluation"},
     {"commands"},
     {"cli"},
