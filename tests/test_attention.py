@@ -82,8 +82,9 @@ def test_blockwise_memory_is_linear():
     assert large < 32768 * 32768 * 2 * 4 / 50
 
 
-def test_splash_is_split_over_a_mesh():
-    mesh = make_mesh(2, 2, 2)
+@pytest.mark.parametrize("tensor", [2, 4], ids=["heads divide", "more devices than key-value heads"])
+def test_splash_is_split_over_a_mesh(tensor):
+    mesh = make_mesh(8 // 2 // tensor, 2, tensor)
     q, k, v, segment = operands(256, batch=4, value=20)
     with jax.set_mesh(mesh):
         out = jax.jit(lambda *x: attend(*x, segment, segment, causal=True, implementation="splash_interpret"))(q, k, v)

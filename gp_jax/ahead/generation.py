@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, shard_bytes, shortage
 from gp_jax.ahead.topology import hbm_bytes, inference_mesh
@@ -26,7 +26,7 @@ from gp_jax.plan import Plan
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.requests import sampling_settings
 from gp_jax.scorers.scorer import Cut
-from gp_jax.sharding import parameter_sharding
+from gp_jax.sharding import batch_sharding, parameter_sharding
 from gp_jax.trees import KeepLimits
 
 LONG = 512  # sequences from here on must not have their scores stored whole
@@ -74,7 +74,7 @@ class Generation:
     hbm: int
     programs: tuple[Program, ...]
     plans: dict[str, Compiled]
-    logits: int  # bytes that the prompt's attention scores would take
+    scores: int  # bytes that one layer's attention scores of the prompt would take, were they stored
 
     @property
     def needed(self) -> int:
@@ -140,6 +140,24 @@ def quiet(name: str) -> AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def padded(request: Request, config: ModelConfig, glimpse: GlimpseConfig, plans: tuple[str, ...], ladders: Ladders) -> dict[str, int]:
+    """The rungs that a request takes. Raises: GlimpseError when it is beyond a ladder."""
+    try:
+        work = request.workload(config.vision, ladders)
+        n, kept = work.text + work.visual, work.text + int(request.retention * work.visual)
+        prompt = ladders.prompt.fit(n + (glimpse.rows if "glimpse" in plans else 0))
+        return dict(
+            batch=ladders.batch.fit(request.batch),
+            patches=segments(config.vision, work)[1][0],
+            prompt=prompt,
+            kept=ladders.kept_for(kept, prompt) if "glimpse" in plans else prompt,
+            decode=ladders.decode.fit(request.answer_tokens),
+        )
+    except GlimpseError as error:
+        sizes = "--batch {batch} --visual-tokens {visual_tokens} --prompt-tokens {prompt_tokens} --answer-tokens {answer_tokens}"
+        raise GlimpseError(f"{sizes.format(**vars(request))}: {error}") from error
+
+
 def compile_generation(
     config: ModelConfig,
     glimpse: GlimpseConfig,
@@ -160,22 +178,15 @@ def compile_generation(
     """
     ladders, hbm, kind = ladders or Ladders(), hbm_bytes(topology), jnp.dtype(dtype)
     whole = weight_bytes(config, glimpse, kind)
-    batch = ladders.batch.fit(request.batch)
-    mesh = mesh or inference_mesh(topology, sizes or {}, config.text, batch, whole)
-    work = request.workload(config.vision, ladders)
-    slots = segments(config.vision, work)[1][0] // config.vision.merge_unit
+    lengths = padded(request, config, glimpse, plans, ladders)
+    mesh = mesh or inference_mesh(topology, sizes or {}, config.text, lengths["batch"], whole)
     model = placed_model(config, glimpse, kind, mesh)
     weights = sum(shard_bytes(leaf) for leaf in jax.tree.leaves(nnx.state(model)))
     if weights > hbm:
         raise GlimpseError(f"{topology}: the weights alone need {weights / 2**30:.2f} GiB of {hbm / 2**30:.2f} GiB per chip")
-    n = work.text + work.visual
-    prompt = {"glimpse": ladders.prompt.fit(n + glimpse.rows), "dense": ladders.prompt.fit(n)}
-    kept = ladders.kept_for(work.text + int(request.retention * work.visual), prompt["glimpse"])
-    lengths = dict(
-        batch=batch, patches=slots * config.vision.merge_unit, prompt=max(prompt[p] for p in plans), kept=kept,
-        decode=ladders.decode.fit(request.answer_tokens),
-    )  # fmt: skip
-    rows = frozenset(r for r in (*prompt.values(), slots, slots * config.vision.merge_unit) if r >= LONG)
+    work = request.workload(config.vision, ladders)
+    n, slots = work.text + work.visual, lengths["patches"] // config.vision.merge_unit
+    rows = frozenset(r for r in (lengths["prompt"], ladders.prompt.fit(n), slots, lengths["patches"]) if r >= LONG)
     compiler = Compiler(mesh, weights, label, watch, rows)
     blank = Sample(
         np.zeros(n, np.int32), np.zeros((config.position_axes, n), np.int32), np.full(n, -1), (),
@@ -197,9 +208,10 @@ def compile_generation(
         cuts = ((glimpse.reduce_layer, request.retention),) if plan else ()
         costs = stages(config, glimpse if plan else None, work, cuts, triangle=True, itemsize=kind.itemsize)
         found[name] = Compiled(dict(runs), cache, costs)
-    batch_parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    local = batch // batch_parts if batch % batch_parts == 0 else batch
-    heads = config.text.num_attention_heads // (mesh.shape["tensor"] if config.text.num_attention_heads % mesh.shape["tensor"] == 0 else 1)
+    scores = jax.ShapeDtypeStruct((lengths["batch"], config.text.num_attention_heads, lengths["prompt"], lengths["prompt"]), jnp.float32)
+    samples = batch_sharding(mesh, lengths["batch"]).spec[0]
+    heads = "tensor" if config.text.num_attention_heads % mesh.shape["tensor"] == 0 else None
+    scores = scores.update(sharding=NamedSharding(mesh, PartitionSpec(samples, heads)))
     return Generation(
         mesh=dict(mesh.shape),
         lengths=lengths,
@@ -207,7 +219,7 @@ def compile_generation(
         hbm=hbm,
         programs=tuple(p for p, _ in compiler.compiled.values()),
         plans=found,
-        logits=local * heads * lengths["prompt"] ** 2 * 4,
+        scores=shard_bytes(scores),
     )
 
 

@@ -95,7 +95,7 @@ def attention(generation: Generation) -> str:
     stored = f"{squares / GIB:.2f} GiB of rows x rows ARE STORED" if squares else "no array of rows x rows"
     return (
         f"attention: splash in {with_splash} programs; {stored}; the largest array computed takes {largest / GIB:.2f} GiB, "
-        f"the prompt's scores would take {generation.logits / GIB:.2f}"
+        f"the prompt's scores would take {generation.scores / GIB:.2f}"
     )
 
 
@@ -134,5 +134,5 @@ def facts(generation: Generation, request: Request, model: str, topology: str, d
         ],
         "stages": {name: totals(generation, name) | {"kv cache": plan.cache} for name, plan in generation.plans.items()},
         "pruned over dense": ratios(generation),
-        "prompt_scores": generation.logits,
+        "prompt_scores": generation.scores,
     }

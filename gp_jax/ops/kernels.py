@@ -61,6 +61,10 @@ def splash_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _splash(q, k, v, q_segment, kv_segment, causal=causal, interpret=interpret)
+    tensor = mesh.shape.get("tensor", 1)
+    if k.shape[1] % tensor and tensor % k.shape[1] == 0 and q.shape[1] % tensor == 0:
+        # More devices than key-value heads: each takes its share of a head's queries, and a copy of that head.
+        k, v = (jnp.repeat(x, tensor // k.shape[1], axis=1) for x in (k, v))
     samples = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
     samples = samples if q.shape[0] % math.prod(mesh.shape[a] for a in samples) == 0 else None
     heads = "tensor" if "tensor" in mesh.axis_names and k.shape[1] % mesh.shape["tensor"] == 0 else None
