@@ -2,9 +2,11 @@
 engine's own code decides which programs there are. Values are shapes with a place on the mesh, and it is noted how long they live."""
 
 import re
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +28,7 @@ class Program:
 
     name: str
     function: str
-    runs: int
-    seconds: float  # to trace and compile, as the clock has it
-    cpu_seconds: float  # of all threads
+    seconds: float  # to trace and compile, beside what other threads compile
     arguments: int
     temporary: int
     outputs: int  # less what takes an argument's place
@@ -76,46 +76,69 @@ def shard_bytes(value: Any) -> int:
 
 
 class Compiler(Parts):
-    """Compiles what it is told to run, once per program, and answers with shapes."""
+    """Compiles what it is told to run, once per program, and answers with shapes. Threads, a request each, share what is compiled."""
 
     def __init__(self, mesh: jax.sharding.Mesh, weights: int, label: Callable, watch: Callable, rows: frozenset[int]):
         """weights: bytes on a chip; label: (function, args, static) -> name; watch: name -> context around its compilation; rows: of
         `hlo.read`."""
         super().__init__(mesh)
-        self.memory, self.weights, self.label, self.watch, self.rows = Memory(), weights, label, watch, rows
-        self.compiled: dict[tuple, tuple[Program, Any]] = {}
-        self.ran: list[Program] = []  # in order, again for every run
-        self.current = ""  # what is being compiled
+        self.weights, self.label, self.watch, self.rows = weights, label, watch, rows
+        self.compiled: dict[tuple, Future] = {}  # of (Program, outputs)
+        self.lock, self.own = threading.RLock(), threading.local()
+
+    def begin(self) -> None:
+        """A new request, of this thread."""
+        self.own.memory, self.own.ran, self.own.current = Memory(), [], ""
+
+    @property
+    def memory(self) -> "Memory":
+        return self.own.memory
+
+    def take(self, part: Any) -> tuple[Kind | None, tuple]:
+        with self.lock:
+            return super().take(part)
+
+    def program(self, function: Callable, static: tuple[str, ...], donate: tuple[int, ...]) -> Callable:
+        with self.lock:
+            return super().program(function, static, donate)
 
     def execute(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> Any:
         """Compiles a program that is new; notes that it runs."""
         given, tree = jax.tree.flatten((leaves, args))
         key = program, kind, tree, tuple(sorted(static.items())), tuple((v.shape, v.dtype, getattr(v, "sharding", None)) for v in given)
-        if key not in self.compiled:
-            self.compiled[key] = self.compile(program, function, kind, leaves, args, static)
-        record, outputs = self.compiled[key]
-        record.runs += 1
-        self.ran.append(record)
-        here = self.weights + self.memory.held + sum(p.code for p, _ in self.compiled.values())
-        record.resident = max(record.resident, here + record.temporary + record.outputs)
+        self.own.current = self.label(function, args, static)
+        with self.lock:
+            new = key not in self.compiled
+            future = self.compiled.setdefault(key, Future())
+        if new:
+            try:
+                future.set_result(self.compile(program, function, kind, leaves, args, static))
+            except BaseException as error:
+                future.set_exception(error)
+        record, outputs = future.result()
+        self.own.ran.append(record)
+        code = sum(p.code for p in {id(p): p for p in self.own.ran}.values())
+        record.resident = max(record.resident, self.weights + self.memory.held + code + record.temporary + record.outputs)
         return jax.tree.map(lambda out: Value(out.shape, out.dtype, out.sharding, self.memory), outputs)
+
+    def programs_compiled(self) -> tuple[Program, ...]:
+        """In the order in which they were begun."""
+        return tuple(future.result()[0] for future in self.compiled.values())
 
     def compile(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> tuple:
         """Returns: the record and the outputs as shapes with shardings."""
-        self.current = name = self.label(function, args, static)
+        name = self.label(function, args, static)
         args = jax.tree.map(lambda v: v.plain if isinstance(v, Value) else v, args)
-        start, cpu = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
         with self.watch(name), targeting("tpu"):
             lowered = program.lower(leaves, *args, kind=kind, **static)
             compiled = lowered.compile()
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        seconds = time.perf_counter() - start
         memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
         record = Program(
             name=name,
             function=function.__qualname__,
-            runs=0,
             seconds=seconds,
-            cpu_seconds=cpu,
             arguments=memory.argument_size_in_bytes,
             temporary=memory.temp_size_in_bytes,
             outputs=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),

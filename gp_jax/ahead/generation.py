@@ -1,8 +1,10 @@
 """The programs of generation, compiled for a topology: what the engine runs for a batch of equal requests, dense and pruned."""
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +77,8 @@ class Generation:
     programs: tuple[Program, ...]
     plans: dict[str, Compiled]
     scores: int  # bytes that one layer's attention scores of the prompt would take, were they stored
+    seconds: float  # to compile all
+    cpu_seconds: float  # of all threads
 
     @property
     def needed(self) -> int:
@@ -192,22 +196,27 @@ def compile_generation(
         np.zeros(n, np.int32), np.zeros((config.position_axes, n), np.int32), np.full(n, -1), (),
         np.zeros((0, config.vision.patch_dim), np.float32), np.zeros(0, np.int32), np.zeros(0, np.int32),
     )  # fmt: skip
-    found = {}
-    for name in plans:
+
+    def compiled(name: str) -> Compiled:
         plan: Plan = (Cut(glimpse.reduce_layer, "glimpse"),) if name == "glimpse" else ()
         options = dict(slots=slots, kept=[work.text + int(request.retention * work.visual)] * len(plan))
         engine = CompilingEngine(model, ladders, mesh, parts=compiler, **options)
-        before = len(compiler.ran)
+        compiler.begin()
         try:
             cache = walk(engine, plan, [blank] * request.batch, slots, lengths["decode"])
         except Exception as error:
             if (short := shortage(error)) is None:
                 raise
-            raise GlimpseError(f"{topology}, program '{compiler.current}': {short}") from error
-        runs = Counter(p.name for p in compiler.ran[before:])
+            raise GlimpseError(f"{topology}, program '{compiler.own.current}': {short}") from error
+        runs = Counter(p.name for p in compiler.own.ran)
         cuts = ((glimpse.reduce_layer, request.retention),) if plan else ()
         costs = stages(config, glimpse if plan else None, work, cuts, triangle=True, itemsize=kind.itemsize)
-        found[name] = Compiled(dict(runs), cache, costs)
+        return Compiled(dict(runs), cache, costs)
+
+    start, processor = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(len(plans)) as threads:  # what the plans share is compiled once, the rest side by side
+        found = dict(zip(plans, threads.map(compiled, plans), strict=True))
+    start, processor = time.perf_counter() - start, time.process_time() - processor
     scores = jax.ShapeDtypeStruct((lengths["batch"], config.text.num_attention_heads, lengths["prompt"], lengths["prompt"]), jnp.float32)
     samples = batch_sharding(mesh, lengths["batch"]).spec[0]
     heads = "tensor" if config.text.num_attention_heads % mesh.shape["tensor"] == 0 else None
@@ -217,9 +226,11 @@ def compile_generation(
         lengths=lengths,
         weights=weights,
         hbm=hbm,
-        programs=tuple(p for p, _ in compiler.compiled.values()),
+        programs=compiler.programs_compiled(),
         plans=found,
         scores=shard_bytes(scores),
+        seconds=start,
+        cpu_seconds=processor,
     )
 
 

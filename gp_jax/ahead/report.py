@@ -110,9 +110,9 @@ def text(generation: Generation, request: Request, model: str, topology: str, dt
         lines.append(
             f"a batch of {generation.lengths['batch']} does not divide over data x fsdp = {split}: every chip computes all samples"
         )
-    seconds, cpu = (sum(getattr(p, name) for p in generation.programs) for name in ("seconds", "cpu_seconds"))
     lines += ["", *_programs(generation), "", *_stages(generation), "", attention(generation)]
-    lines.append(f"compiled {len(generation.programs)} programs in {seconds:.0f} s ({cpu:.0f} s of processor time)")
+    spent = f"{generation.seconds:.0f} s ({generation.cpu_seconds:.0f} s of processor time)"
+    lines.append(f"compiled {len(generation.programs)} programs in {spent}")
     return "\n".join([*lines, verdict(generation)])
 
 
@@ -125,6 +125,8 @@ def facts(generation: Generation, request: Request, model: str, topology: str, d
         "request": dataclasses.asdict(request),
         "mesh": generation.mesh,
         "lengths": generation.lengths,
+        "seconds": generation.seconds,
+        "cpu_seconds": generation.cpu_seconds,
         "weights": generation.weights,
         "needed": generation.needed,
         "hbm": generation.hbm,

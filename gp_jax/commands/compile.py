@@ -1,12 +1,13 @@
 """The command `gp-jax compile`."""
 
 import os
+import shutil
 import sys
 import threading
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
@@ -171,27 +172,29 @@ def show(args: Compile, facts: dict, text: str) -> None:
 class ticking:
     """Says what is being compiled and how long it takes, on standard error: the compiler cannot tell its progress."""
 
+    running: ClassVar[dict[str, float]] = {}  # what -> since when; several threads compile
+    lock: ClassVar[threading.Lock] = threading.Lock()
+
     def __init__(self, what: str):
         self.what, self.done, self.live = what, threading.Event(), sys.stderr.isatty()
 
     def __enter__(self) -> None:
-        self.start = time.monotonic()
-        self.thread = threading.Thread(target=self._tick, daemon=True)
+        self.start = self.running[self.what] = time.monotonic()
         if self.live:
-            self.thread.start()
-
-    def _say(self, end: str) -> None:
-        print(f"{chr(13) * self.live}compiling {self.what} ... {time.monotonic() - self.start:.0f} s", end=end, file=sys.stderr, flush=True)
+            threading.Thread(target=self._tick, daemon=True).start()
 
     def _tick(self) -> None:
         while not self.done.wait(0.5):
-            self._say("")
+            with self.lock:
+                now = ", ".join(f"{what} {time.monotonic() - since:.0f} s" for what, since in list(self.running.items()))
+                print(f"\r\x1b[Kcompiling {now}"[: shutil.get_terminal_size().columns + 3], end="", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: Any) -> None:
         self.done.set()
-        if self.live:
-            self.thread.join()
-        self._say("\n")
+        self.running.pop(self.what, None)
+        with self.lock:
+            clear = "\r\x1b[K" if self.live else ""
+            print(f"{clear}compiled {self.what} in {time.monotonic() - self.start:.1f} s", file=sys.stderr, flush=True)
 
 
 def parse(argv: list[str]) -> Compile:
