@@ -15,7 +15,7 @@ USAGE = """usage: gp-jax COMMAND ...
 commands:
   ask PHOTO [PHOTO ...] "question" --model DIR_OR_ID    answer a question about photographs
   prepare SOURCE [SOURCE ...] --images DIR --out DIR    check annotations and pictures, write them for training
-  compile --train --model 7b --topology v5e:4x4         compile the training step for a TPU that is not here
+  compile --model 7b --topology v5e:2x4                 compile generation (or --what train) for a TPU that is not here
 
 Training is `python train.py --help`. gp-jax COMMAND --help shows a command's options; gp-jax --version the version."""
 

@@ -1,20 +1,18 @@
-"""The compiled engine: one jitted program per stage and bucket, chosen on the host.
+"""The compiled engine: jitted programs per stage and bucket, chosen on the host.
 
     vision[S] -> embed[T,S] -> run[T] -> score[T,S] (-> merge[T,S]) -> compact[T,K] -> run[K] -> head[K] -> start[n] -> advance[K,n]
 
-The large programs depend on one length each, so ladders of a and b rungs cost a + b large compilations, not a x b. Between
+The vision tower and the decoder run block by block, `advance` in one piece: its loop must not wait for the host. The large programs
+depend on one length each, so ladders of a and b rungs cost a + b large compilations, not a x b. Between
 `score` and `compact` the host reads one number, how many rows the longest sample keeps, and picks the bucket.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax import pipeline, sampling
@@ -23,10 +21,11 @@ from gp_jax.clock import Clock
 from gp_jax.compiled import keep_compiled
 from gp_jax.layout import Sample, prompt_input, vision_input
 from gp_jax.lvlm import LVLM
+from gp_jax.parts import Parts
 from gp_jax.plan import Plan, merges, needs_glimpse, tapped_layers, watched_blocks
 from gp_jax.scorers.scorer import Cut
 from gp_jax.sharding import batch_sharding, replicated
-from gp_jax.trees import KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
+from gp_jax.trees import DecodeState, KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
 
 
 @dataclass(frozen=True)
@@ -47,39 +46,48 @@ class Prefilled:
     plan: Plan = ()  # the cuts that were made
 
 
+def score(model: LVLM, *args: object, cut: Cut) -> tuple:
+    """`pipeline.score` with what is static named."""
+    return pipeline.score(model, *args[:3], cut, *args[3:])
+
+
+def merge(model: LVLM, *args: object, cut: Cut) -> Stream:
+    """`pipeline.merge` likewise."""
+    return pipeline.merge(model, *args[:4], cut, *args[4:])
+
+
+def compact(_: None, stream: Stream, stays: jax.Array, cut: Cut, length: int) -> Stream:
+    """`pipeline.compact`, which needs no part of the model."""
+    return pipeline.compact(stream, stays, cut, length)
+
+
 class Engine:
     """Compiles on first use and keeps what it compiled."""
 
-    def __init__(self, model: LVLM, ladders: Ladders | None = None, mesh: Mesh | None = None, attention: str = "auto"):
+    def __init__(
+        self,
+        model: LVLM,
+        ladders: Ladders | None = None,
+        mesh: Mesh | None = None,
+        attention: str = "auto",
+        parts: Parts | None = None,
+    ):
         self.ladders, self.mesh, self.config, self.attention = ladders or Ladders(), mesh, model.config, attention
         keep_compiled()
         self.glimpse_config = model.glimpse_config
         self.glimpse_rows = model.glimpse_config.rows if model.glimpse_config else 0
         self.window = model.config.vision.window_side**2
-        graph, state = nnx.split(model)
-
-        def program(function: Callable, static: tuple[str, ...] = (), donate: tuple[int, ...] = ()) -> Callable:
-            def call(state, *args, **kwargs):
-                return function(nnx.merge(graph, state), *args, **kwargs)
-
-            compiled = jax.jit(call, static_argnames=static, donate_argnums=donate)
-
-            def run(*args, **kwargs):
-                with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-                    return compiled(state, *args, **kwargs)
-
-            return run
-
+        self.model, self.call = model, parts or Parts(mesh)
         # cuDNN takes valid prefixes only, which vision rows, packed by windows, are not.
-        self.see = program(partial(pipeline.see, implementation="auto" if attention == "cudnn" else attention), static=("watch",))
-        self.embed = program(pipeline.embed)
-        self._layers = program(partial(pipeline.run, implementation=attention), static=("low", "high", "taps", "glimpse"))
-        self.score = program(pipeline.score, static=("cut",))
-        self.merge = program(pipeline.merge, static=("cut",))
-        self._compact = jax.jit(pipeline.compact, static_argnames=("cut", "length"))
-        self.head = program(pipeline.head)
-        self.start = program(sampling.start, static=("slots",))
-        self.advance = program(sampling.advance, donate=(2,))
+        self.vision_attention = "auto" if attention == "cudnn" else attention
+
+    def see(self, vision: VisionInput, watch: tuple[int, ...] = ()) -> VisionFeatures:
+        """The vision tower."""
+        return pipeline.see(self.model, vision, self.vision_attention, watch=watch, call=self.call)
+
+    def embed(self, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
+        """The prompt before layer 0."""
+        return self.call(pipeline.embed, self.model, prompt, features)
 
     def look(self, plan: Plan) -> dict[str, object]:
         """What `run` must record for a plan's scorers."""
@@ -90,16 +98,39 @@ class Engine:
         return watched_blocks(plan, self.config.vision)
 
     def run(self, stream: Stream, low: int, high: int, **look: object) -> Stream:
-        """Layers low .. high-1. Caches so far, whose lengths may differ, stay outside: the program depends on one length."""
-        done = self._layers(dataclasses.replace(stream, kv=()), low=low, high=high, **look)
-        return dataclasses.replace(done, kv=stream.kv + done.kv)
+        """Layers low .. high-1. Caches so far, whose lengths may differ, stay outside: the programs depend on one length."""
+        return pipeline.run(self.model, stream, low, high, implementation=self.attention, call=self.call, **look)
+
+    def score(
+        self, stream: Stream, vision: VisionInput, features: VisionFeatures, *, cut: Cut, limits: KeepLimits, given: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Ranks the visual tokens at a cut."""
+        stream = dataclasses.replace(stream, kv=())  # no scorer looks at the caches
+        return self.call(score, self.model, stream, vision, features, limits, given, cut=cut)
+
+    def merge(
+        self, stream: Stream, vision: VisionInput, features: VisionFeatures, keep: jax.Array, *, cut: Cut, limits: KeepLimits
+    ) -> Stream:
+        """Lets kept tokens take in dropped ones."""
+        return self.call(merge, self.model, stream, vision, features, keep, limits, cut=cut)
 
     def compact(self, stream: Stream, stays: jax.Array, cut: Cut, length: int) -> Stream:
         """Applies a cut. A cache that it leaves alone stays outside."""
-        if cut.past:
-            return self._compact(stream, stays, cut=cut, length=length)
-        done = self._compact(dataclasses.replace(stream, kv=()), stays, cut=cut, length=length)
-        return dataclasses.replace(done, kv=stream.kv)
+        kv = stream.kv if cut.past else ()
+        done = self.call(compact, None, dataclasses.replace(stream, kv=kv), stays, cut=cut, length=length)
+        return done if cut.past else dataclasses.replace(done, kv=stream.kv)
+
+    def head(self, stream: Stream) -> jax.Array:
+        """Logits of the first new token."""
+        return self.call(pipeline.head, self.model, dataclasses.replace(stream, kv=(), taps={}))
+
+    def start(self, logits: jax.Array, settings: Sampling, active: jax.Array, next_position: jax.Array, slots: int) -> DecodeState:
+        """The state after the first token."""
+        return self.call(sampling.start, self.model, logits, settings, active, next_position, slots=slots)
+
+    def advance(self, kv: tuple, state: DecodeState, settings: Sampling, until: np.ndarray) -> DecodeState:
+        """Generates; `state` is used up."""
+        return self.call(sampling.advance, self.model, kv, state, settings, until, donate=(1,))
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:
         """Vision slots M of the bucket, a multiple of the attention window; 0 when no sample has an image."""
@@ -118,6 +149,10 @@ class Engine:
     def place(self, tree: object) -> object:
         """Host arrays to the devices, the same on each."""
         return jax.device_put(tree, replicated(self.mesh))
+
+    def read(self, need: jax.Array) -> int:
+        """A number that the host needs to go on; it waits for it."""
+        return int(need)
 
     def prompt(self, samples: Sequence[Sample], batch: int, length: int, rows: int) -> PromptInput:
         """Padded prompts on the devices."""
@@ -155,7 +190,7 @@ class Engine:
             if not (stop_at_scores and cut is plan[-1]):
                 if merges(cut):
                     stream = self.merge(stream, vision, features, keep, cut=cut, limits=limits)
-                length = self.ladders.kept_for(int(need), length)
+                length = self.ladders.kept_for(self.read(need), length)
                 stream = self.compact(stream, stays, cut=cut, length=length)
             clock.lap("glimpse", (stream, scores))
         if stop_at_scores:

@@ -8,6 +8,7 @@ B samples, T rows, M vision slots, D decoder width, L layers, V vocabulary, U ro
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -15,14 +16,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from gp_jax.glimpse.compact import survivors, take_kv, take_rows
-from gp_jax.glimpse.prompt import add_rows, drop, tap
+from gp_jax.glimpse.prompt import GlimpsePrompt, add_rows, drop, tap
 from gp_jax.glimpse.select import keep_mask
 from gp_jax.lvlm import LVLM
-from gp_jax.models.decoder import behind
-from gp_jax.ops.layers import rematerialised
+from gp_jax.models.decoder import Layer, behind, row_angles
+from gp_jax.ops.layers import at_once, rematerialised
 from gp_jax.plan import SCORERS, survivors_mask
 from gp_jax.scorers.glimpse import importance
 from gp_jax.scorers.scorer import Cut, Scoring, present_slots
+from gp_jax.sharding import constrained
 from gp_jax.trees import (
     DecodeState,
     KeepLimits,
@@ -37,11 +39,18 @@ from gp_jax.trees import (
 )
 
 
-def see(model: LVLM, vision: VisionInput, implementation: str = "auto", remat: bool = False, watch: tuple[int, ...] = ()) -> VisionFeatures:
+def see(
+    model: LVLM,
+    vision: VisionInput,
+    implementation: str = "auto",
+    remat: bool = False,
+    watch: tuple[int, ...] = (),
+    call: Callable = at_once,
+) -> VisionFeatures:
     """Vision tower: visual tokens (B, M, D) and the predictor's conditions. remat: of a backward pass through it; watch: blocks whose
-    attention scorers read."""
+    attention scorers read; call: see `ops.layers.at_once`."""
     layers = model.glimpse_config.selected_visual_layers if model.glimpse_config else ()
-    return model.vision(vision, layers, implementation, remat, watch)
+    return model.vision(vision, layers, implementation, remat, watch, call)
 
 
 def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
@@ -52,33 +61,55 @@ def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> 
         hidden = jnp.where((prompt.image_slot >= 0)[..., None], visual, hidden)
     hidden = jnp.where((prompt.valid & (prompt.glimpse_row < 0))[..., None], hidden, 0)
     rest = {name: getattr(prompt, name) for name in ("positions", "valid", "image_slot", "glimpse_row", "tap_row")}
-    return Stream(hidden=hidden, **rest, kv=(), taps={})
+    return Stream(hidden=constrained(hidden, "batch"), **rest, kv=(), taps={})
+
+
+def prefill_layer(
+    layer: Layer, stream: Stream, angles: Array, vectors: Array | None, *, tapped: bool, log_softmax: bool, implementation: str
+) -> tuple[Array, Array, Array, Array | None]:
+    """One layer over all rows. stream: without caches and taps; vectors: (L, D) for the glimpse rows. Returns: hidden (B, T, D), keys and
+    values (B, K, T, H) and, if `tapped`, the attention (B, T, N) of every sample's `tap_row`."""
+    x = stream.hidden if vectors is None else add_rows(stream.hidden, vectors, stream.glimpse_row)
+    x, q, kv = layer.prefill(x, angles, stream.valid, implementation)
+    x, key, value = constrained(x, "batch"), *(constrained(a, "batch", "kv_heads") for a in (kv.key, kv.value))
+    if not tapped:
+        return x, key, value, None
+    row = jnp.take_along_axis(q, stream.tap_row[:, None, None, None], axis=2)[:, :, 0]
+    visible = stream.valid & (jnp.arange(stream.valid.shape[1]) <= stream.tap_row[:, None])
+    return x, key, value, constrained(tap(row, key, visible, log_softmax=log_softmax), "batch")
 
 
 def run(
-    model: LVLM, stream: Stream, low: int, high: int, taps: tuple[int, ...] = (), glimpse: bool = False, implementation: str = "auto"
+    model: LVLM,
+    stream: Stream,
+    low: int,
+    high: int,
+    taps: tuple[int, ...] = (),
+    glimpse: bool = False,
+    implementation: str = "auto",
+    call: Callable = at_once,
 ) -> Stream:
     """Layers low .. high-1, with their keys and values.
 
     Args: taps: layers in which the attention of every sample's `tap_row` is recorded; glimpse: the stream holds glimpse rows, whose
-        vectors are added.
+        vectors are added; call: see `ops.layers.at_once`.
     """
-    config, x = model.glimpse_config, stream.hidden
-    vectors = model.glimpse.vectors() if glimpse and model.glimpse is not None else None
-    log_softmax = glimpse and not config.use_attention_logits
-    angles = model.decoder.angles(stream.positions)
+    if low == high:
+        return stream
+    config, bare = model.glimpse_config, dataclasses.replace(stream, kv=(), taps={})
+    vectors = call(GlimpsePrompt.per_layer, model.glimpse) if glimpse and model.glimpse is not None else None
+    angles = call(row_angles, None, stream.positions, config=model.config.text)
     kv, tapped = list(stream.kv), dict(stream.taps)
     for index in range(low, high):
+        added = vectors[config.le_layers.index(index)] if vectors is not None and index in config.le_layers else None
+        look = dict(tapped=index in taps, log_softmax=index in taps and glimpse and not config.use_attention_logits)
         layer = model.decoder.layers[index]
-        if vectors is not None and index in config.le_layers:
-            x = add_rows(x, vectors[config.le_layers.index(index)], stream.glimpse_row)
-        x, q, layer_kv = layer.prefill(x, angles, stream.valid, implementation)
-        kv.append(layer_kv)
-        if index in taps:
-            row = jnp.take_along_axis(q, stream.tap_row[:, None, None, None], axis=2)[:, :, 0]
-            visible = stream.valid & (jnp.arange(stream.valid.shape[1]) <= stream.tap_row[:, None])
-            tapped[index] = tap(row, layer_kv.key, visible, log_softmax=log_softmax)
-    return Stream(x, stream.positions, stream.valid, stream.image_slot, stream.glimpse_row, stream.tap_row, tuple(kv), tapped)
+        x, key, value, maps = call(prefill_layer, layer, bare, angles, added, **look, implementation=implementation)
+        bare = dataclasses.replace(bare, hidden=x)
+        kv.append(LayerKV(key, value, stream.valid))
+        if maps is not None:
+            tapped[index] = maps
+    return dataclasses.replace(bare, kv=tuple(kv), taps=tapped)
 
 
 def score(
@@ -110,9 +141,12 @@ def compact(stream: Stream, stays: Array, cut: Cut, length: int) -> Stream:
     """
     order = survivors(stays, length)
     valid = take_rows(stays, order)
-    kv = tuple(take_kv(layer, order, valid) for layer in stream.kv) if cut.past else stream.kv
+    kv = stream.kv
+    if cut.past:
+        taken = (take_kv(layer, order, valid) for layer in stream.kv)
+        kv = tuple(LayerKV(*(constrained(a, "batch", "kv_heads") for a in (layer.key, layer.value)), valid) for layer in taken)
     return Stream(
-        hidden=jnp.where(valid[..., None], take_rows(stream.hidden, order), 0),
+        hidden=constrained(jnp.where(valid[..., None], take_rows(stream.hidden, order), 0), "batch"),
         positions=jax.vmap(take_rows, (0, None))(stream.positions, order),
         valid=valid,
         image_slot=jnp.where(valid, take_rows(stream.image_slot, order), -1),
@@ -138,7 +172,7 @@ def decode_step(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState) ->
     angles, x, written = model.decoder.angles(positions), model.decoder.embed(state.last[:, None]), []
     for layer, prompt_kv, new in zip(model.decoder.layers, prompt, state.new_kv, strict=True):
         x, new = layer.decode(x, angles, prompt_kv, new, state.step - 1)
-        written.append(new)
+        written.append(tuple(constrained(cache, "batch", "kv_heads") for cache in new))
     return model.decoder.logits(x[:, 0]), tuple(written)
 
 

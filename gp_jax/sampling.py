@@ -9,6 +9,7 @@ from jax import Array
 
 from gp_jax.lvlm import LVLM
 from gp_jax.pipeline import decode_step
+from gp_jax.sharding import constrained
 from gp_jax.trees import DecodeState, LayerKV, Sampling
 
 
@@ -60,13 +61,17 @@ def start(model: LVLM, logits: Array, sampling: Sampling, active: Array, next_po
     """
     text, batch = model.config.text, logits.shape[0]
     shape, dtype = (batch, text.num_key_value_heads, slots, text.head_dim), model.decoder.embed_tokens.dtype
+
+    def cache() -> Array:
+        return constrained(jnp.zeros(shape, dtype), "batch", "kv_heads")
+
     blank = DecodeState(
         tokens=jnp.full((batch, slots), sampling.pad, jnp.int32),
         step=jnp.int32(0),
         done=~active,
         last=jnp.zeros(batch, jnp.int32),
         next_position=next_position,
-        new_kv=tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in model.decoder.layers),
+        new_kv=tuple((cache(), cache()) for _ in model.decoder.layers),
     )
     return write(blank, logits, sampling)
 

@@ -27,8 +27,8 @@ BATCH_AXES = ("data", "fsdp")
 CLUSTER_SIGNS = ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE")
 TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")  # a TPU VM that sets none of them; it knows the others by its metadata
 
-# Logical axis -> mesh axis.
-RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+# Logical axis -> mesh axis, or axes.
+RULES = {"batch": BATCH_AXES, "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 # Parameter path -> logical axes of its dimensions; the first match counts, no match means replicated.
 PARAMETERS = (
@@ -88,6 +88,22 @@ def batch_sharding(mesh: Mesh | None, samples: int, axis: int = 0) -> jax.shardi
         return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     divides = samples % math.prod(mesh.shape[a] for a in BATCH_AXES) == 0
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES if divides else None))
+
+
+def constrained(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Inside a program: x with its first dimensions split as RULES say where they divide, and the others whole. Without a mesh: x.
+
+    What goes from program to program is pinned with it, so that a program meets one way of splitting only and compiles once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not {*MESH_AXES} <= {*mesh.axis_names}:
+        return x
+    split = []
+    for size, name in zip(x.shape, logical, strict=False):
+        axes = RULES.get(name, ())
+        parts = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+        split.append(axes if axes and size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*split))
 
 
 def replicated(mesh: Mesh | None) -> jax.sharding.Sharding:

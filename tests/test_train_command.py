@@ -183,11 +183,18 @@ def fail(capsys, monkeypatch, *argv: str) -> str:
 @pytest.mark.parametrize(
     "argv, message",
     [
-        ([], "say what to compile: --train"),
+        ([], "--model is missing"),
         (["--train"], "--model is missing"),
-        (["--train", "--model", "9b"], "--model 9b: is not 3b, 7b and has no config.json"),
+        (["--train", "--model", "9b"], "--model 9b: is not 3b, 7b, 32b, 72b and has no config.json"),
         (["--train", "--model", "7b", "--batch", "0"], "--batch 0 must be positive"),
-        (["--train", "--model", "7b", "--topology", "v0:9x9"], "--topology v0:9x9"),
+        (
+            ["--train", "--model", "7b", "--topology", "v0:9x9"],
+            "--topology v0:9x9: is not GENERATION:CHIPS of a TPU that is known here (v4:",
+        ),
+        (["--model", "7b", "--retention", "2"], "--retention 2.0 is not in 0..1"),
+        (["--model", "7b", "--mesh", "data=2", "--tensor", "2"], "--mesh excludes --data, --fsdp and --tensor"),
+        (["--model", "7b", "--mesh", "rows=2"], "--mesh rows=2: is not like data=2,fsdp=1,tensor=4"),
+        (["--model", "7b", "--json", "/none/x.json"], "--json /none/x.json: folder /none does not exist"),
     ],
 )
 def test_compile_errors_are_one_line(capsys, monkeypatch, argv, message):
@@ -202,11 +209,11 @@ def test_compiling_ahead_says_what_a_chip_needs(monkeypatch):
     from gp_jax.tiny import CONFIG
     from gp_jax.training import ahead
 
-    monkeypatch.setattr(ahead, "topology_mesh", lambda topology, *sizes: make_mesh(1, 4, 2))
+    monkeypatch.setattr(ahead, "topology_devices", lambda topology: jax.devices())
     monkeypatch.setattr(ahead, "targeting", lambda backend: jax.set_mesh(make_mesh(1, 4, 2)))
-    fit = ahead.compile_training(model_config(CONFIG, {}), "v5e:2x4", batch=4, visual_tokens=100, dtype="float32")
+    fit = ahead.compile_training(model_config(CONFIG, {}), "v5e:2x4", batch=4, visual_tokens=100, dtype="float32", tensor=2)
     assert fit.chips == 8 and fit.fits and fit.shape.slots >= 100 and fit.shape.prompt >= 164 and fit.shape.tail == 48
     assert fit.total >= fit.arguments + fit.temporary > 0
     assert "HBM per chip" in ahead.report(fit) and ": fits" in ahead.report(fit)
     with pytest.raises(GlimpseError, match="--batch 3 is not a multiple of data x fsdp = 4"):
-        ahead.compile_training(model_config(CONFIG, {}), "v5e:2x4", batch=3, visual_tokens=100)
+        ahead.compile_training(model_config(CONFIG, {}), "v5e:2x4", batch=3, visual_tokens=100, tensor=2)

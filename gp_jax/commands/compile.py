@@ -1,20 +1,20 @@
 """The command `gp-jax compile`."""
 
-import dataclasses
 import os
+import shutil
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
 from gp_jax.errors import GlimpseError
 
 if TYPE_CHECKING:
-    from gp_jax.config import ModelConfig
+    from gp_jax.config import GlimpseConfig, ModelConfig
 
 # The TPU compiler runs without a TPU when told not to look for one.
 WITHOUT_TPU = {
@@ -30,107 +30,171 @@ WITHOUT_TPU = {
 
 @dataclass(frozen=True)
 class Compile:
-    """Compile for a TPU that is not here, to know beforehand that a program fits its memory. Needs libtpu: pip install libtpu.
+    """Compile for a TPU that is not here, to know beforehand that programs fit its memory. Needs libtpu: pip install libtpu.
 
-    gp-jax compile --train --model 7b --topology v5e:4x4 --batch 16 --visual-tokens 2048
+    gp-jax compile --model 7b --topology v5e:2x4 --batch 8 --visual-tokens 4096
+    gp-jax compile --what train --model 7b --topology v5e:4x4 --batch 16 --visual-tokens 2048
     """
 
+    what: Literal["generate", "train"] = "generate"
+    """The programs of generation; or the step of training the glimpse, with the released settings."""
     train: bool = False
-    """The training step, with the released settings."""
+    """Short for --what train."""
     model: str = ""
-    """3b or 7b (Qwen2.5-VL), or a model folder, of which only config.json is read."""
+    """3b, 7b, 32b or 72b (Qwen2.5-VL), or a model folder, of which only config.json is read."""
     topology: str = "v5e:4x4"
-    """TPU generation and chips, e.g. v5e:2x2, v5e:4x4, v6e:4x4, v5p:2x2x2."""
-    batch: int = 16
-    """Samples of a micro-batch, over all chips."""
-    visual_tokens: int = 2048
-    """Visual tokens of a sample."""
+    """TPU generation (v4, v5e, v5p, v6e) and chips, e.g. v5e:1x1, v5e:2x4, v6e:4x4, v5p:2x2x4."""
+    batch: int | None = None
+    """Samples, over all chips. [default: 8; train: 16 per micro-batch]"""
+    visual_tokens: int | None = None
+    """Visual tokens of a sample. [default: 4096; train: 2048]"""
     prompt_tokens: int = 64
     """Text tokens of a prompt."""
-    answer_tokens: int = 32
-    """Tokens of an answer."""
-    data: int = 1
+    answer_tokens: int | None = None
+    """Tokens of an answer. [default: 128; train: 32]"""
+    plan: Literal["glimpse", "dense"] = "glimpse"
+    """Generation: glimpse prunes, and is compared with the dense programs; dense compiles those alone."""
+    retention: float = 0.111
+    """Generation: share of the visual tokens that the cut keeps."""
+    mesh: str = ""
+    """Mesh as data=2,fsdp=1,tensor=4; -1: all that is left. [default: chosen for generation; train: data=1,fsdp=-1,tensor=1]"""
+    data: int | None = None
     """Mesh: copies of the model; samples are split over them."""
-    fsdp: int = -1
-    """Mesh: the model's parts at rest, and samples, are split over these; -1: all that is left."""
-    tensor: int = 1
+    fsdp: int | None = None
+    """Mesh: the model's parts at rest, and samples, are split over these."""
+    tensor: int | None = None
     """Mesh: heads, MLPs and vocabulary are split over these."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the frozen base."""
+    """Of the base model."""
     remat: bool = True
-    """Compute attention again in the backward pass."""
-    json: bool = False
-    """Print one JSON object instead of text."""
+    """Train: compute attention again in the backward pass."""
+    json: Path | None = None
+    """Write everything to this file; - is standard output, instead of text."""
 
     def check(self) -> None:
         """What can be wrong before anything is compiled."""
-        if not self.train:
-            raise GlimpseError("say what to compile: --train")
         if not self.model:
-            raise GlimpseError("--model is missing: 3b, 7b or a model folder")
+            raise GlimpseError("--model is missing: 3b, 7b, 32b, 72b or a model folder")
         for name in ("batch", "visual_tokens", "prompt_tokens", "answer_tokens"):
-            if getattr(self, name) < 1:
-                raise GlimpseError(f"--{name.replace('_', '-')} {getattr(self, name)} must be positive")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise GlimpseError(f"--{name.replace('_', '-')} {value} must be positive")
+        if not 0 <= self.retention <= 1:
+            raise GlimpseError(f"--retention {self.retention} is not in 0..1")
+        if self.mesh and any(getattr(self, axis) is not None for axis in ("data", "fsdp", "tensor")):
+            raise GlimpseError("--mesh excludes --data, --fsdp and --tensor")
+        if self.json and str(self.json) != "-" and not self.json.parent.is_dir():
+            raise GlimpseError(f"--json {self.json}: folder {self.json.parent} does not exist")
+
+    def sizes(self) -> dict[str, int]:
+        """The mesh as it was asked for."""
+        from gp_jax.ahead.topology import parse_mesh
+
+        given = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor") if getattr(self, axis) is not None}
+        return parse_mesh(self.mesh) if self.mesh else given
 
 
-def model_named(name: str) -> "ModelConfig":
-    """A known size or a folder's config."""
+def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
+    """A known size's or a folder's configuration, with the folder's own glimpse or one of the released proportions."""
+    from gp_jax.flops import SIZES
+    from gp_jax.pretrained import hf_config
     from gp_jax.pretrained.files import read_json
-    from gp_jax.pretrained.hf_config import model_config
-    from gp_jax.pretrained.known import KNOWN
+    from gp_jax.settings import GlimpseSettings
+    from gp_jax.training.build import glimpse_config
 
-    if name.lower() in KNOWN:
-        return KNOWN[name.lower()]
+    if name.lower() in SIZES:
+        config = SIZES[name.lower()]
+        return config, glimpse_config(GlimpseSettings(), config)
     path = Path(name).expanduser() / "config.json"
     if not path.is_file():
-        raise GlimpseError(f"--model {name}: is not {', '.join(KNOWN)} and has no config.json")
-    generation = read_json(path.with_name("generation_config.json"), required=False)
-    return model_config(read_json(path), generation, str(path))
+        raise GlimpseError(f"--model {name}: is not {', '.join(SIZES)} and has no config.json")
+    released = read_json(path)
+    config = hf_config.model_config(released, read_json(path.with_name("generation_config.json"), required=False), str(path))
+    own = "reduce_layer" in released
+    return config, hf_config.glimpse_config(released, config, str(path)) if own else glimpse_config(GlimpseSettings(), config)
 
 
 def run(args: Compile) -> None:
     """Runs `gp-jax compile`."""
     args.check()
     os.environ.update(WITHOUT_TPU)
-    config = model_named(args.model)
-    from gp_jax.training.ahead import compile_training, report
+    sizes = args.sizes()
+    from gp_jax.ahead.topology import generation_of
 
-    options = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name not in ("train", "model", "topology", "json")}
-    with ticking(f"compiling the training step of {args.model} for {args.topology}"):
-        fit = compile_training(config, args.topology, **options)
-    if args.json:
-        import json
+    generation_of(args.topology)
+    model = model_named(args.model)
+    (train if args.train or args.what == "train" else generate)(args, *model, sizes)
 
-        print(json.dumps(dataclasses.asdict(fit) | {"fits": fit.fits}))
-    else:
-        print(report(fit))
-    if fit.fits is False:
-        raise GlimpseError(f"the training step does not fit {args.topology}")
+
+def generate(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
+    """The programs of generation."""
+    from gp_jax.ahead import report
+    from gp_jax.ahead.generation import Request, compile_generation
+
+    given = {f.name: getattr(args, f.name) for f in fields(Request) if getattr(args, f.name) is not None}
+    request, plans = Request(**given), ("glimpse", "dense") if args.plan == "glimpse" else ("dense",)
+    found = compile_generation(config, glimpse, args.topology, request, plans=plans, sizes=sizes, dtype=args.dtype, watch=ticking)
+    words = (found, request, args.model, args.topology, args.dtype)
+    show(args, report.facts(*words), report.text(*words))
+    if not found.fits:
+        raise GlimpseError(f"{args.model} on {args.topology}: {report.verdict(found)}")
+
+
+def train(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
+    """The training step, with the released settings whatever the folder's glimpse is."""
+    from gp_jax.training.ahead import compile_training, facts, report
+
+    sizes = {"data": 1, "fsdp": -1 if -1 not in sizes.values() else 1, "tensor": 1} | sizes
+    options = {"batch": args.batch or 16, "visual_tokens": args.visual_tokens or 2048, "answer_tokens": args.answer_tokens or 32}
+    options |= {"prompt_tokens": args.prompt_tokens, "dtype": args.dtype, "remat": args.remat}
+    with ticking(f"the training step of {args.model} for {args.topology} (minutes)"):
+        fit = compile_training(config, args.topology, **options, **sizes)
+    show(args, facts(fit), report(fit))
+    if not fit.fits:
+        needs = f"needs {fit.total / 2**30:.2f} GiB of {fit.limit / 2**30:.2f} GiB per chip"
+        raise GlimpseError(f"the training step of {args.model} on {args.topology} {needs}")
+
+
+def show(args: Compile, facts: dict, text: str) -> None:
+    """Prints, and writes."""
+    import json
+
+    line = json.dumps(facts, indent=2)
+    print(line if str(args.json) == "-" else text)
+    if args.json and str(args.json) != "-":
+        scratch = args.json.with_name(f".{args.json.name}.partial")
+        try:
+            scratch.write_text(line + "\n")
+            scratch.replace(args.json)
+        except OSError as error:
+            raise GlimpseError(f"--json {args.json}: cannot be written ({error})") from error
 
 
 class ticking:
-    """Seconds on the terminal while something that cannot tell its progress runs."""
+    """Says what is being compiled and how long it takes, on standard error: the compiler cannot tell its progress."""
+
+    running: ClassVar[dict[str, float]] = {}  # what -> since when; several threads compile
+    lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, what: str):
-        self.what, self.done = what, threading.Event()
+        self.what, self.done, self.live = what, threading.Event(), sys.stderr.isatty()
 
     def __enter__(self) -> None:
-        self.start = time.monotonic()
-        self.thread = threading.Thread(target=self._tick, daemon=True)
-        if sys.stderr.isatty():
-            self.thread.start()
-        else:
-            print(f"{self.what} (minutes)", file=sys.stderr)
+        self.start = self.running[self.what] = time.monotonic()
+        if self.live:
+            threading.Thread(target=self._tick, daemon=True).start()
 
     def _tick(self) -> None:
-        while not self.done.wait(1):
-            print(f"\r{self.what} ... {time.monotonic() - self.start:.0f} s", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
+        while not self.done.wait(0.5):
+            with self.lock:
+                now = ", ".join(f"{what} {time.monotonic() - since:.0f} s" for what, since in list(self.running.items()))
+                print(f"\r\x1b[Kcompiling {now}"[: shutil.get_terminal_size().columns + 3], end="", file=sys.stderr, flush=True)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.done.set()
-        if self.thread.is_alive():
-            self.thread.join()
+        self.running.pop(self.what, None)
+        with self.lock:
+            clear = "\r\x1b[K" if self.live else ""
+            print(f"{clear}compiled {self.what} in {time.monotonic() - self.start:.1f} s", file=sys.stderr, flush=True)
 
 
 def parse(argv: list[str]) -> Compile:

@@ -38,6 +38,10 @@ class GlimpsePrompt(nnx.Module):
         """All glimpse vectors, in the order of `le_layers`. Returns: (J, L, D) float32."""
         return self.le_norm(self.le_proj(self.learnable_embeddings[...]))
 
+    def per_layer(self) -> tuple[Array, ...]:
+        """The same, an array (L, D) for every entry of `le_layers`."""
+        return tuple(self.vectors())
+
 
 def drop(vectors: Array, rate: float, key: Array, number: Array) -> Array:
     """Dropout of glimpse vectors in training, another mask for every sample, whatever device or batch it is in.

@@ -122,6 +122,11 @@ def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible
     return rearrange(out, "b k g u h -> b (k g) u h").astype(q.dtype)
 
 
+def row_angles(_: None, positions: Array, config: TextConfig) -> Array:
+    """(A, B, T) int -> (B, T, H / 2) float32."""
+    return text_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)
+
+
 class Decoder(nnx.Module):
     """Embedding, layers, final norm and output head. The caller chooses which layers run, and when."""
 
@@ -140,7 +145,7 @@ class Decoder(nnx.Module):
 
     def angles(self, positions: Array) -> Array:
         """(A, B, T) int -> (B, T, H / 2) float32."""
-        return text_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
+        return row_angles(None, positions, self.config)
 
     def logits(self, hidden: Array) -> Array:
         """Final norm and output head: (..., D) -> (..., vocabulary) float32."""

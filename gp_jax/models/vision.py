@@ -4,6 +4,7 @@ B samples, S patches, M = S / merge_unit visual tokens, C ViT width, N heads, H 
 Patches come in blocks of W, each holding whole windows (`layout.pack_windows`), so window attention is a reshape.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -14,7 +15,7 @@ from jax import Array
 
 from gp_jax.config import VisionConfig
 from gp_jax.ops.attention import attend
-from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, rematerialised
+from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, at_once, rematerialised
 from gp_jax.ops.received import attention_received
 from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.trees import VisionFeatures, VisionInput
@@ -88,6 +89,33 @@ class VisionBlock(nnx.Module):
         x = x + self.attn(self.norm1(x), angles, segment, implementation)
         return x + self.mlp(self.norm2(x))
 
+    def in_windows(self, x: Array, angles: Array, segment: Array, window: int, remat: bool = False) -> Array:
+        """The block with attention inside blocks of `window` patches. x: (B, S, C), angles and segment alike. Returns: (B, S, C)."""
+        rows = (a.reshape(-1, window, *a.shape[2:]) for a in (x, angles, segment))
+        block = partial(self.__call__, implementation="auto")
+        return (rematerialised(block) if remat else block)(*rows).reshape(x.shape)
+
+    def whole(self, x: Array, angles: Array, segment: Array, implementation: str, remat: bool = False) -> Array:
+        """The block with attention among all patches of an image."""
+        block = partial(self.__call__, implementation=implementation)
+        return (rematerialised(block) if remat else block)(x, angles, segment)
+
+    def watched(self, x: Array, angles: Array, segment: Array, unit: int) -> tuple[Array, Array]:
+        """Means over every merge group of what `VisionAttention.watch` gives: (B, M), (B, M, H), float32."""
+        received, keys = self.attn.watch(self.norm1(x), angles, segment)
+        received, keys = (rearrange(a, "b (m u) ... -> b m u ...", u=unit).mean(axis=2) for a in (received, keys))
+        return received, keys
+
+
+def pooled(_: None, x: Array, unit: int) -> Array:
+    """Mean over every merge group, (B, S, C) -> (B, M, C)."""
+    return rearrange(x, "b (m u) c -> b m u c", u=unit).astype(jnp.float32).mean(axis=2).astype(x.dtype)
+
+
+def patch_angles(_: None, patch_hw: Array, head_dim: int) -> Array:
+    """(B, S, 2) -> (B, S, H / 2) float32."""
+    return grid_angles(patch_hw, head_dim)
+
 
 class PatchMerger(nnx.Module):
     """Norm, then two layers over the concatenated channels of a 2x2 group."""
@@ -121,35 +149,26 @@ class VisionTower(nnx.Module):
         implementation: str = "auto",
         remat: bool = False,
         watch: tuple[int, ...] = (),
+        call: Callable = at_once,
     ) -> VisionFeatures:
         """Runs the tower.
 
         Args: condition_layers: 0-based blocks whose outputs, averaged over each merge group, become conditions; remat: see
-            `ops.layers.rematerialised`; watch: blocks with full attention whose received attention and keys are recorded.
+            `ops.layers.rematerialised`; watch: blocks with full attention whose received attention and keys are recorded; call: see
+            `ops.layers.at_once`.
         Returns: VisionFeatures in vision slot order, conditions in the order of `condition_layers`.
         """
-        config, window = self.config, self.config.merge_unit * self.config.window_side**2
-        x = self.patch_embed(vision.patches)
-        batch, length = x.shape[:2]
-        angles = grid_angles(vision.patch_hw, config.head_dim)
-
-        def blocks_of(a: Array) -> Array:
-            return a.reshape(batch * (length // window), window, *a.shape[2:])
-
-        window_angles, window_segment = blocks_of(angles), blocks_of(vision.patch_window)
+        config, unit, window = self.config, self.config.merge_unit, self.config.merge_unit * self.config.window_side**2
+        x = call(PatchEmbed.__call__, self.patch_embed, vision.patches)
+        angles = call(patch_angles, None, vision.patch_hw, head_dim=config.head_dim)
         seen, received, keys = {}, {}, {}
-        for index, layer in enumerate(self.blocks):
-            whole, windows = (partial(layer, implementation=kernel) for kernel in (implementation, "auto"))
-            if remat:
-                whole, windows = rematerialised(whole), rematerialised(windows)
+        for index, block in enumerate(self.blocks):
             if index in watch:
-                share, key = layer.attn.watch(layer.norm1(x), angles, vision.patch_image)
-                received[index] = rearrange(share, "b (m u) -> b m u", u=config.merge_unit).mean(axis=2)
-                keys[index] = rearrange(key, "b (m u) h -> b m u h", u=config.merge_unit).mean(axis=2)
+                received[index], keys[index] = call(VisionBlock.watched, block, x, angles, vision.patch_image, unit=unit)
             if index in config.fullatt_block_indexes:
-                x = whole(x, angles, vision.patch_image)
+                x = call(VisionBlock.whole, block, x, angles, vision.patch_image, implementation=implementation, remat=remat)
             else:
-                x = windows(blocks_of(x), window_angles, window_segment).reshape(batch, length, -1)
+                x = call(VisionBlock.in_windows, block, x, angles, vision.patch_window, window=window, remat=remat)
             if index in condition_layers:
-                seen[index] = rearrange(x, "b (m u) c -> b m u c", u=config.merge_unit).astype(jnp.float32).mean(axis=2)
-        return VisionFeatures(self.merger(x), tuple(seen[i].astype(x.dtype) for i in condition_layers), received, keys)
+                seen[index] = call(pooled, None, x, unit=unit)
+        return VisionFeatures(call(PatchMerger.__call__, self.merger, x), tuple(seen[i] for i in condition_layers), received, keys)

@@ -1,6 +1,8 @@
 """Adapters to attention kernels that libraries ship: Pallas splash attention on TPU, cuDNN flash attention on GPU."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -53,23 +55,30 @@ def _splash(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *
     return jnp.where((q_segment[:, :length] >= 0)[:, None, :, None], out, 0)
 
 
-def splash_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool, interpret: bool = False) -> Array:
-    """Pallas splash attention. See `attention.attend`; every valid query must see a key (itself, for instance).
-
-    XLA cannot split a Pallas call, so under a mesh (`jax.set_mesh`) each device runs it on its own samples and heads.
-    """
+def per_device(
+    kernel: Callable, q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool, interpret: bool | None = None
+) -> Array:
+    """Under a mesh (`jax.set_mesh`) each device runs the kernel on its own samples and heads: XLA cannot split a Pallas call, and
+    would gather what a loop over samples cuts into slices."""
+    options = {"causal": causal} | ({} if interpret is None else {"interpret": interpret})
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _splash(q, k, v, q_segment, kv_segment, causal=causal, interpret=interpret)
+        return kernel(q, k, v, q_segment, kv_segment, **options)
+    tensor = mesh.shape.get("tensor", 1)
+    if k.shape[1] % tensor and tensor % k.shape[1] == 0 and q.shape[1] % tensor == 0:
+        # More devices than key-value heads: each takes its share of a head's queries, and a copy of that head.
+        k, v = (jnp.repeat(x, tensor // k.shape[1], axis=1) for x in (k, v))
     samples = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
     samples = samples if q.shape[0] % math.prod(mesh.shape[a] for a in samples) == 0 else None
-    heads = "tensor" if "tensor" in mesh.axis_names and k.shape[1] % mesh.shape["tensor"] == 0 else None
+    heads = "tensor" if "tensor" in mesh.axis_names and k.shape[1] % tensor == 0 else None
     wide, flat = PartitionSpec(samples, heads), PartitionSpec(samples)
-
-    def local(q, k, v, q_segment, kv_segment):
-        return _splash(q, k, v, q_segment, kv_segment, causal=causal, interpret=interpret)
-
+    local = partial(kernel, **options)
     return jax.shard_map(local, in_specs=(wide, wide, wide, flat, flat), out_specs=wide, check_vma=False)(q, k, v, q_segment, kv_segment)
+
+
+def splash_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool, interpret: bool = False) -> Array:
+    """Pallas splash attention. See `attention.attend`; every valid query must see a key (itself, for instance)."""
+    return per_device(_splash, q, k, v, q_segment, kv_segment, causal=causal, interpret=interpret)
 
 
 def cudnn_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:

@@ -5,6 +5,7 @@ product with it is at least as fast. Products accumulate in float32; norms compu
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,3 +115,9 @@ def rematerialised(block: Callable) -> Callable:
     rules = jax.checkpoint_policies
     policy = rules.save_from_both_policies(rules.dots_with_no_batch_dims_saveable, rules.save_only_these_names(dense.NAME))
     return jax.checkpoint(block, policy=policy)
+
+
+def at_once(function: Callable, part: nnx.Module | None, *args: Any, **static: Any) -> Any:
+    """How a stage calls a function of one of the model's parts unless told otherwise: here and now. Jitted, the stage is then one program
+    with its layers unrolled, which training differentiates; `parts.Parts` in its place makes a program of each kind of part."""
+    return function(part, *args, **static)

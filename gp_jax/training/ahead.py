@@ -1,5 +1,6 @@
 """Compiling the real training step for a TPU topology on a machine without a TPU, to know that it fits before renting one."""
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
+from gp_jax.ahead.compiling import shortage
+from gp_jax.ahead.topology import hbm_bytes, topology_devices
 from gp_jax.config import ModelConfig
 from gp_jax.data.collate import Shape, TrainSample, train_batch
 from gp_jax.data.shapes import round_up
@@ -24,7 +26,6 @@ from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.step import METRICS, Counts, Gathered, TrainingStep, TrainState
 from gp_jax.trees import TrainBatch
 
-HBM_GIB = {"v5e": 16, "v5p": 95, "v6e": 32}  # per chip; cloud.google.com/tpu/docs/system-architecture-tpu-vm
 STEPS = 1000  # of the schedule; its length is in no shape
 
 
@@ -36,29 +37,14 @@ class Fit:
     arguments: int
     temporary: int
     total: int
-    limit: int | None
+    limit: int
     chips: int
     shape: Shape
 
     @property
-    def fits(self) -> bool | None:
-        """Whether it fits the chip's memory; None for chips whose memory is not known."""
-        return None if self.limit is None else self.total <= self.limit
-
-
-def topology_mesh(topology: str, data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over the chips of a topology such as v5e:4x4. Raises: GlimpseError when the TPU compiler is not here or knows it not."""
-    from jax.experimental import topologies
-
-    try:
-        devices = topologies.get_topology_desc(topology, platform="tpu").devices
-    except Exception as error:  # from the TPU plugin, in many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise GlimpseError(f"--topology {topology}: the TPU compiler gave no such topology ({reason}); is libtpu installed?") from error
-    try:
-        return make_mesh(*mesh_sizes(data, fsdp, tensor, len(devices)), devices=devices)
-    except AssertionError as error:  # v4 and older: two cores per chip
-        raise GlimpseError(f"--topology {topology}: {' '.join(str(error).split())}") from error
+    def fits(self) -> bool:
+        """Whether it fits the chip's memory."""
+        return self.total <= self.limit
 
 
 def example(
@@ -112,7 +98,8 @@ def compile_training(
 
     Raises: GlimpseError when the topology is unknown, the batch does not divide, or the compiler says that it does not fit.
     """
-    mesh = topology_mesh(topology, data, fsdp, tensor)
+    devices = topology_devices(topology)
+    mesh = make_mesh(*mesh_sizes(data, fsdp, tensor, len(devices)), devices=devices)
     glimpse = glimpse_config(GlimpseSettings(), config)
     model = abstract_model(config, glimpse, jnp.dtype(dtype))
     optim = OptimConfig()
@@ -158,29 +145,30 @@ def compile_training(
             compiled = lowered.compile()
             step.programs["update"].lower(state, gathered).compile()
     except Exception as error:
-        reason = " ".join(str(error).split())
-        if "RESOURCE_EXHAUSTED" not in reason:
+        if (short := shortage(error)) is None:
             raise
-        raise GlimpseError(f"the training step does not fit {topology}: {reason[:400]}") from error
+        raise GlimpseError(f"the training step on {topology} {short}") from error
     memory = compiled.memory_analysis()
     opt_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt))
     arguments = memory.argument_size_in_bytes + opt_bytes  # the optimiser's state waits while gradients are gathered
     unaliased = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = arguments + memory.temp_size_in_bytes + unaliased + memory.generated_code_size_in_bytes
-    limit = HBM_GIB.get(topology.split(":")[0])
     seconds = time.perf_counter() - start
-    return Fit(seconds, arguments, memory.temp_size_in_bytes, total, limit and limit * 2**30, mesh.size, shape)
+    return Fit(seconds, arguments, memory.temp_size_in_bytes, total, hbm_bytes(topology), mesh.size, shape)
+
+
+def facts(fit: Fit) -> dict:
+    """For machines."""
+    return dataclasses.asdict(fit) | {"fits": fit.fits}
 
 
 def report(fit: Fit) -> str:
     """In words."""
-    gib = {name: getattr(fit, name) / 2**30 for name in ("arguments", "temporary", "total")}
+    gib = {name: getattr(fit, name) / 2**30 for name in ("arguments", "temporary", "total", "limit")}
     rows = f"{fit.shape.slots} visual, {fit.shape.prompt} prompt, {fit.shape.tail} answer"
-    limit = f" of {fit.limit / 2**30:.0f} GiB" if fit.limit else ""
-    verdict = {None: "", True: ": fits", False: ": DOES NOT FIT"}[fit.fits]
     return (
         f"compiled for {fit.chips} chips in {fit.seconds:.0f} s; rows per sample: {rows}\n"
-        f"HBM per chip  {gib['total']:.2f} GiB{limit}{verdict}\n"
+        f"HBM per chip  {gib['total']:.2f} GiB of {gib['limit']:.2f} GiB: {'fits' if fit.fits else 'DOES NOT FIT'}\n"
         f"  weights, optimiser, batch  {gib['arguments']:.2f} GiB\n"
         f"  temporary                  {gib['temporary']:.2f} GiB"
     )

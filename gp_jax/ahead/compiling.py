@@ -1,0 +1,189 @@
+"""Programs compiled instead of run: `Compiler` stands in the place of `parts.Parts`, `CompilingEngine` in that of the engine, and the
+engine's own code decides which programs there are. Values are shapes with a place on the mesh, and it is noted how long they live."""
+
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from gp_jax.ahead.hlo import Facts, read
+from gp_jax.engine import Engine
+from gp_jax.errors import GlimpseError
+from gp_jax.layout import Sample
+from gp_jax.ops.attention import targeting
+from gp_jax.parts import Kind, Parts
+from gp_jax.sharding import batch_sharding, replicated
+
+
+@dataclass
+class Program:
+    """A compiled program. Bytes and FLOPs are one chip's and one run's."""
+
+    name: str
+    function: str
+    seconds: float  # to trace and compile, beside what other threads compile
+    arguments: int
+    temporary: int
+    outputs: int  # less what takes an argument's place
+    code: int
+    resident: int  # all that is on the chip while it runs: weights, what is kept for later programs, and the above
+    flops: float  # by XLA: without kernels, loop bodies once
+    bytes: float  # likewise
+    facts: Facts
+
+    @property
+    def attention(self) -> str:
+        """How it attends."""
+        return f"splash x{self.facts.splash}" if self.facts.splash else "-"
+
+
+class Memory:
+    """Bytes on a chip, and the most there were."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        self.held += size
+
+
+class Value(jax.ShapeDtypeStruct):
+    """An array that is not there. It counts as held for as long as Python holds it, as an array would."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding, memory: Memory):
+        super().__init__(shape, dtype, sharding=sharding)
+        size = shard_bytes(self)
+        memory.take(size)
+        weakref.finalize(self, memory.take, -size)
+
+    @property
+    def plain(self) -> jax.ShapeDtypeStruct:
+        """What JAX takes."""
+        return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.sharding)
+
+
+def shard_bytes(value: Any) -> int:
+    """Bytes of a value on one chip."""
+    shape = value.sharding.shard_shape(value.shape)
+    return int(np.prod(shape)) * getattr(value.dtype, "itemsize", 8)
+
+
+class Compiler(Parts):
+    """Compiles what it is told to run, once per program, and answers with shapes. Threads, a request each, share what is compiled."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, weights: int, label: Callable, watch: Callable, rows: frozenset[int]):
+        """weights: bytes on a chip; label: (function, args, static) -> name; watch: name -> context around its compilation; rows: of
+        `hlo.read`."""
+        super().__init__(mesh)
+        self.weights, self.label, self.watch, self.rows = weights, label, watch, rows
+        self.compiled: dict[tuple, Future] = {}  # of (Program, outputs)
+        self.lock, self.own = threading.RLock(), threading.local()
+
+    def begin(self) -> None:
+        """A new request, of this thread."""
+        self.own.memory, self.own.ran, self.own.current = Memory(), [], ""
+
+    @property
+    def memory(self) -> "Memory":
+        return self.own.memory
+
+    def take(self, part: Any) -> tuple[Kind | None, tuple]:
+        with self.lock:
+            return super().take(part)
+
+    def program(self, function: Callable, static: tuple[str, ...], donate: tuple[int, ...]) -> Callable:
+        with self.lock:
+            return super().program(function, static, donate)
+
+    def execute(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> Any:
+        """Compiles a program that is new; notes that it runs."""
+        given, tree = jax.tree.flatten((leaves, args))
+        key = program, kind, tree, tuple(sorted(static.items())), tuple((v.shape, v.dtype, getattr(v, "sharding", None)) for v in given)
+        self.own.current = self.label(function, args, static)
+        with self.lock:
+            new = key not in self.compiled
+            future = self.compiled.setdefault(key, Future())
+        if new:
+            try:
+                future.set_result(self.compile(program, function, kind, leaves, args, static))
+            except BaseException as error:
+                future.set_exception(error)
+        record, outputs = future.result()
+        self.own.ran.append(record)
+        code = sum(p.code for p in {id(p): p for p in self.own.ran}.values())
+        record.resident = max(record.resident, self.weights + self.memory.held + code + record.temporary + record.outputs)
+        return jax.tree.map(lambda out: Value(out.shape, out.dtype, out.sharding, self.memory), outputs)
+
+    def programs_compiled(self) -> tuple[Program, ...]:
+        """In the order in which they were begun."""
+        return tuple(future.result()[0] for future in self.compiled.values())
+
+    def compile(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> tuple:
+        """Returns: the record and the outputs as shapes with shardings."""
+        name = self.label(function, args, static)
+        args = jax.tree.map(lambda v: v.plain if isinstance(v, Value) else v, args)
+        start = time.perf_counter()
+        with self.watch(name), targeting("tpu"):
+            lowered = program.lower(leaves, *args, kind=kind, **static)
+            compiled = lowered.compile()
+        seconds = time.perf_counter() - start
+        memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
+        record = Program(
+            name=name,
+            function=function.__qualname__,
+            seconds=seconds,
+            arguments=memory.argument_size_in_bytes,
+            temporary=memory.temp_size_in_bytes,
+            outputs=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
+            code=memory.generated_code_size_in_bytes,
+            resident=0,
+            flops=costs.get("flops", 0.0),
+            bytes=costs.get("bytes accessed", 0.0),
+            facts=read(compiled.as_text(), self.rows),
+        )
+
+        def placed(out: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(out.shape, out.dtype, sharding=sharding)
+
+        return record, jax.tree.map(placed, lowered.out_info, compiled.output_shardings)
+
+
+class CompilingEngine(Engine):
+    """The engine on shapes. `slots` vision slots stand for the samples' pictures, `kept` rows for what a cut leaves."""
+
+    def __init__(self, *args: Any, parts: Compiler, slots: int, kept: Sequence[int], **options: Any):
+        super().__init__(*args, parts=parts, **options)
+        self.slots, self.kept = slots, list(kept)
+
+    def split(self, tree: object, samples: int, axis: int = 0) -> object:
+        split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
+        return jax.tree.map(lambda x: Value(np.shape(x), x.dtype, split if np.ndim(x) > axis else whole, self.call.memory), tree)
+
+    def place(self, tree: object) -> object:
+        return jax.tree.map(lambda x: Value(np.shape(x), x.dtype, replicated(self.mesh), self.call.memory), tree)
+
+    def vision_slots(self, samples: Sequence[Sample]) -> int:
+        return self.slots
+
+    def read(self, need: jax.Array) -> int:
+        return self.kept.pop(0)
+
+
+def shortage(error: Exception) -> GlimpseError | None:
+    """What the compiler says when a program does not fit, in one line; None when it says something else."""
+    reason = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" not in reason:
+        return None
+    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", reason)
+    if not found:
+        return GlimpseError(f"does not fit: {reason[:300]}")
+    scale = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 1024.0}
+    needed, limit = (float(found[i]) * scale[found[i + 1]] for i in (1, 3))
+    return GlimpseError(f"needs {needed:.2f} GiB of {limit:.2f} GiB per chip")

@@ -1,0 +1,250 @@
+"""The programs of generation, compiled for a topology: what the engine runs for a batch of equal requests, dense and pruned."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, shard_bytes, shortage
+from gp_jax.ahead.topology import hbm_bytes, inference_mesh
+from gp_jax.buckets import Ladders
+from gp_jax.config import GlimpseConfig, ModelConfig, VisionConfig
+from gp_jax.engine import CutInput
+from gp_jax.errors import GlimpseError
+from gp_jax.flops import Cost, Workload, segments, stages
+from gp_jax.layout import Sample
+from gp_jax.lvlm import LVLM
+from gp_jax.plan import Plan
+from gp_jax.pretrained.params import abstract_model
+from gp_jax.requests import sampling_settings
+from gp_jax.scorers.scorer import Cut
+from gp_jax.sharding import batch_sharding, parameter_sharding
+from gp_jax.trees import KeepLimits
+
+LONG = 512  # sequences from here on must not have their scores stored whole
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch of equal requests. retention: share of the visual tokens that the cut keeps."""
+
+    batch: int = 8
+    visual_tokens: int = 4096
+    prompt_tokens: int = 64
+    answer_tokens: int = 128
+    retention: float = 0.111
+
+    def grid(self, vision: VisionConfig) -> tuple[int, int]:
+        """About a square of whole attention windows, (rows, columns) in visual tokens, with at least as many."""
+        side = vision.window_side
+        columns = max(side, int(self.visual_tokens**0.5) // side * side)
+        return -(-self.visual_tokens // columns), columns
+
+    def workload(self, vision: VisionConfig, ladders: Ladders | None) -> Workload:
+        """For `flops`."""
+        rows, columns = self.grid(vision)
+        work = Workload.of(vision, [(rows, columns)], self.prompt_tokens, self.answer_tokens, self.batch)
+        return Workload(work.patches, work.visual, work.text, work.new_tokens, work.batch, work.grids, ladders)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One plan's programs and what they come to on a chip."""
+
+    runs: dict[str, int]  # program -> runs for one prefill and one decoded token
+    cache: int  # bytes of keys and values that decoding reads
+    sizes: dict[str, Cost]  # stage -> cost from sizes, of all chips
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The report of `compile_generation`. Bytes are per chip."""
+
+    mesh: dict[str, int]
+    lengths: dict[str, int]  # rungs that the programs are for
+    weights: int
+    hbm: int
+    programs: tuple[Program, ...]
+    plans: dict[str, Compiled]
+    scores: int  # bytes that one layer's attention scores of the prompt would take, were they stored
+    seconds: float  # to compile all
+    cpu_seconds: float  # of all threads
+
+    @property
+    def needed(self) -> int:
+        """The most that is on a chip at any time."""
+        return max(program.resident for program in self.programs)
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.hbm
+
+    def program(self, name: str) -> Program:
+        return next(p for p in self.programs if p.name == name)
+
+
+def placed_model(config: ModelConfig, glimpse: GlimpseConfig | None, dtype: jnp.dtype, mesh: Mesh) -> LVLM:
+    """The model with shapes that have their place on the mesh instead of arrays."""
+    graph, state = nnx.split(abstract_model(config, glimpse, dtype))
+
+    def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        sharding = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, config.text)
+        return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
+
+    return nnx.merge(graph, nnx.from_flat_state([(path, place(path, variable)) for path, variable in nnx.to_flat_state(state)]))
+
+
+def weight_bytes(config: ModelConfig, glimpse: GlimpseConfig | None, dtype: jnp.dtype) -> int:
+    """Of the whole model."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(abstract_model(config, glimpse, dtype))))
+
+
+def label(function: Callable, args: tuple, static: dict) -> str:
+    """A program's name."""
+    name = {
+        "PatchEmbed.__call__": "vision patches",
+        "patch_angles": "vision angles",
+        "VisionBlock.in_windows": "vision block, windows",
+        "VisionBlock.whole": "vision block, whole image",
+        "pooled": "vision condition",
+        "PatchMerger.__call__": "vision merger",
+        "GlimpsePrompt.per_layer": "glimpse vectors",
+        "row_angles": "rope angles",
+        "prefill_layer": "layer",
+    }.get(function.__qualname__, function.__qualname__)
+    if name == "layer":
+        stream, _, vectors = args
+        return f"layer, {stream.hidden.shape[1]} rows" + ", glimpse" * (vectors is not None) + ", tapped" * static["tapped"]
+    if name == "rope angles":
+        return f"{name}, {args[0].shape[-1]} rows"
+    if name == "embed":
+        return f"embed, {args[0].ids.shape[1]} rows"
+    if name == "compact":
+        return f"compact to {static['length']} rows"
+    if name == "head":
+        return f"head behind {args[0].hidden.shape[1]} rows"
+    if name == "advance":
+        lengths = sorted({kv.valid.shape[1] for kv in args[0]})
+        return f"decode, cache of {' and '.join(map(str, lengths))} rows"
+    return name
+
+
+def quiet(name: str) -> AbstractContextManager:
+    """Says nothing of a compilation."""
+    return contextlib.nullcontext()
+
+
+def padded(request: Request, config: ModelConfig, glimpse: GlimpseConfig, plans: tuple[str, ...], ladders: Ladders) -> dict[str, int]:
+    """The rungs that a request takes. Raises: GlimpseError when it is beyond a ladder."""
+    try:
+        work = request.workload(config.vision, ladders)
+        n, kept = work.text + work.visual, work.text + int(request.retention * work.visual)
+        prompt = ladders.prompt.fit(n + (glimpse.rows if "glimpse" in plans else 0))
+        return dict(
+            batch=ladders.batch.fit(request.batch),
+            patches=segments(config.vision, work)[1][0],
+            prompt=prompt,
+            kept=ladders.kept_for(kept, prompt) if "glimpse" in plans else prompt,
+            decode=ladders.decode.fit(request.answer_tokens),
+        )
+    except GlimpseError as error:
+        sizes = "--batch {batch} --visual-tokens {visual_tokens} --prompt-tokens {prompt_tokens} --answer-tokens {answer_tokens}"
+        raise GlimpseError(f"{sizes.format(**vars(request))}: {error}") from error
+
+
+def compile_generation(
+    config: ModelConfig,
+    glimpse: GlimpseConfig,
+    topology: str,
+    request: Request,
+    *,
+    plans: tuple[str, ...] = ("glimpse", "dense"),
+    sizes: dict[str, int] | None = None,
+    dtype: str = "bfloat16",
+    ladders: Ladders | None = None,
+    watch: Callable[[str], Any] = quiet,
+    mesh: Mesh | None = None,
+) -> Generation:
+    """Compiles what generation runs for a request under every plan ("glimpse", "dense").
+
+    Args: sizes: of the mesh, None: chosen; watch: program's name -> context around its compilation; mesh: instead of the topology's.
+    Raises: GlimpseError when the topology is unknown, a length is beyond its ladder, or a program cannot fit a chip at all.
+    """
+    ladders, hbm, kind = ladders or Ladders(), hbm_bytes(topology), jnp.dtype(dtype)
+    whole = weight_bytes(config, glimpse, kind)
+    lengths = padded(request, config, glimpse, plans, ladders)
+    mesh = mesh or inference_mesh(topology, sizes or {}, config.text, lengths["batch"], whole)
+    model = placed_model(config, glimpse, kind, mesh)
+    weights = sum(shard_bytes(leaf) for leaf in jax.tree.leaves(nnx.state(model)))
+    if weights > hbm:
+        raise GlimpseError(f"{topology}: the weights alone need {weights / 2**30:.2f} GiB of {hbm / 2**30:.2f} GiB per chip")
+    work = request.workload(config.vision, ladders)
+    n, slots = work.text + work.visual, lengths["patches"] // config.vision.merge_unit
+    rows = frozenset(r for r in (lengths["prompt"], ladders.prompt.fit(n), slots, lengths["patches"]) if r >= LONG)
+    compiler = Compiler(mesh, weights, label, watch, rows)
+    blank = Sample(
+        np.zeros(n, np.int32), np.zeros((config.position_axes, n), np.int32), np.full(n, -1), (),
+        np.zeros((0, config.vision.patch_dim), np.float32), np.zeros(0, np.int32), np.zeros(0, np.int32),
+    )  # fmt: skip
+
+    def compiled(name: str) -> Compiled:
+        plan: Plan = (Cut(glimpse.reduce_layer, "glimpse"),) if name == "glimpse" else ()
+        options = dict(slots=slots, kept=[work.text + int(request.retention * work.visual)] * len(plan))
+        engine = CompilingEngine(model, ladders, mesh, parts=compiler, **options)
+        compiler.begin()
+        try:
+            cache = walk(engine, plan, [blank] * request.batch, slots, lengths["decode"])
+        except Exception as error:
+            if (short := shortage(error)) is None:
+                raise
+            raise GlimpseError(f"{topology}, program '{compiler.own.current}': {short}") from error
+        runs = Counter(p.name for p in compiler.own.ran)
+        cuts = ((glimpse.reduce_layer, request.retention),) if plan else ()
+        costs = stages(config, glimpse if plan else None, work, cuts, triangle=True, itemsize=kind.itemsize)
+        return Compiled(dict(runs), cache, costs)
+
+    start, processor = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(len(plans)) as threads:  # what the plans share is compiled once, the rest side by side
+        found = dict(zip(plans, threads.map(compiled, plans), strict=True))
+    start, processor = time.perf_counter() - start, time.process_time() - processor
+    scores = jax.ShapeDtypeStruct((lengths["batch"], config.text.num_attention_heads, lengths["prompt"], lengths["prompt"]), jnp.float32)
+    samples = batch_sharding(mesh, lengths["batch"]).spec[0]
+    heads = "tensor" if config.text.num_attention_heads % mesh.shape["tensor"] == 0 else None
+    scores = scores.update(sharding=NamedSharding(mesh, PartitionSpec(samples, heads)))
+    return Generation(
+        mesh=dict(mesh.shape),
+        lengths=lengths,
+        weights=weights,
+        hbm=hbm,
+        programs=compiler.programs_compiled(),
+        plans=found,
+        scores=shard_bytes(scores),
+        seconds=start,
+        cpu_seconds=processor,
+    )
+
+
+def walk(engine: CompilingEngine, plan: Plan, samples: list[Sample], slots: int, new: int) -> int:
+    """Prefill, the first token, and decoding, as `GlimpseVLM.generate` calls them. Returns: bytes of the caches on a chip."""
+    batch = engine.ladders.batch.fit(len(samples))
+    zeros = np.zeros(batch, np.int32)
+    limits = KeepLimits(np.float32(0), zeros, zeros, zeros, zeros, np.zeros((batch, slots), bool))
+    filled = engine.prefill(samples, plan, [CutInput(limits, None) for _ in plan])
+    settings = engine.place(sampling_settings(engine.config, 0.0, 0, 1.0, 0, "auto"))
+    active, position = engine.split((np.zeros(batch, bool), zeros), batch)
+    state = engine.start(filled.logits, settings, active, position, slots=new)
+    kv = filled.stream.kv
+    caches = [array for layer in kv for array in (layer.key, layer.value)] + [array for pair in state.new_kv for array in pair]
+    size = sum(shard_bytes(array) for array in caches)
+    engine.advance(kv, state, settings, np.int32(2))
+    return size

@@ -1,0 +1,140 @@
+"""A compiled generation in words and as JSON."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from gp_jax.ahead.compiling import Program
+from gp_jax.ahead.generation import Compiled, Generation, Request
+
+GIB = 2**30
+DECODE, FIRST = "advance", "start"
+
+
+def parts(plan: Compiled, programs: dict[str, Program]) -> dict[str, list[tuple[Program, int]]]:
+    """A plan's programs by stage, with their runs."""
+    found: dict[str, list] = {"vision": [], "decoder prefill": [], "decode token": []}
+    for name, runs in plan.runs.items():
+        program = programs[name]
+        vision = name.startswith("vision")
+        stage = "vision" if vision else "decode token" if program.function in (DECODE, FIRST) else "decoder prefill"
+        if program.function != FIRST:
+            found[stage].append((program, runs))
+    return found
+
+
+def totals(generation: Generation, name: str) -> dict[str, dict[str, float]]:
+    """Per stage: FLOPs and bytes of all chips, by XLA and from sizes, and bytes that a chip sends to others."""
+    plan, chips = generation.plans[name], 1
+    for size in generation.mesh.values():
+        chips *= size
+    table = {}
+    for stage, programs in parts(plan, {p.name: p for p in generation.programs}).items():
+        keys = ("vision", "merger") if stage == "vision" else (stage,)
+        table[stage] = {
+            "flops_xla": chips * sum(p.flops * runs for p, runs in programs),
+            "flops_sizes": sum(plan.sizes[key].flops for key in keys),
+            "bytes_xla": chips * sum(p.bytes * runs for p, runs in programs),
+            "bytes_sizes": sum(plan.sizes[key].bytes for key in keys),
+            "sent": sum(sum(p.facts.collectives.values()) * runs for p, runs in programs),
+        }
+    return table
+
+
+def ratios(generation: Generation) -> dict[str, dict[str, float]]:
+    """Pruned over dense, per stage; empty unless both were compiled."""
+    if len(generation.plans) < 2:
+        return {}
+    pruned, dense = (totals(generation, name) for name in ("glimpse", "dense"))
+    found = {s: {k: pruned[s][k] / dense[s][k] for k in dense[s] if dense[s][k]} for s in dense if s != "vision"}
+    return found | {"kv cache": {"bytes": generation.plans["glimpse"].cache / generation.plans["dense"].cache}}
+
+
+def _programs(generation: Generation) -> Iterator[str]:
+    width = max(len(p.name) for p in generation.programs)
+    heads = f"{'compile s':>10}{'args':>8}{'temp':>8}{'output':>8}{'GFLOP':>10}{'GB':>8}{'sent MB':>9}  attention"
+    yield f"{'program':<{width}}{'runs':>10}{heads}"
+    for p in generation.programs:
+        runs = "/".join(str(plan.runs.get(p.name, 0)) for plan in generation.plans.values())
+        sizes = "".join(f"{size / GIB:>8.2f}" for size in (p.arguments, p.temporary, p.outputs))
+        work = f"{p.flops / 1e9:>9.1f}{'+' if p.facts.loops else ' '}{p.bytes / 1e9:>8.2f}{sum(p.facts.collectives.values()) / 1e6:>9.1f}"
+        yield f"{p.name:<{width}}{runs:>10}{p.seconds:>10.1f}{sizes}{work}  {p.attention}"
+    yield (
+        f"One run on one chip: GiB of arguments, temporary, outputs; FLOPs and bytes by XLA, which counts no kernels (+: and a loop's body "
+        f"once). Runs: {' / '.join(generation.plans)}."
+    )
+
+
+def _stages(generation: Generation) -> Iterator[str]:
+    compared = ratios(generation)
+    tables = {name: totals(generation, name) for name in generation.plans}
+    yield f"{'all chips':<18}" + "".join(f"{head:>26}" for head in ("TFLOP by XLA", "TFLOP from sizes", "GB by XLA", "GB from sizes"))
+    for stage in next(iter(tables.values())):
+        line = f"{stage:<18}"
+        for key, scale in (("flops_xla", 1e12), ("flops_sizes", 1e12), ("bytes_xla", 1e9), ("bytes_sizes", 1e9)):
+            values = " / ".join(f"{table[stage][key] / scale:.2f}" for table in tables.values())
+            ratio = compared.get(stage, {}).get(key)
+            line += f"{values + (f' {ratio:.1%}' if ratio else ''):>26}"
+        yield line
+    caches = " / ".join(f"{plan.cache / GIB:.3f}" for plan in generation.plans.values())
+    ratio = f" ({compared['kv cache']['bytes']:.1%})" if compared else ""
+    yield f"{' / '.join(generation.plans)}; keys and values on a chip: {caches} GiB{ratio}"
+
+
+def verdict(generation: Generation) -> str:
+    """Whether it fits."""
+    most = max(generation.programs, key=lambda p: p.resident)
+    fits = "fits" if generation.fits else "DOES NOT FIT"
+    sizes = f"needs {generation.needed / GIB:.2f} GiB of {generation.hbm / GIB:.2f} GiB per chip, weights {generation.weights / GIB:.2f}"
+    return f"{sizes}: {fits} (most while '{most.name}' runs)"
+
+
+def attention(generation: Generation) -> str:
+    """That no program stores rows x rows scores."""
+    with_splash = sum(p.facts.splash > 0 for p in generation.programs)
+    largest, squares = (max(getattr(p.facts, name) for p in generation.programs) for name in ("largest", "squares"))
+    stored = f"{squares / GIB:.2f} GiB of rows x rows ARE STORED" if squares else "no array of rows x rows"
+    return (
+        f"attention: splash in {with_splash} programs; {stored}; the largest array computed takes {largest / GIB:.2f} GiB, "
+        f"the prompt's scores would take {generation.scores / GIB:.2f}"
+    )
+
+
+def text(generation: Generation, request: Request, model: str, topology: str, dtype: str) -> str:
+    """All of it."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in generation.mesh.items())
+    lengths = ", ".join(f"{name} {size}" for name, size in generation.lengths.items())
+    samples = f"{request.batch} x ({request.visual_tokens} visual + {request.prompt_tokens} text) tokens"
+    split = generation.mesh["data"] * generation.mesh["fsdp"]
+    lines = [f"{model} in {dtype}, {samples}, {request.retention:.1%} kept, on {topology} ({mesh}); padded to {lengths}"]
+    if generation.lengths["batch"] % split:
+        lines.append(
+            f"a batch of {generation.lengths['batch']} does not divide over data x fsdp = {split}: every chip computes all samples"
+        )
+    lines += ["", *_programs(generation), "", *_stages(generation), "", attention(generation)]
+    spent = f"{generation.seconds:.0f} s ({generation.cpu_seconds:.0f} s of processor time)"
+    lines.append(f"compiled {len(generation.programs)} programs in {spent}")
+    return "\n".join([*lines, verdict(generation)])
+
+
+def facts(generation: Generation, request: Request, model: str, topology: str, dtype: str) -> dict:
+    """The same for machines."""
+    return {
+        "model": model,
+        "topology": topology,
+        "dtype": dtype,
+        "request": dataclasses.asdict(request),
+        "mesh": generation.mesh,
+        "lengths": generation.lengths,
+        "seconds": generation.seconds,
+        "cpu_seconds": generation.cpu_seconds,
+        "weights": generation.weights,
+        "needed": generation.needed,
+        "hbm": generation.hbm,
+        "fits": generation.fits,
+        "programs": [
+            dataclasses.asdict(p) | {"runs": {k: v.runs.get(p.name, 0) for k, v in generation.plans.items()}} for p in generation.programs
+        ],
+        "stages": {name: totals(generation, name) | {"kv cache": plan.cache} for name, plan in generation.plans.items()},
+        "pruned over dense": ratios(generation),
+        "prompt_scores": generation.scores,
+    }

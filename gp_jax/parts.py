@@ -1,0 +1,70 @@
+"""Jitted programs over parts of a model. Parts of one kind (layers, blocks) share a program: their weights are its arguments.
+
+So a prompt's length costs one decoder layer's compilation, not all of them, and a program's temporary memory is one layer's. The host
+calls it once per layer, ahead of the device; that costs tens of microseconds a layer.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+
+class Kind:
+    """What modules of equal structure have in common. Compared by identity, so that a call need not compare graphs."""
+
+    def __init__(self, graph: nnx.GraphDef, tree: Any):
+        self.graph, self.tree = graph, tree
+
+    def module(self, leaves: tuple) -> nnx.Module:
+        """The module with these parameters."""
+        return nnx.merge(self.graph, jax.tree.unflatten(self.tree, leaves))
+
+
+class Parts:
+    """Calls `function(part, *args, **static)` as a program: see `ops.layers.at_once`."""
+
+    def __init__(self, mesh: Mesh | None = None):
+        self.mesh = mesh
+        self.kinds: list[Kind] = []
+        self.known: dict[int, tuple[nnx.Module, Kind, tuple]] = {}  # by id; the module is kept, so that its id stays its own
+        self.programs: dict[tuple, Callable] = {}
+
+    def __call__(self, function: Callable, part: nnx.Module | None, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
+        """Args: part: whose parameters are arguments, None: no parameters; donate: which of `args` the program may overwrite."""
+        kind, leaves = self.take(part)
+        with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+            return self.execute(self.program(function, tuple(static), donate), function, kind, leaves, args, static)
+
+    def execute(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> Any:
+        """Runs a program. (`ahead.compiling` compiles it instead.)"""
+        return program(leaves, *args, kind=kind, **static)
+
+    def take(self, part: nnx.Module | None) -> tuple[Kind | None, tuple]:
+        """A module as its kind and its parameters, as they were when it was first seen."""
+        if part is None:
+            return None, ()
+        if id(part) not in self.known:
+            graph, state = nnx.split(part)
+            leaves, tree = jax.tree.flatten(state)
+            kind = next((k for k in self.kinds if k.graph == graph and k.tree == tree), None)
+            if kind is None:
+                self.kinds.append(kind := Kind(graph, tree))
+            self.known[id(part)] = part, kind, tuple(leaves)
+        return self.known[id(part)][1:]
+
+    def program(self, function: Callable, static: tuple[str, ...], donate: tuple[int, ...]) -> Callable:
+        """The jitted function; its own cache tells kinds, shapes and static settings apart."""
+        key = function, static, donate
+        if key not in self.programs:
+
+            def call(leaves: tuple, *args: Any, kind: Kind | None, **static: Any) -> Any:
+                return function(kind and kind.module(leaves), *args, **static)
+
+            call.__name__ = getattr(function, "__name__", "program")
+            donated = tuple(n + 1 for n in donate)
+            self.programs[key] = jax.jit(call, static_argnames=("kind", *static), donate_argnums=donated)
+        return self.programs[key]

@@ -1,0 +1,71 @@
+"""Layers as programs of their own: the results of one unrolled program, and one compilation for all equal layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models as tiny
+from flax import nnx
+
+from gp_jax import GlimpseVLM, pipeline
+from gp_jax.layout import read_samples, vision_input
+from gp_jax.parts import Parts
+from gp_jax.plan import Cut
+
+SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9]]
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("model"), tiny.hf_model()
+    model.save_pretrained(folder)
+    tiny.save_glimpse(folder / "glimpse", model, tiny.GLIMPSE, tiny.glimpse_weights(tiny.GLIMPSE))
+    return GlimpseVLM.from_pretrained(folder, glimpse=folder / "glimpse", ladders=tiny.LADDERS)
+
+
+def same(a, b):
+    """To 1e-6 of the largest value."""
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * max(1.0, float(jnp.max(jnp.abs(y.astype(jnp.float32))))))
+
+
+def test_layer_by_layer_equals_one_program(vlm):
+    engine, samples = vlm.engine, read_samples(vlm.config, **tiny.inputs(SAMPLES))
+    cut = Cut(vlm.glimpse_config.reduce_layer, "glimpse")
+    vision = engine.split(vision_input(samples, vlm.config, 2, engine.vision_slots(samples)), 2)
+    prompt, look = engine.prompt(samples, 2, 64, engine.glimpse_rows), engine.look((cut,))
+    graph, state = nnx.split(vlm.model)
+
+    @jax.jit
+    def unrolled(state, vision, prompt):
+        model = nnx.merge(graph, state)
+        features = pipeline.see(model, vision)
+        return features, pipeline.run(model, pipeline.embed(model, prompt, features), 0, cut.after + 1, **look)
+
+    features = engine.see(vision)
+    stream = engine.run(engine.embed(prompt, features), low=0, high=cut.after + 1, **look)
+    same((features, stream), unrolled(state, vision, prompt))
+    assert sorted(stream.taps) == sorted(vlm.glimpse_config.selected_layers)
+    assert len(stream.kv) == cut.after + 1 and len({id(kv.valid) for kv in stream.kv}) == 1, "one mask for all layers"
+
+
+def test_equal_layers_share_a_program(vlm):
+    parts, calls = Parts(), []
+    x = jnp.ones((1, 8, vlm.config.text.hidden_size))
+
+    def mlp(layer, x):
+        calls.append(layer)
+        return layer.mlp(x)
+
+    outs = [parts(mlp, layer, x) for layer in vlm.model.decoder.layers]
+    assert len(calls) == 1 and len(parts.kinds) == 1, "traced once"
+    assert len({float(out.sum()) for out in outs}) == len(outs), "with weights of their own"
+    parts(mlp, vlm.model.decoder.layers[0], x[:, :4])
+    assert len(calls) == 2, "and once per shape"
+    assert float(parts(lambda _, x: x.sum(), None, x)) == x.size
+
+
+def test_donated_arguments_are_used_up():
+    parts, x = Parts(), jnp.ones(4)
+    parts(lambda _, x: x + 1, None, x, donate=(0,))
+    assert x.is_deleted()
