@@ -1,0 +1,151 @@
+"""One program with every bucket inside gives the tokens of `generate`: any plan, any mix of samples, any rung, any mesh."""
+
+import jax
+import numpy as np
+import pytest
+import tiny_models as tiny
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, inference_buckets, inference_fn, inference_params, make_mesh
+from gp_jax.inference import INPUTS, OUTPUTS
+from gp_jax.ops.attention import attend, targeting
+from gp_jax.sharding import parameter_sharding
+
+SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
+NEW = 8
+BUCKETS = Ladders(
+    patches=Ladder("patches", (128, 256)), prompt=Ladder("prompt", (48, 64)), kept=Ladder("kept", (16, 32)), batch=Ladder("batch", (5,))
+)
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("model"), tiny.hf_model(layers=4)
+    glimpse = tiny.GLIMPSE | {"le_length": 2, "selected_layers": [0, 1]}
+    model.save_pretrained(folder)
+    tiny.save_glimpse(folder / "glimpse", model, glimpse, tiny.glimpse_weights(glimpse))
+    return GlimpseVLM.from_pretrained(folder, glimpse=folder / "glimpse", ladders=tiny.LADDERS)
+
+
+def function(vlm, prune, buckets=BUCKETS, new=NEW, **options):
+    return inference_fn(vlm.config, prune, buckets, new, glimpse=vlm.glimpse_config, **options)
+
+
+def same(vlm, infer, params, samples, prune, buckets=BUCKETS, seed=3, **options):
+    """Asks the function and `generate` and compares everything that both return. Returns: the function's outputs."""
+    batch = tiny.inputs(samples, seed=seed)
+    made = vlm.inference_inputs(inputs=batch, prune=prune, buckets=buckets)
+    assert {name.split("_")[0] + "*_" + name.split("_", 1)[1] if name.startswith("cut") else name for name in made} - {
+        name.replace("cut*", "cut0").replace("cut0", "cut*") for name in INPUTS
+    } <= {name for name in made if name.startswith("cut")}
+    out = {name: np.asarray(x) for name, x in infer(params, made).items()}
+    done = vlm.generate(**batch, prune=prune, max_new_tokens=out["tokens"].shape[1], **options)
+    steps = done.tokens.shape[1]
+    assert set(out) == set(OUTPUTS)
+    np.testing.assert_array_equal(out["tokens"][: len(samples), :steps], done.tokens)
+    assert (out["tokens"][: len(samples), steps:] == vlm.config.pad_token_id).all()
+    assert (out["tokens"][len(samples) :] == vlm.config.pad_token_id).all() and not out["lengths"][len(samples) :].any()
+    np.testing.assert_allclose(out["first_logits"][: len(samples)], done.first_logits, atol=2e-5)
+    for b, keep in enumerate(done.keep):
+        np.testing.assert_array_equal(out["keep"][b], np.pad(keep, (0, out["keep"].shape[1] - keep.size)))
+        assert (out["kept"][b], out["visual_tokens"][b]) == (keep.sum(), keep.size)
+        if done.mask_logits is not None:
+            np.testing.assert_allclose(out["importance"][b, : keep.size], 1 / (1 + np.exp(-done.mask_logits[b])), atol=1e-5)
+    return out
+
+
+RULES = {
+    "dense": None,
+    "free": Prune(),
+    "capped": Prune(max_remain_ratio=0.2),
+    "fastv": Prune(method="fastv", fixed_remain_ratio=0.3),
+    "visionzip": Prune(method="visionzip", fixed_remain_ratio=0.5),
+    "random": Prune(method="random", fixed_remain_ratio=0.4, seed=2),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_same_tokens_as_generate(vlm, name):
+    """Mixed pictures, a text-only sample and a row that only fills the batch; then a short request, in the smallest rungs."""
+    infer, params = jax.jit(function(vlm, RULES[name], eos_token_id=None)), inference_params(vlm.model)
+    for samples in (SAMPLES, SAMPLES[-1:], [[9]]):
+        same(vlm, infer, params, samples, RULES[name], eos_token_id=None)
+    if name == "free":  # the numbers of the rule come with the inputs
+        kept = [same(vlm, infer, params, SAMPLES, rule, eos_token_id=None)["kept"].sum() for rule in (Prune(), RULES["capped"])]
+        assert kept[1] < kept[0]
+
+
+def test_the_end_token_ends_a_sample(vlm):
+    free = vlm.generate(**tiny.inputs(SAMPLES, seed=3), prune=None, max_new_tokens=NEW, eos_token_id=None).tokens
+    stop = int(free[0, 3])
+    out = same(vlm, jax.jit(function(vlm, None, eos_token_id=stop)), inference_params(vlm.model), SAMPLES, None, eos_token_id=stop)
+    ends = [int(hits[0]) + 1 if (hits := np.flatnonzero(row == stop)).size else NEW for row in free]
+    assert out["lengths"][:4].tolist() == ends
+
+
+def test_sharded_equals_unsharded(vlm):
+    mesh, prune = make_mesh(2, 2, 2), Prune(max_remain_ratio=0.3)
+    buckets = Ladders(
+        patches=Ladder("patches", (256,)), prompt=Ladder("prompt", (64,)), kept=Ladder("kept", (32,)), batch=Ladder("batch", (4,))
+    )
+    params = inference_params(vlm.model)
+
+    def place(path, x):
+        return jax.device_put(x, parameter_sharding(jax.tree_util.keystr(path, simple=True, separator="."), x.shape, mesh, vlm.config.text))
+
+    sharded = jax.tree_util.tree_map_with_path(place, params)
+    assert len(sharded["decoder"]["layers"]["0"]["mlp"]["gate_proj"]["weight"].sharding.device_set) == 8
+    split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    infer = jax.jit(function(vlm, prune, buckets, eos_token_id=None), in_shardings=(None, split))
+    same(vlm, infer, sharded, SAMPLES, prune, buckets, eos_token_id=None)
+
+
+def test_attention_is_chosen_when_it_is_lowered():
+    """Long rows: three platforms in one export, the TPU's kernel among them; here the CPU's runs."""
+    random = np.random.default_rng(0)
+    q, k, v = (random.normal(size=(1, heads, 256, 16)).astype(np.float32) for heads in (2, 1, 1))
+    segment = np.where(np.arange(256) < 200, 0, -1)[None].astype(np.int32)
+
+    def long(q, k, v, segment):
+        with targeting("cpu", "tpu", "cuda"):
+            return attend(q, k, v, segment, segment, causal=True)
+
+    expected = attend(q, k, v, segment, segment, causal=True, implementation="einsum")
+    np.testing.assert_allclose(jax.jit(long)(q, k, v, segment), expected, atol=2e-6)
+    np.testing.assert_allclose(long(q, k, v, segment), expected, atol=2e-6)
+    exported = jax.export.export(jax.jit(long), platforms=("cpu", "tpu", "cuda"))(q, k, v, segment)
+    assert exported.mlir_module().count("tpu_custom_call") == 1
+    np.testing.assert_allclose(jax.jit(exported.call)(q, k, v, segment), expected, atol=2e-6)
+
+
+def test_default_buckets_hold_what_they_promise(vlm):
+    """Any one picture of so many visual tokens fits, whatever its shape."""
+    from gp_jax.layout import pack_windows
+
+    for capacity in (4, 21, 60, 64, 100):
+        patches = inference_buckets(vlm.config, visual_tokens=(capacity,)).patches.rungs[-1]
+        for rows in range(1, capacity + 1):
+            slots, _ = pack_windows([(rows, capacity // rows)], vlm.config.vision.window_side)
+            assert slots.size * 4 <= patches
+            for side in (2, 3, 4):  # other windows than the tiny model's
+                assert pack_windows([(rows, capacity // rows)], side)[0].size <= (-(-capacity * 4 // 3) // side**2 + 2) * side**2
+
+
+def test_errors_name_what_is_wrong(vlm):
+    params = inference_params(vlm.model)
+    for make, message in (
+        (lambda: function(vlm, None, new=0), "max_new_tokens=0"),
+        (lambda: function(vlm, None, attention="cudnn"), "attention='cudnn' is not one of auto, xla"),
+        (lambda: inference_fn(vlm.config, Prune(), BUCKETS, NEW), "no glimpse is loaded"),
+        (lambda: inference_buckets(vlm.config, visual_tokens=(0,)), "visual_tokens=0"),
+        (lambda: inference_buckets(vlm.config, batch=0), "batch=0"),
+        (lambda: vlm.inference_inputs(inputs=tiny.inputs([[99]]), buckets=BUCKETS), "'prompt' ladder, which ends at 64"),
+        (lambda: vlm.inference_inputs(inputs=tiny.inputs([[1]] * 6), buckets=BUCKETS), "'batch' ladder, which ends at 5"),
+        (lambda: vlm.inference_inputs(inputs=tiny.inputs([[1, (20, 20), 1]]), buckets=tiny.LADDERS), "'p[a-z]*' ladder"),
+        (lambda: function(vlm, None)(params, {}), "inputs: ids has the shape None, this program takes \\(5, 64\\)"),
+    ):
+        with pytest.raises(GlimpseError, match=message):
+            make()
+    batch = vlm.inference_inputs(inputs=tiny.inputs([[5]]), prune=None, buckets=BUCKETS)
+    with pytest.raises(GlimpseError, match="params: decoder.embed_tokens is missing"):
+        function(vlm, None)({"decoder": {}}, batch)
