@@ -8,6 +8,7 @@ from gp_jax.version import __version__
 
 if TYPE_CHECKING:
     from gp_jax.buckets import Ladder, Ladders
+    from gp_jax.exporting.inputs import artifact_inputs
     from gp_jax.glimpse.select import Prune
     from gp_jax.inference import inference_buckets, inference_fn, inference_params
     from gp_jax.results import Answer, Generation
@@ -22,6 +23,7 @@ _HOMES = {
     "Ladder": "gp_jax.buckets",
     "Ladders": "gp_jax.buckets",
     "Prune": "gp_jax.glimpse.select",
+    "artifact_inputs": "gp_jax.exporting.inputs",
     "inference_buckets": "gp_jax.inference",
     "inference_fn": "gp_jax.inference",
     "inference_params": "gp_jax.inference",
@@ -44,6 +46,7 @@ __all__ = [
     "Ladders",
     "Prune",
     "__version__",
+    "artifact_inputs",
     "inference_buckets",
     "inference_fn",
     "inference_params",

@@ -21,7 +21,7 @@ from gp_jax.layout import read_samples
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained import files, params, saving
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
-from gp_jax.processing import Prepared, Processor
+from gp_jax.processing import Prepared, Processor, as_batch
 from gp_jax.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings, whole_number
 from gp_jax.results import Answer, Generation, outcome, per_token, split_tokens
 from gp_jax.warmup import WarmUp
@@ -246,14 +246,7 @@ class GlimpseVLM:
         return inference_inputs(samples, self.config, self.glimpse_config, prune, buckets or inference_buckets(self.config, cuts=len(plan)))
 
     def _prepare(self, images: Any, questions: str | Sequence[str], system: str | None, max_image_pixels: int) -> Prepared:
-        if isinstance(questions, str):
-            images, questions = [images], [questions]
-        if not isinstance(questions, list | tuple) or not questions:
-            raise GlimpseError("questions must be a question or a list of them")
-        if not isinstance(images, list | tuple) or len(images) != len(questions):
-            raise GlimpseError(f"{len(questions)} questions need a list of as many images (or lists of images, or None)")
-        own = [[] if entry is None else list(entry) if isinstance(entry, list | tuple) else [entry] for entry in images]
-        return self.processor(own, questions, system, max_image_pixels)
+        return self.processor(*as_batch(images, questions), system, max_image_pixels)
 
     def warm_up(
         self,
