@@ -15,9 +15,14 @@ from gp_jax.sharding import parameter_sharding
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 NEW = 8
-BUCKETS = Ladders(
-    patches=Ladder("patches", (128, 256)), prompt=Ladder("prompt", (48, 64)), kept=Ladder("kept", (16, 32)), batch=Ladder("batch", (5,))
-)
+
+
+def ladders(**rungs: tuple[int, ...]) -> Ladders:
+    return Ladders(**{name: Ladder(name, values) for name, values in rungs.items()})
+
+
+BUCKETS = ladders(patches=(256,), prompt=(64,), kept=(32,), batch=(5,))
+MANY = ladders(patches=(128, 256), prompt=(48, 64), kept=(16, 32), batch=(5,))  # every rung costs compilation
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +59,31 @@ def same(vlm, infer, params, samples, prune, buckets=BUCKETS, seed=3, **options)
     return out
 
 
-RULES = {
-    "dense": None,
-    "free": Prune(),
-    "capped": Prune(max_remain_ratio=0.2),
-    "fastv": Prune(method="fastv", fixed_remain_ratio=0.3),
-    "visionzip": Prune(method="visionzip", fixed_remain_ratio=0.5),
-    "random": Prune(method="random", fixed_remain_ratio=0.4, seed=2),
-}
+def test_glimpse_in_every_bucket(vlm):
+    """Mixed pictures, a text-only sample, a row that only fills the batch; short requests take the smallest rungs. The numbers of the
+    keep rule come with the inputs."""
+    infer, params = jax.jit(function(vlm, Prune(), MANY, eos_token_id=None)), inference_params(vlm.model)
+    kept = []
+    for prune in (Prune(), Prune(max_remain_ratio=0.2), Prune(reduce_threshold=1.0, min_remain_num=0)):
+        for samples in (SAMPLES, SAMPLES[-1:], [[9]]):
+            out = same(vlm, infer, params, samples, prune, MANY, eos_token_id=None)
+            kept += [out["kept"].sum()] if samples is SAMPLES else []
+    assert kept[0] > kept[1] > kept[2] == 0
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_same_tokens_as_generate(vlm, name):
-    """Mixed pictures, a text-only sample and a row that only fills the batch; then a short request, in the smallest rungs."""
-    infer, params = jax.jit(function(vlm, RULES[name], eos_token_id=None)), inference_params(vlm.model)
-    for samples in (SAMPLES, SAMPLES[-1:], [[9]]):
-        same(vlm, infer, params, samples, RULES[name], eos_token_id=None)
-    if name == "free":  # the numbers of the rule come with the inputs
-        kept = [same(vlm, infer, params, SAMPLES, rule, eos_token_id=None)["kept"].sum() for rule in (Prune(), RULES["capped"])]
-        assert kept[1] < kept[0]
+@pytest.mark.parametrize(
+    "prune",
+    [
+        None,
+        Prune(method="fastv", fixed_remain_ratio=0.3),
+        Prune(method="visionzip", fixed_remain_ratio=0.5),
+        Prune(method="random", fixed_remain_ratio=0.4, seed=2),
+    ],
+    ids=["dense", "fastv", "visionzip", "random"],
+)
+def test_other_plans(vlm, prune):
+    infer = jax.jit(function(vlm, prune, eos_token_id=None))
+    same(vlm, infer, inference_params(vlm.model), SAMPLES, prune, eos_token_id=None)
 
 
 def test_the_end_token_ends_a_sample(vlm):
@@ -85,9 +96,7 @@ def test_the_end_token_ends_a_sample(vlm):
 
 def test_sharded_equals_unsharded(vlm):
     mesh, prune = make_mesh(2, 2, 2), Prune(max_remain_ratio=0.3)
-    buckets = Ladders(
-        patches=Ladder("patches", (256,)), prompt=Ladder("prompt", (64,)), kept=Ladder("kept", (32,)), batch=Ladder("batch", (4,))
-    )
+    buckets = ladders(patches=(256,), prompt=(64,), kept=(32,), batch=(4,))
     params = inference_params(vlm.model)
 
     def place(path, x):

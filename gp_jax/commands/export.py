@@ -118,7 +118,7 @@ def run(args: Export) -> None:
     plan, _ = resolve(prune, vlm.glimpse_config, vlm.config.text.num_hidden_layers)
     sizes = dict(batch=args.batch, visual_tokens=args.visual_tokens, prompt=args.prompt_length, kept=args.kept, cuts=len(plan))
     buckets = inference_buckets(vlm.config, **sizes)
-    program = Program(prune, buckets, args.max_new_tokens, platforms, args.attention, name)
+    program = Program(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
     if args.example and picture is None:
         picture, vlm.processor = draw(), vlm.processor.limited(args.visual_tokens[-1])
     bar = tqdm(total=len(STEPS), bar_format="{desc} ({n}/{total}) {elapsed}", leave=False, disable=not sys.stderr.isatty())

@@ -31,14 +31,18 @@ STEPS = ("lowering the program", "writing the parameters", "answering the exampl
 
 @dataclass(frozen=True)
 class Program:
-    """What to export. platforms: names of `ops.target.PLATFORMS`; attention: as of `inference_fn`; name: of the plan, for the README."""
+    """What to export.
+
+    platforms: names of `ops.target.PLATFORMS`; attention: as of `inference_fn`; plan, model: their names, for the README.
+    """
 
     prune: Prune | None
     buckets: Ladders
     max_new_tokens: int
     platforms: tuple[str, ...] = PLATFORMS
     attention: str = "auto"
-    name: str = ""
+    plan: str = ""
+    model: str = ""
 
 
 def check_target(folder: Path) -> None:
@@ -64,7 +68,9 @@ def export(
     """
     check_target(folder)
     scratch = folder.absolute().parent / f".{folder.absolute().name}.partial"
-    shutil.rmtree(scratch, ignore_errors=True)
+    old = scratch.with_suffix(".old")
+    for left in (scratch, old):  # by an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
         write_processor(vlm, scratch / PROCESSOR)
@@ -83,12 +89,13 @@ def export(
             done = answer(vlm, program, exported, params, example, scratch)
         (scratch / "README.md").write_text(readme(facts, shapes, done))
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         scratch.rename(folder)
     except OSError as error:
         raise GlimpseError(f"--to {folder}: cannot be written ({error.strerror or error})") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for done_with in (scratch, old):
+            shutil.rmtree(done_with, ignore_errors=True)
     return done | {"bytes": (folder / PROGRAM).stat().st_size}
 
 
@@ -138,10 +145,10 @@ def describe(vlm: GlimpseVLM, program: Program) -> dict[str, Any]:
     return {
         "gp_jax": __version__,
         "jax": jax.__version__,
-        "model": str(vlm.folder.name) if vlm.folder else "",
+        "model": program.model,
         "glimpse": vlm.glimpse_config is not None,
         "dtype": str(vlm.model.decoder.embed_tokens.dtype),
-        "plan": program.name,
+        "plan": program.plan,
         "prune": rule,
         "buckets": {name: list(getattr(program.buckets, name).rungs) for name in ("batch", "patches", "prompt", "kept")},
         "max_new_tokens": program.max_new_tokens,
