@@ -1,6 +1,7 @@
 """One program with every bucket inside gives the tokens of `generate`: any plan, any mix of samples, any rung, any mesh."""
 
 import re
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -131,13 +132,13 @@ def test_default_buckets_hold_what_they_promise(vlm):
     """Any one picture of so many visual tokens fits, whatever its shape."""
     from gp_jax.layout import pack_windows
 
-    for capacity in (4, 21, 60, 64, 100):
-        patches = inference_buckets(vlm.config, visual_tokens=(capacity,)).patches.rungs[-1]
-        for rows in range(1, capacity + 1):
-            slots, _ = pack_windows([(rows, capacity // rows)], vlm.config.vision.window_side)
-            assert slots.size * 4 <= patches
-            for side in (2, 3, 4):  # other windows than the tiny model's
-                assert pack_windows([(rows, capacity // rows)], side)[0].size <= (-(-capacity * 4 // 3) // side**2 + 2) * side**2
+    for side in (1, 2, 3, 4, 5, 8):
+        config = replace(vlm.config, vision=replace(vlm.config.vision, window_size=28 * side))
+        for capacity in (1, 4, 21, 60, 64, 100):
+            patches = inference_buckets(config, visual_tokens=(capacity,)).patches.rungs[-1]
+            for rows in range(1, capacity + 1):
+                slots, _ = pack_windows([(rows, capacity // rows)], side)
+                assert slots.size * 4 <= patches
 
 
 def test_errors_name_what_is_wrong(vlm):
@@ -151,7 +152,7 @@ def test_errors_name_what_is_wrong(vlm):
         (lambda: vlm.inference_inputs(inputs=tiny.inputs([[99]]), buckets=BUCKETS), "'prompt' ladder, which ends at 64"),
         (lambda: vlm.inference_inputs(inputs=tiny.inputs([[1]] * 6), buckets=BUCKETS), "'batch' ladder, which ends at 5"),
         (lambda: vlm.inference_inputs(inputs=tiny.inputs([[1, (20, 20), 1]]), buckets=tiny.LADDERS), "'p[a-z]*' ladder"),
-        (lambda: function(vlm, None)(params, {}), "inputs: ids has the shape None, this program takes \\(5, 64\\)"),
+        (lambda: function(vlm, None)(params, {}), "inputs: glimpse_row has the shape None, this program takes \\(5, 64\\)"),
     ):
         with pytest.raises(GlimpseError, match=message):
             make()
