@@ -9,13 +9,14 @@ from gp_jax.allocator import keep_memory
 from gp_jax.errors import GlimpseError
 from gp_jax.version import __version__
 
-COMMANDS = ("ask", "prepare", "compile")  # modules of `gp_jax.commands`, each with parse(argv) and run(args)
+COMMANDS = ("ask", "prepare", "compile", "export")  # modules of `gp_jax.commands`, each with parse(argv) and run(args)
 USAGE = """usage: gp-jax COMMAND ...
 
 commands:
   ask PHOTO [PHOTO ...] "question" --model DIR_OR_ID    answer a question about photographs
   prepare SOURCE [SOURCE ...] --images DIR --out DIR    check annotations and pictures, write them for training
   compile --model 7b --topology v5e:2x4                 compile generation (or --what train) for a TPU that is not here
+  export MODEL --to DIR --platforms cpu,tpu,cuda        write a model as one program that runs without gp_jax
 
 Training is `python train.py --help`. gp-jax COMMAND --help shows a command's options; gp-jax --version the version."""
 

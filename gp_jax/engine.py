@@ -19,7 +19,7 @@ from gp_jax import pipeline, sampling
 from gp_jax.buckets import Ladders
 from gp_jax.clock import Clock
 from gp_jax.compiled import keep_compiled
-from gp_jax.layout import Sample, prompt_input, vision_input
+from gp_jax.layout import Sample, prompt_input, slots_of, vision_input
 from gp_jax.lvlm import LVLM
 from gp_jax.parts import Parts
 from gp_jax.plan import Plan, merges, needs_glimpse, tapped_layers, watched_blocks
@@ -139,7 +139,7 @@ class Engine:
 
     def slots_of(self, patches: int) -> int:
         """Vision slots of a patches rung."""
-        return -(-patches // (self.config.vision.merge_unit * self.window)) * self.window
+        return slots_of(patches, self.config)
 
     def split(self, tree: object, samples: int, axis: int = 0) -> object:
         """Host arrays to the devices, samples (along `axis`) split over the mesh; scalars are replicated."""

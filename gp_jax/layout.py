@@ -205,6 +205,12 @@ def _check_contiguous(image_token: np.ndarray, grids: Sequence[tuple[int, int]],
         first += run.size
 
 
+def slots_of(patches: int, config: ModelConfig) -> int:
+    """Vision slots that hold so many patches: whole attention windows."""
+    window = config.vision.window_side**2
+    return -(-patches // (config.vision.merge_unit * window)) * window
+
+
 def vision_input(samples: Sequence[Sample], config: ModelConfig, batch: int, slots: int) -> VisionInput:
     """Pads samples to `batch` rows of `slots` vision slots. Shapes: see `trees.VisionInput`, S = slots * merge_unit."""
     unit, side = config.vision.merge_unit, config.vision.spatial_merge_size

@@ -34,6 +34,17 @@ class Prepared:
     grids: list[tuple[tuple[int, int], ...]]  # per sample and image: (rows, columns) of visual tokens
 
 
+def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], list[str]]:
+    """One question about a picture (or None) or several, or a list of them, as lists. Raises: GlimpseError when they do not match."""
+    if isinstance(questions, str):
+        images, questions = [images], [questions]
+    if not isinstance(questions, list | tuple) or not questions:
+        raise GlimpseError("questions must be a question or a list of them")
+    if not isinstance(images, list | tuple) or len(images) != len(questions):
+        raise GlimpseError(f"{len(questions)} questions need a list of as many images (or lists of images, or None)")
+    return [[] if own is None else list(own) if isinstance(own, list | tuple) else [own] for own in images], list(questions)
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The folder's tokenizer. Raises: GlimpseError when it is damaged."""
     from transformers import AutoTokenizer  # slow to import

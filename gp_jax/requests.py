@@ -31,17 +31,22 @@ def resolve(prune: Prune | str | None, glimpse: GlimpseConfig | None, depth: int
 
 
 def cut_inputs(engine: Engine, samples: Sequence[Sample], plan: Plan, prune: Prune | None) -> list[CutInput]:
-    """The keep rule's numbers for one batch, padded to its buckets.
+    """The keep rule's numbers for one batch, padded to its buckets; see `keep_rules`."""
+    slots = engine.vision_slots(samples)
+    return keep_rules(samples, plan, prune, engine.ladders.batch.fit(len(samples)), slots) if slots else []
+
+
+def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch: int, slots: int) -> list[CutInput]:
+    """The keep rule's numbers for every cut, padded to `batch` samples of `slots` vision slots.
 
     Raises: GlimpseError on prompts that end with an image, anchors on several images, or reference masks that do not fit.
     """
-    slots = engine.vision_slots(samples)
-    if not plan or not slots:
+    if not plan:
         return []
     for i, sample in enumerate(samples):
         if sample.image_token[-1] >= 0:
             raise GlimpseError(f"input_ids[{i}] ends with an image token; pruning needs a prompt that ends with text")
-    masks, batch = prune.reference_masks, engine.ladders.batch.fit(len(samples))
+    masks = prune.reference_masks
     if masks is not None and len(masks) != len(samples):
         raise GlimpseError(f"reference_masks holds {len(masks)} masks for {len(samples)} samples")
     exact = masks is not None or prune.method == "nothing"
@@ -59,6 +64,12 @@ def cut_inputs(engine: Engine, samples: Sequence[Sample], plan: Plan, prune: Pru
             given[b, sample.slot_of_token[kept]] = np.inf
     rules = [dataclasses.replace(rule, fixed_remain_ratio=share) for share in shares(rule, plan)]
     return [CutInput(limits(own, counts, always), given if cut.scorer == "given" else None) for cut, own in zip(plan, rules, strict=True)]
+
+
+def next_positions(samples: Sequence[Sample], prune: Prune | None) -> list[int]:
+    """Per sample the position of its first new token."""
+    positions = [sample.next_position for sample in samples]
+    return [positions[-1]] * len(samples) if prune and prune.released_batch_positions else positions
 
 
 def whole_number(name: str, value: object, least: int) -> None:

@@ -106,7 +106,7 @@ def make_checkpoint(folder: Path, seed: int = 0, hf_config: dict = CONFIG) -> Gl
     return vlm
 
 
-def make_picture(path: Path) -> None:
+def picture() -> Image.Image:
     """A picture to ask about: a few plain shapes on a meadow."""
     image = Image.new("RGB", (448, 336), "#9fc5e8")
     draw = ImageDraw.Draw(image)
@@ -117,7 +117,12 @@ def make_picture(path: Path) -> None:
     draw.rectangle((118, 190, 156, 260), fill="#3d1e00")
     draw.ellipse((270, 150, 350, 230), fill="#38761d")
     draw.rectangle((302, 220, 318, 270), fill="#783f04")
-    image.save(path)
+    return image
+
+
+def make_picture(path: Path) -> None:
+    """Writes that picture."""
+    picture().save(path)
 
 
 COLORS = {"red": "#cc0000", "green": "#38761d", "blue": "#1155cc", "yellow": "#f1c232"}

@@ -16,17 +16,19 @@ from gp_jax.engine import Engine
 from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.select import Prune
 from gp_jax.images import MAX_PIXELS, ImageLike
+from gp_jax.inference import inference_buckets, inference_inputs
 from gp_jax.layout import read_samples
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained import files, params, saving
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
-from gp_jax.processing import Prepared, Processor
-from gp_jax.requests import AUTO, cut_inputs, resolve, sampling_settings, whole_number
+from gp_jax.processing import Prepared, Processor, as_batch
+from gp_jax.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings, whole_number
 from gp_jax.results import Answer, Generation, outcome, per_token, split_tokens
 from gp_jax.warmup import WarmUp
 
 VIDEO_HINT = ": only still images are supported"
 DTYPES = ("float32", "bfloat16", "float16")
+ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")  # what a processor returns
 ALL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.pt")
 
 
@@ -151,10 +153,7 @@ class GlimpseVLM:
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw)
         clock = timed if isinstance(timed, Clock) else Clock(timed)
         filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), clock)
-        positions = [sample.next_position for sample in samples]
-        if prune and prune.released_batch_positions:
-            positions = [positions[-1]] * len(samples)
-        for tokens in self.engine.decode(filled, positions, settings, max_new_tokens, stream is not None):
+        for tokens in self.engine.decode(filled, next_positions(samples, prune), settings, max_new_tokens, stream is not None):
             if stream:
                 stream(tokens[:, -1])
         clock.lap("decode")
@@ -221,22 +220,33 @@ class GlimpseVLM:
         plan, prune = resolve(Prune(), self.glimpse_config, self.config.text.num_hidden_layers)
         if inputs is None:
             inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
-        arrays = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
-        samples = read_samples(self.config, *(inputs.get(name) for name in arrays))
+        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
         filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), stop_at_scores=True)
         _, logits = per_token(filled, samples)
         maps = [split_tokens(1 / (1 + np.exp(-row)), sample.grids) for row, sample in zip(logits, samples, strict=True)]
         return maps[0] if isinstance(questions, str) else maps
 
+    def inference_inputs(
+        self,
+        images: ImageLike | Sequence | None = None,
+        questions: str | Sequence[str] | None = None,
+        *,
+        buckets: Ladders | None = None,
+        prune: Prune | str | None = AUTO,
+        inputs: dict | None = None,
+    ) -> dict[str, np.ndarray]:
+        """A request as `inference_fn` takes it: a dict of numpy arrays (`inference.INPUTS`), ready for `np.savez`.
+
+        Args: images, questions: as for `answer`; or inputs: a dict as for `generate`; prune, buckets: as for `inference_fn`.
+        """
+        plan, prune = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
+        if inputs is None:
+            inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
+        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
+        return inference_inputs(samples, self.config, self.glimpse_config, prune, buckets or inference_buckets(self.config, cuts=len(plan)))
+
     def _prepare(self, images: Any, questions: str | Sequence[str], system: str | None, max_image_pixels: int) -> Prepared:
-        if isinstance(questions, str):
-            images, questions = [images], [questions]
-        if not isinstance(questions, list | tuple) or not questions:
-            raise GlimpseError("questions must be a question or a list of them")
-        if not isinstance(images, list | tuple) or len(images) != len(questions):
-            raise GlimpseError(f"{len(questions)} questions need a list of as many images (or lists of images, or None)")
-        own = [[] if entry is None else list(entry) if isinstance(entry, list | tuple) else [entry] for entry in images]
-        return self.processor(own, questions, system, max_image_pixels)
+        return self.processor(*as_batch(images, questions), system, max_image_pixels)
 
     def warm_up(
         self,

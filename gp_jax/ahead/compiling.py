@@ -17,7 +17,7 @@ from gp_jax.ahead.hlo import Facts, read
 from gp_jax.engine import Engine
 from gp_jax.errors import GlimpseError
 from gp_jax.layout import Sample
-from gp_jax.ops.attention import targeting
+from gp_jax.ops.target import targeting
 from gp_jax.parts import Kind, Parts
 from gp_jax.sharding import batch_sharding, replicated
 

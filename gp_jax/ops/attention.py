@@ -6,19 +6,19 @@ not negative, and, if causal, s <= t. A query that sees nothing gets zeros, neve
 Letters: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys, H head width, V value width.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 from gp_jax.errors import GlimpseError
 from gp_jax.ops.blockwise import blockwise_attention
 from gp_jax.ops.dense import dense_attention
 from gp_jax.ops.kernels import cudnn_attention, per_device, splash_attention
+from gp_jax.ops.target import PLATFORMS, targets
 from gp_jax.ops.triangle import triangle_attention
 
 SCORE_BYTES = 64 * 2**20  # einsum may hold this many bytes of attention scores, larger problems go to a tiled kernel
@@ -69,23 +69,10 @@ KERNELS = {
 }
 
 
-_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
-
-
-@contextlib.contextmanager
-def targeting(backend: str) -> Iterator[None]:
-    """Programs traced inside are for this backend, whatever the machine that traces them has (ahead-of-time compilation)."""
-    token = _target.set(backend)
-    try:
-        yield
-    finally:
-        _target.reset(token)
-
-
-def choose(q: Array, k: Array, prefix: bool, causal: bool = False) -> str:
-    """The kernel for these operands on the backend that programs are for."""
+def choose(q: Array, k: Array, prefix: bool, causal: bool = False, backend: str | None = None) -> str:
+    """The kernel for these operands. backend: that the program is for; None: the (first) one that programs are traced for."""
     batch, heads, length, _ = q.shape
-    backend = _target.get() or jax.default_backend()
+    backend = backend or targets()[0]
     score_bytes = batch * heads * length * k.shape[2] * 4
     if max(length, k.shape[2]) <= SHORT:
         return "einsum" if score_bytes <= SCORE_BYTES else "split_batch"
@@ -96,6 +83,32 @@ def choose(q: Array, k: Array, prefix: bool, causal: bool = False) -> str:
     if backend == "cpu" and causal and length == k.shape[2] and length in TRIANGLE:
         return "triangle"
     return "einsum" if score_bytes <= (CPU_SCORE_BYTES if backend == "cpu" else SCORE_BYTES) else "blockwise"
+
+
+# A choice made when a program is lowered, not when it is traced. `jax.lax.platform_dependent` would lower every branch for every
+# platform of a `jax.export`, which a Pallas kernel refuses; the rules of a primitive are lowered for their own platform only.
+platform_attention = Primitive("platform_attention")
+
+
+@platform_attention.def_abstract_eval
+def _shape(q, k, v, q_segment, kv_segment, **_):
+    return jax.core.ShapedArray((*q.shape[:3], v.shape[3]), v.dtype)
+
+
+@platform_attention.def_impl
+def _run(*operands, **options):
+    return jax.jit(partial(platform_attention.bind, **options))(*operands)
+
+
+def _lowered(platform: str | None):
+    def kernel(*operands, names, causal):
+        return KERNELS[dict(names)[platform or "cuda"]](*operands, causal=causal)
+
+    return mlir.lower_fun(kernel, multiple_results=False)
+
+
+for _platform in (None, *PLATFORMS):  # None: any other, e.g. rocm
+    mlir.register_lowering(platform_attention, _lowered(_platform), platform=_platform)
 
 
 def attend(
@@ -116,11 +129,17 @@ def attend(
         q_segment: (B, T) int, kv_segment: (B, S) int; negative means padding.
         causal: query t sees keys 0..t only.
         prefix: a promise that segments are one valid prefix per row (0, then padding), which cuDNN needs.
-        implementation: a key of KERNELS, or "auto" to choose by backend and size.
+        implementation: a key of KERNELS, or "auto" to choose by backend and size; where programs are for several platforms, each
+            has its own choice, made when it is known (cuDNN cannot be asked about without a GPU and is not among them).
     Returns: (B, N, T, V), dtype of v.
     Raises: GlimpseError on an unknown implementation.
     """
-    if implementation == "auto":
+    if implementation == "auto" and len(targets()) > 1:
+        names = tuple((platform, choose(q, k, prefix, causal, platform)) for platform in PLATFORMS)
+        if len({name for _, name in names}) > 1:
+            return platform_attention.bind(q, k, v, q_segment, kv_segment, names=names, causal=causal)
+        implementation = names[0][1]
+    elif implementation == "auto":
         implementation = choose(q, k, prefix, causal)
     if implementation not in KERNELS:
         raise GlimpseError(f"attention implementation '{implementation}' is unknown (known: auto, {', '.join(KERNELS)})")

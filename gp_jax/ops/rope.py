@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from gp_jax.ops.target import targets
+
 
 def inverse_frequencies(width: int, theta: float) -> np.ndarray:
     """theta^(-2j/width) for j < width/2. Returns: (width / 2,) float32."""
@@ -56,6 +58,10 @@ def rotate(x: Array, angles: Array) -> Array:
 def _computed_once(x: Array) -> Array:
     """x. On CPU XLA would compute cosines anew inside every operation that uses them, for every head and layer, which costs more
     than the rest of the rope; it does not see through a product with the identity, which is exact."""
-    if jax.default_backend() != "cpu":
+
+    def identity(x: Array) -> Array:
+        return jnp.einsum("...h,hk->...k", x, np.eye(x.shape[-1], dtype=np.float32), precision="highest")
+
+    if "cpu" not in targets():
         return x
-    return jnp.einsum("...h,hk->...k", x, np.eye(x.shape[-1], dtype=np.float32), precision="highest")
+    return identity(x) if targets() == ("cpu",) else jax.lax.platform_dependent(x, cpu=identity, default=lambda x: x)

@@ -17,7 +17,7 @@ from gp_jax.data.collate import Shape, TrainSample, train_batch
 from gp_jax.data.shapes import round_up
 from gp_jax.errors import GlimpseError
 from gp_jax.layout import Sample, pack_windows, rope_positions
-from gp_jax.ops.attention import targeting
+from gp_jax.ops.target import targeting
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.settings import GlimpseSettings, LossConfig, OptimConfig
 from gp_jax.sharding import batch_sharding, make_mesh, mesh_sizes, parameter_sharding, replicated

@@ -1,0 +1,144 @@
+"""The command `gp-jax export`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from gp_jax.errors import GlimpseError
+
+if TYPE_CHECKING:
+    from gp_jax.config import GlimpseConfig
+    from gp_jax.glimpse.select import Prune
+
+PLATFORMS = ("cpu", "tpu", "cuda")
+NOT_FIXED = ("oracle", "downsample")  # plans that depend on more than a picture and a question
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model as one program that runs without gp_jax: a jax.export artifact, its parameters (orbax) and a README.
+
+    gp-jax export MODEL --to DIR --platforms cpu,tpu,cuda
+
+    The program takes pixels and a prompt in fixed sizes and returns the tokens of `generate` (greedy), the keep mask and the importance
+    map. DIR/README.md has the ten lines that load and call it with jax and orbax alone, and says how to make inputs of one's own:
+    gp_jax.artifact_inputs(DIR, picture, question), a dict of arrays for np.savez.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Folder or Hugging Face Hub id of the base model."""
+    to: Path | None = None
+    """The folder to write; an earlier export there is replaced."""
+    platforms: str = "cpu,tpu,cuda"
+    """For which it must run."""
+    glimpse: str | None = None
+    """Folder or Hub id of the glimpse; by default the model folder's own, if it has one."""
+    plan: str | None = None
+    """dense, glimpse, glimpse-11.1 (at most so many percent stay), glimpse-fixed-11.1 (exactly), nothing, or attention-11.1,
+    fastv-11.1, pyramiddrop-, visionzip-, divprune-, cdpruner-, vscan-11.1. [default: glimpse if there is one, else dense]"""
+    batch: int = 1
+    """Samples of a call; fewer are padded."""
+    visual_tokens: tuple[int, ...] = (1024,)
+    """Visual tokens of a sample, at most. Several sizes: the program takes the smallest that is enough."""
+    prompt_length: tuple[int, ...] = ()
+    """Rows of a prompt, visual tokens and glimpse included; as above. [default: the visual tokens and 128]"""
+    kept: tuple[int, ...] = ()
+    """Sizes of what is left behind a cut, to choose from. [default: a few parts of the prompt]"""
+    max_new_tokens: int = 128
+    """Length limit of the answer."""
+    dtype: str | None = None
+    """Weights and activations: float32 or bfloat16. [default: as stored]"""
+    attention: Literal["auto", "xla"] = "auto"
+    """auto: on TPU the splash kernel; xla: none, for programs that several TPU chips share."""
+    image: Path | None = None
+    """Picture of the example. [default: a drawn one]"""
+    question: str = "What is there?"
+    """Question of the example."""
+    example: bool = True
+    """Answer the example here and check that the program's tokens are those of `generate`."""
+
+    def check(self) -> tuple[str, ...]:
+        """What can be wrong before anything is loaded. Returns: the platforms."""
+        if self.to is None:
+            raise GlimpseError("--to is missing: the folder to write")
+        platforms = tuple(dict.fromkeys(name.strip() for name in self.platforms.split(",")))
+        for name in platforms:
+            if name not in PLATFORMS:
+                raise GlimpseError(f"--platforms: '{name}' is not one of {', '.join(PLATFORMS)}")
+        for name in ("batch", "max_new_tokens", "visual_tokens", "prompt_length", "kept"):
+            value = getattr(self, name)
+            sizes = value if isinstance(value, tuple) else (value,)
+            if any(size < 1 for size in sizes) or len(set(sizes)) < len(sizes):
+                raise GlimpseError(f"--{name.replace('_', '-')} {' '.join(map(str, sizes))} must be positive and different")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise GlimpseError(f"--dtype {self.dtype} is not float32, bfloat16 or float16")
+        if not self.visual_tokens:
+            raise GlimpseError("--visual-tokens is empty")
+        if not self.question.strip():
+            raise GlimpseError("--question is empty")
+        return platforms
+
+
+def named_plan(name: str | None, glimpse: "GlimpseConfig | None") -> "tuple[str, Prune | None]":
+    """The plan's name and its keep rule. Raises: GlimpseError when it is not one that a picture and a question decide."""
+    from gp_jax.evaluation.plans import make_plan
+
+    name = name or ("glimpse" if glimpse else "dense")
+    try:
+        plan = make_plan(name, glimpse)
+    except GlimpseError as error:
+        raise GlimpseError(f"--plan: {error}") from error
+    if plan.name.partition("-")[0] in NOT_FIXED:
+        raise GlimpseError(f"--plan {name}: needs more than a picture and a question")
+    if plan.matched:
+        raise GlimpseError(f"--plan {name}: say how much to keep, in percent (attention-11.1, fastv-11.1, ...)")
+    return name, plan.rule([], plan.ratio)
+
+
+def run(args: Export) -> None:
+    """Runs `gp-jax export`."""
+    platforms = args.check()
+    from gp_jax.images import open_image  # light; the picture is checked before the model is loaded
+
+    picture = open_image(args.image) if args.image else None
+    from tqdm import tqdm
+
+    from gp_jax.exporting.write import STEPS, Program, check_target, export
+    from gp_jax.inference import inference_buckets
+    from gp_jax.requests import resolve
+    from gp_jax.tiny import picture as draw
+    from gp_jax.vlm import GlimpseVLM
+
+    check_target(args.to)
+    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=sys.stderr.isatty())
+    name, prune = named_plan(args.plan, vlm.glimpse_config)
+    plan, _ = resolve(prune, vlm.glimpse_config, vlm.config.text.num_hidden_layers)
+    sizes = dict(batch=args.batch, visual_tokens=args.visual_tokens, prompt=args.prompt_length, kept=args.kept, cuts=len(plan))
+    buckets = inference_buckets(vlm.config, **sizes)
+    program = Program(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
+    if args.example and picture is None:
+        picture, vlm.processor = draw(), vlm.processor.limited(args.visual_tokens[-1])
+    bar = tqdm(total=len(STEPS), bar_format="{desc} ({n}/{total}) {elapsed}", leave=False, disable=not sys.stderr.isatty())
+
+    def tell(step: str) -> None:
+        bar.update(STEPS.index(step) + 1 - bar.n)
+        bar.set_description_str(step)
+        if bar.disable:
+            print(f"{step} ...", file=sys.stderr)
+
+    done = export(vlm, program, args.to, (picture, args.question) if args.example else None, tell)
+    bar.close()
+    print(f"wrote {args.to}: {done['bytes'] / 1e6:.1f} MB for {', '.join(platforms)}, plan {name}")
+    if done.get("equal") is not None:
+        print(
+            f"example        {'the tokens of generate' if done['equal'] else 'other tokens than generate, from rounding'}: {done['text']!r}"
+        )
+    print(f"how to call it {args.to / 'README.md'}")
+
+
+def parse(argv: list[str]) -> Export:
+    """Reads the command line."""
+    return tyro.cli(Export, args=argv, prog="gp-jax export", config=(tyro.conf.HelptextFromCommentsOff,))

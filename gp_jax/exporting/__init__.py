@@ -1,0 +1,1 @@
+"""The inference function as a folder that needs no gp_jax."""

@@ -1,0 +1,157 @@
+"""Writes the inference function as a folder that needs no gp_jax; what is in it says `exporting.layout`."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from gp_jax.buckets import Ladders
+from gp_jax.errors import GlimpseError
+from gp_jax.exporting.layout import EXAMPLE, EXPECTED, FACTS, PARAMS, PROCESSOR, PROGRAM, VENDOR
+from gp_jax.exporting.readme import readme
+from gp_jax.glimpse.select import Prune
+from gp_jax.images import MAX_PIXELS, ImageLike
+from gp_jax.inference import inference_fn, inference_inputs, inference_params
+from gp_jax.ops.target import PLATFORMS
+from gp_jax.pretrained import files, saving
+from gp_jax.version import __version__
+from gp_jax.vlm import GlimpseVLM
+
+STEPS = ("lowering the program", "writing the parameters", "answering the example")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to export.
+
+    platforms: names of `ops.target.PLATFORMS`; attention: as of `inference_fn`; plan, model: their names, for the README.
+    """
+
+    prune: Prune | None
+    buckets: Ladders
+    max_new_tokens: int
+    platforms: tuple[str, ...] = PLATFORMS
+    attention: str = "auto"
+    plan: str = ""
+    model: str = ""
+
+
+def check_target(folder: Path) -> None:
+    """Raises: GlimpseError unless an export may be written there: nothing is, or an older export."""
+    if folder.exists() and not (folder / FACTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise GlimpseError(f"--to {folder}: exists and is not an earlier export")
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise GlimpseError("jax.export needs the package flatbuffers: pip install flatbuffers")
+
+
+def export(
+    vlm: GlimpseVLM,
+    program: Program,
+    folder: Path,
+    example: tuple[ImageLike, str] | None = None,
+    tell: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Writes the folder, whole or not at all; an earlier export there is replaced.
+
+    Args: example: a picture and a question whose inputs and outputs go along; tell: called with the name of every step that begins.
+    Returns: facts: the artifact's size in bytes, and of the example the text and whether the program gave `generate`'s tokens (None:
+        it is not for this machine).
+    """
+    check_target(folder)
+    scratch = folder.absolute().parent / f".{folder.absolute().name}.partial"
+    old = scratch.with_suffix(".old")
+    for left in (scratch, old):  # by an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        write_processor(vlm, scratch / PROCESSOR)
+        facts = describe(vlm, program)
+        (scratch / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        tell(STEPS[0])
+        exported, params, shapes = lower(vlm, program)
+        (scratch / PROGRAM).write_bytes(exported.serialize())
+        vendor = Path(importlib.util.find_spec("flatbuffers").origin).parent
+        shutil.copytree(vendor, scratch / VENDOR / "flatbuffers", ignore=shutil.ignore_patterns("__pycache__"))
+        tell(STEPS[1])
+        ocp.save(scratch / PARAMS, params)
+        done = {}
+        if example is not None:
+            tell(STEPS[2])
+            done = answer(vlm, program, exported, params, example, scratch)
+        (scratch / "README.md").write_text(readme(facts, shapes, done))
+        if folder.exists():
+            folder.rename(old)
+        scratch.rename(folder)
+    except OSError as error:
+        raise GlimpseError(f"--to {folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        for done_with in (scratch, old):
+            shutil.rmtree(done_with, ignore_errors=True)
+    return done | {"bytes": (folder / PROGRAM).stat().st_size}
+
+
+def lower(vlm: GlimpseVLM, program: Program) -> tuple[jax.export.Exported, dict, dict[str, jax.ShapeDtypeStruct]]:
+    """The exported function, the parameters and the inputs' shapes."""
+    options = dict(glimpse=vlm.glimpse_config, attention=program.attention)
+    infer = inference_fn(vlm.config, program.prune, program.buckets, program.max_new_tokens, **options)
+    params = inference_params(vlm.model)
+    empty = inference_inputs([], vlm.config, vlm.glimpse_config, program.prune, program.buckets)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in empty.items()}
+    specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)  # of one device, whatever mesh they lie on
+    return jax.export.export(jax.jit(infer), platforms=program.platforms)(specs, shapes), params, shapes
+
+
+def answer(
+    vlm: GlimpseVLM, program: Program, exported: jax.export.Exported, params: dict, example: tuple[ImageLike, str], folder: Path
+) -> dict[str, Any]:
+    """Writes the example and what the program makes of it, or `generate` where the program is not for this machine."""
+    image, question = example
+    raw = vlm.processor([[image]], [question], None, MAX_PIXELS).inputs
+    inputs = vlm.inference_inputs(inputs=raw, prune=program.prune, buckets=program.buckets)
+    done = vlm.generate(**raw, prune=program.prune, max_new_tokens=program.max_new_tokens)
+    tokens = np.full((program.buckets.batch.rungs[-1], program.max_new_tokens), vlm.config.pad_token_id, np.int32)
+    tokens[:1, : done.tokens.shape[1]] = done.tokens
+    outputs, equal = {"tokens": tokens}, None
+    if {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) in program.platforms:
+        outputs = {name: np.asarray(x) for name, x in jax.jit(exported.call)(params, inputs).items()}
+        equal = bool((outputs["tokens"] == tokens).all())
+        if not equal and vlm.model.decoder.embed_tokens.dtype == np.float32:
+            raise GlimpseError("the exported program does not give the tokens of generate on the example; nothing was written")
+    np.savez(folder / EXAMPLE, **inputs)
+    np.savez(folder / EXPECTED, **outputs)
+    return {"question": question, "text": vlm.processor.text(done.tokens[0]), "equal": equal}
+
+
+def write_processor(vlm: GlimpseVLM, folder: Path) -> None:
+    """Configuration (with the glimpse's), tokenizer and picture settings."""
+    folder.mkdir()
+    for path in files.side_files(vlm.folder) if vlm.folder else ():
+        shutil.copy(path, folder / path.name)
+    saving.write_config(vlm.model, vlm.hf_config, folder)
+
+
+def describe(vlm: GlimpseVLM, program: Program) -> dict[str, Any]:
+    """What `export.json` says."""
+    rule = dataclasses.asdict(program.prune) if program.prune else None
+    return {
+        "gp_jax": __version__,
+        "jax": jax.__version__,
+        "model": program.model,
+        "glimpse": vlm.glimpse_config is not None,
+        "dtype": str(vlm.model.decoder.embed_tokens.dtype),
+        "plan": program.plan,
+        "prune": rule,
+        "buckets": {name: list(getattr(program.buckets, name).rungs) for name in ("batch", "patches", "prompt", "kept")},
+        "max_new_tokens": program.max_new_tokens,
+        "platforms": list(program.platforms),
+        "attention": program.attention,
+    }

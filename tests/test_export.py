@@ -1,0 +1,138 @@
+"""An exported folder answers as `generate` does in a process that cannot import gp_jax: the very lines of its README."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gp_jax import GlimpseVLM, Prune, artifact_inputs, cli
+from gp_jax.tiny import make_checkpoint, make_picture
+
+# `pip install jax orbax-checkpoint` and nothing else: these must not be needed.
+WITHOUT = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("gp_jax", "flax", "transformers", "PIL", "torch"):
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    make_checkpoint(folder / "model")
+    make_picture(folder / "scene.png")
+    sizes = ["--batch", "2", "--visual-tokens", "200", "--prompt-length", "256", "--kept", "128", "--max-new-tokens", "6"]
+    cli.run(["export", str(folder / "model"), "--to", str(folder / "out"), *sizes])
+    return folder
+
+
+def run_readme(folder: Path, code: str) -> str:
+    """Runs code in an exported folder, without gp_jax. Returns: what it printed."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", WITHOUT + code], cwd=folder, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def blocks(folder: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readme_runs_without_gp_jax(home):
+    """On the example that comes along, then on a batch that the export has not seen."""
+    folder = home / "out"
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "example.npz", "expected.npz", "export.json", "params", "processor", "program.jax_export", "vendor",
+    }  # fmt: skip
+    load, check, make = blocks(folder)
+    assert len(load.splitlines()) == 10 and "gp_jax" not in load + check and "artifact_inputs" in make
+    picture = Image.open(home / "scene.png")
+    pictures, questions = (
+        [picture.resize((224, 308)), [picture.resize((112, 56)), picture.resize((84, 140))]],
+        ["Why is that so?", "Which?"],
+    )
+    np.savez(folder / "mine.npz", **artifact_inputs(folder, pictures, questions))
+    unseen = 'mine = jax.jit(program.call)(params, dict(np.load(here / "mine.npz")))\nnp.savez(here / "out.npz", **mine)\n'
+    printed = run_readme(folder, load + check + unseen)
+    assert "as expected: True" in printed
+    vlm, out = GlimpseVLM.from_pretrained(home / "model"), dict(np.load(folder / "out.npz"))
+    raw = vlm.processor([[pictures[0]], pictures[1]], questions).inputs
+    done = vlm.generate(**raw, max_new_tokens=6)
+    np.testing.assert_array_equal(out["tokens"][:, : done.tokens.shape[1]], done.tokens)
+    for b, keep in enumerate(done.keep):
+        np.testing.assert_array_equal(out["keep"][b, : keep.size], keep)
+        np.testing.assert_allclose(out["importance"][b, : keep.size], 1 / (1 + np.exp(-done.mask_logits[b])), atol=1e-5)
+    assert out["kept"].tolist() == [keep.sum() for keep in done.keep]
+
+
+def test_every_platform_is_inside(home):
+    import jax.export
+
+    program = jax.export.deserialize(bytearray((home / "out" / "program.jax_export").read_bytes()))
+    assert program.platforms == ("cpu", "tpu", "cuda")
+    assert "tpu_custom_call" in program.mlir_module(), "the TPU's attention kernel"
+    facts = json.loads((home / "out" / "export.json").read_text())
+    assert facts["plan"] == "glimpse" and facts["prune"]["reduce_threshold"] == 0.5 and facts["buckets"]["batch"] == [2]
+    text = (home / "out" / "README.md").read_text()
+    assert str(home) not in text and all(f"| `{name}` |" in text for name in artifact_inputs(home / "out", None, "Why?"))
+
+
+def test_inputs_follow_the_request(home):
+    picture = Image.open(home / "scene.png")
+    folder, large = home / "out", picture.resize((900, 900))
+    small = artifact_inputs(folder, large, "Which?", shrink=True)
+    assert 100 < (small["image_slot"][0] >= 0).sum() <= 200
+    capped = artifact_inputs(folder, picture, "Which?", prune=Prune(max_remain_ratio=0.25))
+    assert capped["cut0_cap"].tolist() == [48, 0] and artifact_inputs(folder, picture, "Which?")["cut0_cap"].tolist() == [192, 0]
+
+
+def fails(capsys, monkeypatch, *argv: object) -> str:
+    """Runs the command, which must exit 1 with one line on standard error. Returns: the line."""
+    monkeypatch.setattr(sys, "argv", ["gp-jax", "export", *map(str, argv)])
+    monkeypatch.setattr(cli, "keep_memory", lambda: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capsys.readouterr()
+    assert stop.value.code == 1 and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_errors_are_one_line_and_leave_nothing(home, capsys, monkeypatch, tmp_path):
+    model, to = home / "model", tmp_path / "out"
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("")
+    for argv, message in (
+        ([model], "--to is missing"),
+        ([model, "--to", to, "--platforms", "cpu,gpu"], "--platforms: 'gpu' is not one of cpu, tpu, cuda"),
+        ([model, "--to", tmp_path / "taken"], "exists and is not an earlier export"),
+        ([model, "--to", to, "--batch", 0], "--batch 0 must be positive"),
+        ([model, "--to", to, "--visual-tokens", 64, 64], "--visual-tokens 64 64 must be positive and different"),
+        ([model, "--to", to, "--dtype", "int8"], "--dtype int8"),
+        ([model, "--to", to, "--plan", "oracle"], "--plan oracle: needs more"),
+        ([model, "--to", to, "--plan", "fastv"], "--plan fastv: say how much to keep"),
+        ([model, "--to", to, "--plan", "glimps"], "did you mean 'glimpse'?"),
+        ([model, "--to", to, "--image", tmp_path / "none.png"], "no such file"),
+        ([tmp_path / "nowhere", "--to", to], "no such folder"),
+    ):
+        assert message in fails(capsys, monkeypatch, *argv)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_failed_export_leaves_the_old_one(home, monkeypatch):
+    from gp_jax.exporting import write
+
+    before = (home / "out" / "README.md").read_bytes()
+    monkeypatch.setattr(write, "lower", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["export", str(home / "model"), "--to", str(home / "out")])
+    assert (home / "out" / "README.md").read_bytes() == before
+    assert not (home / ".out.partial").exists()
