@@ -1,5 +1,6 @@
 """Training samples to padded arrays, numpy on the host. See `trees.TrainBatch` for the shapes."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,9 +64,7 @@ def tail_input(samples: Sequence[TrainSample], config: ModelConfig, batch: int, 
 
 def without_last(sample: Sample) -> Sample:
     """The prompt without its last token, which leads the tail where there are no glimpse rows."""
-    return Sample(
-        sample.ids[:-1], sample.positions[:, :-1], sample.image_token[:-1], sample.grids, sample.pixels, sample.slots, sample.windows
-    )
+    return dataclasses.replace(sample, ids=sample.ids[:-1], positions=sample.positions[:, :-1], image_token=sample.image_token[:-1])
 
 
 def train_batch(

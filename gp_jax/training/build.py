@@ -41,7 +41,7 @@ def glimpse_config(settings: GlimpseSettings, model: ModelConfig) -> GlimpseConf
         "reduce_layer": cut,
         "selected_layers": settings.selected_layers or (cut,),
         "le_layers": tuple(range(depth)) if settings.le_layers is None else settings.le_layers,
-        "selected_visual_layers": settings.selected_visual_layers or tuple(sorted(model.vision.fullatt_block_indexes, reverse=True)),
+        "selected_visual_layers": settings.selected_visual_layers or model.vision.usual_conditions,
         "ori_attn_supervision": False,
     }
     return GlimpseConfig(**values).validate(model)
