@@ -105,8 +105,8 @@ class Engine:
         return self.slots_of(self.ladders.patches.fit(longest * self.config.vision.merge_unit)) if longest else 0
 
     def slots_of(self, patches: int) -> int:
-        """Vision slots of a patches rung."""
-        return -(-patches // (self.config.vision.merge_unit * self.window)) * self.window
+        """Vision slots of a patches rung: samples fill whole windows, so what is left of the rung holds nothing."""
+        return patches // (self.config.vision.merge_unit * self.window) * self.window
 
     def split(self, tree: object, samples: int, axis: int = 0) -> object:
         """Host arrays to the devices, samples (along `axis`) split over the mesh; scalars are replicated."""

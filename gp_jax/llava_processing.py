@@ -11,7 +11,7 @@ from gp_jax.config import ModelConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.pictures import Plot, best_pinpoint, tiled, whole
 from gp_jax.pretrained.files import read_json
-from gp_jax.pretrained.tower import tower_processor
+from gp_jax.pretrained.tower import processor_file
 from gp_jax.processing import Area, Processor
 
 if TYPE_CHECKING:
@@ -146,9 +146,10 @@ class OriginalLlavaProcessor(LlavaProcessor):
     @classmethod
     def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]]:
         path, settings = super().settings(folder)
-        place = path if settings else tower_processor(folder) or path
+        for path in processor_file(folder):  # none or one
+            settings = read_json(path)
         pad = read_json(folder / "config.json", required=False).get("image_aspect_ratio") == "pad"
-        return place, (settings or read_json(place, required=False)) | {"do_pad": pad}
+        return path, settings | {"do_pad": pad}
 
     def tokenize(self, texts: Sequence[str], prompts: bool = True) -> list[list[int]]:
         tokenizer = self._tokenizer()

@@ -81,7 +81,7 @@ class GlimpseVLM:
         """
         if dtype is not None and str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
             raise GlimpseError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-        folder = files.find_folder(path_or_hub_id, ALL_FILES)
+        folder = files.find_model(path_or_hub_id, ALL_FILES)
         hf_config = read_config(folder)
         generation = files.read_json(folder / "generation_config.json", required=False)
         config = model_config(hf_config, generation, str(folder / "config.json"))

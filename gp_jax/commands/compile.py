@@ -38,7 +38,7 @@ class Compile:
     train: bool = False
     """The training step, with the released settings."""
     model: str = ""
-    """3b or 7b (Qwen2.5-VL), or a model folder, of which only config.json is read."""
+    """3b or 7b (Qwen2.5-VL), llava-1.5-7b, llava-1.5-13b, or a model folder, of which only config.json is read."""
     topology: str = "v5e:4x4"
     """TPU generation and chips, e.g. v5e:2x2, v5e:4x4, v6e:4x4, v5p:2x2x2."""
     batch: int = 16
@@ -67,7 +67,7 @@ class Compile:
         if not self.train:
             raise GlimpseError("say what to compile: --train")
         if not self.model:
-            raise GlimpseError("--model is missing: 3b, 7b or a model folder")
+            raise GlimpseError("--model is missing: 3b, 7b, llava-1.5-7b, llava-1.5-13b or a model folder")
         for name in ("batch", "visual_tokens", "prompt_tokens", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise GlimpseError(f"--{name.replace('_', '-')} {getattr(self, name)} must be positive")
@@ -76,7 +76,7 @@ class Compile:
 def model_named(name: str) -> "ModelConfig":
     """A known size or a folder's config."""
     from gp_jax.pretrained.files import read_json
-    from gp_jax.pretrained.hf_config import model_config
+    from gp_jax.pretrained.hf_config import model_config, read_config
     from gp_jax.pretrained.known import KNOWN
 
     if name.lower() in KNOWN:
@@ -85,7 +85,7 @@ def model_named(name: str) -> "ModelConfig":
     if not path.is_file():
         raise GlimpseError(f"--model {name}: is not {', '.join(KNOWN)} and has no config.json")
     generation = read_json(path.with_name("generation_config.json"), required=False)
-    return model_config(read_json(path), generation, str(path))
+    return model_config(read_config(path.parent), generation, str(path))
 
 
 def run(args: Compile) -> None:

@@ -36,11 +36,11 @@ def lengths(slots: int, prompt: int, answer: int, glimpse_rows: int) -> Shape:
 
 
 def split_answer(ids: np.ndarray, labels: np.ndarray, where: str = "labels") -> int:
-    """Where the answer starts, from labels as trainers write them (-100: no loss).
+    """Where the answer starts, from labels as trainers write them (-100, or another negative number: no loss).
 
     Raises: GlimpseError unless the labels are a prompt without loss followed by the ids themselves.
     """
-    start = int(np.argmax(labels != -100))
+    start = int(np.argmax(labels >= 0))
     if labels.shape != ids.shape or start == 0 or not np.array_equal(labels[start:], ids[start:]):
         raise GlimpseError(f"{where}: must be -100 on the prompt and the token ids on the answer behind it")
     return start

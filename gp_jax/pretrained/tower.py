@@ -11,7 +11,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.pretrained import files
 from gp_jax.pretrained.names import NAMES, checkpoint_name
 
-NAME = "mm_vision_tower"
+NAME, PROCESSOR = "mm_vision_tower", "preprocessor_config.json"
 # Checkpoints on the Hub hold this tower's weights themselves: its few numbers need no download.
 KNOWN = {
     "openai/clip-vit-large-patch14-336": dict(
@@ -30,7 +30,7 @@ def local_tower(name: str, folder: Path) -> Path | None:
 def find_tower(name: str, folder: Path, patterns: tuple[str, ...]) -> Path:
     """The tower's folder, here or from the Hub (its cache included). Raises: GlimpseError that names the field."""
     try:
-        return local_tower(name, folder) or files.find_folder(name, patterns)
+        return local_tower(name, folder) or files.find_model(name, patterns)
     except GlimpseError as error:
         raise GlimpseError(f"{folder / 'config.json'}: {NAME}: {error}") from error
 
@@ -45,16 +45,18 @@ def with_tower(hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     place = local_tower(name, folder)
     if place is None and name in KNOWN:
         return {**hf, "vision_config": KNOWN[name]}
-    place = place or find_tower(name, folder, ("*.json",))
+    place = place or find_tower(name, folder, ("*.json", "*.safetensors"))
     own = files.read_json(place / "config.json")
     return {**hf, "vision_config": own.get("vision_config", own)}
 
 
-def tower_processor(folder: Path) -> Path | None:
-    """Where the tower's `preprocessor_config.json` is, if it is on this machine. folder: of the checkpoint."""
+def processor_file(folder: Path) -> list[Path]:
+    """The `preprocessor_config.json` of the tower that a checkpoint refers to, where it has none itself and that one is here."""
+    if (folder / PROCESSOR).exists():
+        return []
     name = files.read_json(folder / "config.json", required=False).get(NAME)
     place = local_tower(name, folder) if isinstance(name, str) else None
-    return place and place / "preprocessor_config.json"
+    return [place / PROCESSOR] if place and (place / PROCESSOR).exists() else []
 
 
 def base_source(folder: Path, config: ModelConfig) -> files.TensorSource:

@@ -162,7 +162,7 @@ def build(config: TrainConfig, progress: Progress) -> Run:
     if config.glimpse_from is None:
         model = attach_glimpse(vlm.model, glimpse_config(config.glimpse, vlm.config), config.seed, mesh)
         vlm = vlm.with_model(model)
-    maker = SampleMaker(vlm.processor, vlm.model.glimpse_config.rows, config.data.max_visual_tokens)
+    maker = SampleMaker(vlm.processor, vlm.model.glimpse_config.rows, config.data.max_visual_tokens, config.data.released_boxes)
     feed = build_feed(config, config.data.sources, maker, mesh, progress)
     validation = build_feed(config, config.data.validation, maker, mesh, progress) if config.data.validation else None
     if config.steps is not None:
