@@ -22,7 +22,6 @@ class VisionConfig:
     in_channels: int = 3
     hidden_act: str = "silu"
     sized_by: ClassVar[str] = "image_grid_thw"  # the input that says how many visual tokens pictures have
-    extra_rows: ClassVar[int] = 0  # rows of an attention window that hold no patch
 
     @property
     def head_dim(self) -> int:
@@ -87,7 +86,6 @@ class ClipConfig:
     projector_bias: bool = True
     pinpoints: tuple[tuple[int, int], ...] = ()
     sized_by: ClassVar[str] = "pixel_values"
-    extra_rows: ClassVar[int] = 1  # the class token
     merge_unit: ClassVar[int] = 1
     spatial_merge_size: ClassVar[int] = 1
 

@@ -27,10 +27,12 @@ def local_tower(name: str, folder: Path) -> Path | None:
     return next((place for place in places if (place / "config.json").is_file()), None)
 
 
-def find_tower(name: str, folder: Path, patterns: tuple[str, ...]) -> Path:
+def find_tower(name: str, folder: Path, weights: bool) -> Path:
     """The tower's folder, here or from the Hub (its cache included). Raises: GlimpseError that names the field."""
     try:
-        return local_tower(name, folder) or files.find_model(name, patterns)
+        if place := local_tower(name, folder):
+            return place
+        return files.find_model(name, ("*.json", "*.safetensors")) if weights else files.find_folder(name, ("*.json",))
     except GlimpseError as error:
         raise GlimpseError(f"{folder / 'config.json'}: {NAME}: {error}") from error
 
@@ -42,11 +44,9 @@ def with_tower(hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         raise GlimpseError(f"{folder / 'config.json'}: {NAME}={name!r} must be a folder or a Hub id")
     if isinstance(hf.get("vision_config"), Mapping):
         return dict(hf)
-    place = local_tower(name, folder)
-    if place is None and name in KNOWN:
+    if name in KNOWN and local_tower(name, folder) is None:
         return {**hf, "vision_config": KNOWN[name]}
-    place = place or find_tower(name, folder, ("*.json", "*.safetensors"))
-    own = files.read_json(place / "config.json")
+    own = files.read_json(find_tower(name, folder, weights=False) / "config.json")
     return {**hf, "vision_config": own.get("vision_config", own)}
 
 
@@ -67,7 +67,7 @@ def base_source(folder: Path, config: ModelConfig) -> files.TensorSource:
     prefix = checkpoint_name("vision.class_embedding", NAMES[config.model_type].rules).removesuffix("embeddings.class_embedding")
     if any(key.startswith(prefix) for key in base.shapes):
         return base
-    own = files.base_source(find_tower(name, folder, ("*.json", "*.safetensors")))
+    own = files.base_source(find_tower(name, folder, weights=True))
     keys = {key: key.removeprefix("vision_model.") for key in own.shapes}  # transformers 5 leaves the prefix out
     if any(key.startswith("text_model.") for key in own.shapes):  # a whole CLIP: its text tower and projections stay there
         keys = {key: short for key, short in keys.items() if short != key}

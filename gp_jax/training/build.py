@@ -192,6 +192,8 @@ def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int
     data = plain(config.data)
     for name in ("validation", "own", "workers", "threads", "prefetch"):
         del data[name]
+    if not data["released_boxes"]:  # runs that were begun before there was this setting go on
+        del data["released_boxes"]
     records = repr([source.entries for source in feed.sources])  # ids, questions, answers, sizes
     data["records"] = {"count": sum(len(s.entries) for s in feed.sources), "digest": hashlib.sha256(records.encode()).hexdigest()[:16]}
     return chosen | {"glimpse": plain(glimpse), "data": data, "steps": steps}
