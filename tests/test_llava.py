@@ -148,4 +148,4 @@ def test_bad_inputs_name_the_argument(pair, message):
     if change.get("pixel_values", 0) is None:
         change = {"pixel_values": np.full_like(inputs["pixel_values"], np.nan)}
     with pytest.raises(GlimpseError, match=message):
-        vlm.generate(**(inputs | change))
+        vlm.generate(**(inputs | change), max_new_tokens=1)
