@@ -150,8 +150,10 @@ def read_samples(
             taken += 1 if one_each else mine[-1].plot.rows.size
             image += 1
         if taken != wanted:
-            by = config.vision.sized_by
-            raise GlimpseError(f"input_ids[{row}] holds {wanted} image tokens, but {by} gives {taken} for its {len(mine)} image(s)")
+            by, instead = config.vision.sized_by, f"; with one token per image there would be {len(pictures)} in all"
+            raise GlimpseError(
+                f"input_ids[{row}] holds {wanted} image tokens, but {by} gives {taken} for its {len(mine)} image(s){instead}"
+            )
         if one_each:
             repeats = np.ones(kept.size, int)
             repeats[is_image] = [picture.plot.rows.size for picture in mine]

@@ -18,7 +18,7 @@ def home(tmp_path_factory):
     folder = home / "model"
     folder.mkdir()
     llava.save_original(folder, llava.hf_model())
-    tiny.make_dataset(home / "data", count=8)
+    tiny.make_dataset(home / "data", count=12)
     return home
 
 
@@ -34,7 +34,7 @@ def test_train_export_ask_and_eval(home, tmp_path, capsys):
         ),
         glimpse=GlimpseSettings(attn_fuse_size=16, visual_cond_size=16, attn_fuse_num_heads=2, use_attention_logits=False),
         optim=OptimConfig(learning_rate=1e-3),
-        batch_size=2,
+        batch_size=8,
         accumulation=1,
         steps=2,
         validate_every=2,
