@@ -38,19 +38,19 @@ def main(args: Args) -> None:
     from tqdm import tqdm
 
     from gp_jax import GlimpseVLM, Prune
+    from gp_jax.data.masks import evidence
     from gp_jax.data.samples import decode
     from gp_jax.evaluation.metrics import exact_match, recall
-    from gp_jax.evaluation.runner import reference_masks
     from gp_jax.evaluation.tasks import Task
     from gp_jax.scenes.source import ScenesSource
 
     vlm = GlimpseVLM.from_pretrained(args.model)
     task = Task("scenes", ScenesSource("val", args.records))
-    grids = [vlm.processor.grid(*entry.sizes[0]) for entry in task.entries]
+    grids = [vlm.processor.plot(*entry.sizes[0]).grids[0] for entry in task.entries]
     order = sorted(range(args.records), key=lambda n: grids[n][0] * grids[n][1])
     records = [task.source[n] for n in order]
     pictures = [decode(record.images[0], record.id) for record in records]
-    masks = [reference_masks(record, [grids[n]]) for n, record in zip(order, records, strict=True)]
+    masks = [evidence(record, [picture.size], vlm.processor) for record, picture in zip(records, pictures, strict=True)]
 
     def score(rule) -> tuple[float, float]:
         """Exact match and evidence recall, in percent."""

@@ -65,7 +65,7 @@ def model_named(name: str, after: int | None) -> tuple["ModelConfig", "GlimpseCo
     elif name == "scenes":
         config = hf_config.model_config(architecture.config({token: i for i, token in enumerate(architecture.SPECIAL)}))
     elif path.is_file():
-        released = json.loads(path.read_text())
+        released = hf_config.read_config(path.parent)
         config = hf_config.model_config(released, {}, str(path))
     else:
         raise GlimpseError(f"--model {name}: is not {', '.join(SIZES)} or scenes and has no config.json")

@@ -5,46 +5,12 @@ import math
 from dataclasses import dataclass
 
 from gp_jax.errors import GlimpseError
+from gp_jax.vision_config import ClipConfig as ClipConfig
+from gp_jax.vision_config import Vision as Vision
+from gp_jax.vision_config import VisionConfig as VisionConfig
 
 PREDICTORS = ("AttnFuserV1", "AttnFuserV2", "mean")  # mean: of the glimpse maps, nothing is learned (ours, for ablations)
 ANCHORS = ("tl", "tr", "bl", "br")
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """Windowed ViT of Qwen2.5-VL. Sizes in pixels where they end in `_size` of a patch or window, else in channels."""
-
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    out_hidden_size: int
-    fullatt_block_indexes: tuple[int, ...]
-    window_size: int = 112
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
-    in_channels: int = 3
-    hidden_act: str = "silu"
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in one flattened patch, in the order channel, time, row, column."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
-    @property
-    def merge_unit(self) -> int:
-        """Patches that become one visual token."""
-        return self.spatial_merge_size**2
-
-    @property
-    def window_side(self) -> int:
-        """Side of an attention window, in visual tokens."""
-        return self.window_size // self.spatial_merge_size // self.patch_size
 
 
 @dataclass(frozen=True)
@@ -74,7 +40,7 @@ class ModelConfig:
     """A vision-language model without its glimpse."""
 
     model_type: str
-    vision: VisionConfig
+    vision: Vision
     text: TextConfig
     image_token_id: int
     video_token_id: int | None = None
@@ -160,9 +126,9 @@ class GlimpseConfig:
         check(self.attn_fuse_type in PREDICTORS, "attn_fuse_type", f"is not supported (supported: {', '.join(PREDICTORS)})")
         check(bool(self.selected_visual_layers), "selected_visual_layers", "is empty: the predictor would have no block")
         check(
-            distinct(self.selected_visual_layers, vision.depth),
+            distinct(self.selected_visual_layers, vision.conditions.stop),
             "selected_visual_layers",
-            f"must be distinct blocks in 0..{vision.depth - 1}",
+            f"must be distinct blocks in 0..{vision.conditions[-1]}",
         )
         for size in ("attn_fuse_num_heads", "attn_fuse_size", "visual_cond_size"):
             check(getattr(self, size) > 0, size, "is not positive")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gp_jax.buckets import Ladders
-from gp_jax.config import GlimpseConfig, ModelConfig, TextConfig, VisionConfig
+from gp_jax.config import ClipConfig, GlimpseConfig, ModelConfig, TextConfig, Vision, VisionConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.layout import pack_windows
 from gp_jax.pretrained.known import KNOWN
@@ -56,7 +56,7 @@ class Workload:
     ladders: Ladders | None = None  # count the padded buckets that the engine runs; None: the sizes as they are
 
     @classmethod
-    def of(cls, vision: VisionConfig, grids: Sequence[tuple[int, int]], text: int, new_tokens: int, batch: int = 1) -> "Workload":
+    def of(cls, vision: Vision, grids: Sequence[tuple[int, int]], text: int, new_tokens: int, batch: int = 1) -> "Workload":
         """The workload of images of these sizes, (rows, columns) in visual tokens, windows cut at their borders."""
         visual = sum(rows * columns for rows, columns in grids)
         return cls(visual * vision.merge_unit, visual, text, new_tokens, batch, tuple(grids))
@@ -87,12 +87,12 @@ def _attention(pairs: int, rows: int, keys: int, heads: tuple[int, int], widths:
     return Cost(2 * pairs * heads[0] * widths, itemsize * widths * (rows * heads[0] + keys * heads[1]))
 
 
-def segments(vision: VisionConfig, work: Workload) -> tuple[list[int], list[int]]:
+def segments(vision: Vision, work: Workload) -> tuple[list[int], list[int]]:
     """Patches of every attention window and of every image; with ladders what runs: padded blocks of windows, a sample's images as one."""
     side, unit, whole = vision.window_side, vision.merge_unit, vision.merge_unit * vision.window_side**2
     if work.ladders:
         slots = pack_windows(work.grids, side)[0].size if work.grids else -(-work.visual // side**2) * side**2
-        blocks = -(-work.ladders.patches.fit(slots * unit) // whole)
+        blocks = work.ladders.patches.fit(slots * unit) // whole
         return [whole] * blocks, [whole * blocks]
     if not work.grids:
         full, rest = divmod(work.patches, whole)
@@ -101,7 +101,7 @@ def segments(vision: VisionConfig, work: Workload) -> tuple[list[int], list[int]
     return [unit * h * w for heights, widths in parts for h in heights for w in widths], [unit * h * w for h, w in work.grids]
 
 
-def _vision(config: VisionConfig, work: Workload, batch: int, itemsize: int) -> dict[str, Cost]:
+def _windowed(config: VisionConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:
     (windows, images), width, inner = segments(config, work), config.hidden_size, config.intermediate_size
     rows, group, heads = batch * sum(windows), width * config.merge_unit, (config.num_heads, config.num_heads)
     block = _linear(rows, itemsize, (width, 3 * width), (width, width), (width, inner), (width, inner), (inner, width))
@@ -109,7 +109,27 @@ def _vision(config: VisionConfig, work: Workload, batch: int, itemsize: int) -> 
     tower = _linear(rows, itemsize, (config.patch_dim, width)) + (block + local) * config.depth
     tower += (whole + local * -1) * len(config.fullatt_block_indexes)
     merger = _linear(rows // config.merge_unit, itemsize, (group, group), (group, config.out_hidden_size))
-    return {"vision": tower, "merger": merger} if work.visual else {"vision": Cost(), "merger": Cost()}
+    return tower, merger
+
+
+def _clip(config: ClipConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:
+    windows, _ = segments(config, work)
+    full, width, inner, out = config.window_side**2, config.hidden_size, config.intermediate_size, config.out_hidden_size
+    tiles = batch * sum(-(-n // full) for n in windows)  # a tile is seen whole, whatever of it becomes visual tokens
+    rows, seen, heads = tiles * full, tiles * (full + 1), (config.num_heads, config.num_heads)
+    block = _linear(seen, itemsize, (width, 3 * width), (width, width), (width, inner), (inner, width))
+    block += _attention(tiles * (full + 1) ** 2, seen, seen, heads, 2 * config.head_dim, itemsize)
+    tower = _linear(rows, itemsize, (config.patch_dim, width)) + block * max(config.select_layer, deepest)
+    return tower, _linear(rows, itemsize, (width, out), (out, out))
+
+
+TOWERS = {VisionConfig: _windowed, ClipConfig: _clip}
+
+
+def _vision(config: Vision, work: Workload, batch: int, itemsize: int, deepest: int) -> dict[str, Cost]:
+    """Tower and merger or projector. deepest: hidden state that somebody reads besides."""
+    costs = TOWERS[type(config)](config, work, batch, itemsize, deepest) if work.visual else (Cost(), Cost())
+    return dict(zip(("vision", "merger"), costs, strict=True))
 
 
 def _layer(text: TextConfig, rows: int, pairs: int, keys: int, itemsize: int, programs: int = 1) -> Cost:
@@ -167,7 +187,8 @@ def stages(
     work.check(config, glimpse, cuts)
     cuts = cuts if work.visual else ()  # as in the engine: without an image there is nothing to prune
     text, ladders, batch = config.text, work.ladders, work.ladders.batch.fit(work.batch) if work.ladders else work.batch
-    costs = defaultdict(Cost, _vision(config.vision, work, batch, itemsize))
+    deepest = max(glimpse.selected_visual_layers) if glimpse else 0
+    costs = defaultdict(Cost, _vision(config.vision, work, batch, itemsize, deepest))
 
     def layers(between: range, length: int) -> Cost:
         pairs, rows = length * (length + 1) // 2 if triangle else length * length, batch * length

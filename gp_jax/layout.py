@@ -15,6 +15,7 @@ import numpy as np
 
 from gp_jax.config import ModelConfig
 from gp_jax.errors import GlimpseError
+from gp_jax.pictures import Picture, numeric, read_pictures
 from gp_jax.trees import PromptInput, VisionInput
 
 
@@ -25,9 +26,10 @@ class Sample:
     ids: np.ndarray  # (n,) int
     positions: np.ndarray  # (A, n) int
     image_token: np.ndarray  # (n,) int: number of the visual token, -1 for text
-    grids: tuple[tuple[int, int], ...]  # (rows, columns) of visual tokens per image
-    pixels: np.ndarray  # (N * merge_unit, patch_dim) float32
-    slots: np.ndarray  # (M,) int: number of the visual token in every vision slot, -1 padding
+    grids: tuple[tuple[int, int], ...]  # (rows, columns) of visual tokens per image, or view of one
+    pixels: np.ndarray  # (groups * merge_unit, patch_dim) float32
+    groups: np.ndarray  # (M,) int: number of the patch group in every vision slot, -1 padding
+    slots: np.ndarray  # (M,) int: number of the visual token in every vision slot, -1: none
     windows: np.ndarray  # (M,) int: window number inside its block, -1 padding
 
     @property
@@ -113,102 +115,88 @@ def read_samples(
     input_ids: np.ndarray,
     attention_mask: np.ndarray | None,
     pixel_values: np.ndarray | None,
-    image_grid_thw: np.ndarray | None,
+    image_grid_thw: np.ndarray | None = None,
+    image_sizes: np.ndarray | None = None,
 ) -> list[Sample]:
     """Validates a processor's output and splits it into samples.
 
     Args:
-        input_ids: (B, T) int, padded on any side; attention_mask: (B, T), None: no padding.
-        pixel_values: (patches of all images, patch_dim); image_grid_thw: (images, 3), time, rows, columns in patches.
+        input_ids: (B, T) int, padded on any side, with an image token per row of a picture, or one per picture; attention_mask: (B, T),
+            None: no padding.
+        pixel_values, image_grid_thw, image_sizes: pictures, as the model's kind of tower takes them (see `pictures`).
     Raises: GlimpseError that names the argument at fault.
     """
-    ids = _array("input_ids", input_ids)
+    ids = numeric("input_ids", input_ids)
     if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
         raise GlimpseError(f"input_ids must be a non-empty (batch, length) integer array, not {ids.dtype} {ids.shape}")
-    mask = np.ones(ids.shape, bool) if attention_mask is None else _array("attention_mask", attention_mask).astype(bool)
+    mask = np.ones(ids.shape, bool) if attention_mask is None else numeric("attention_mask", attention_mask).astype(bool)
     if mask.shape != ids.shape:
         raise GlimpseError(f"attention_mask {mask.shape} does not match input_ids {ids.shape}")
-    grids, merge = _grids(config, pixel_values, image_grid_thw), config.vision.spatial_merge_size
-    patches = [rows * columns for rows, columns in grids]
-    pixels = np.zeros((0, config.vision.patch_dim), np.float32) if pixel_values is None else np.asarray(pixel_values)
-    samples, image, patch = [], 0, 0
+    pictures = read_pictures(config.vision, pixel_values, image_grid_thw, image_sizes)
+    one_each = int(((ids == config.image_token_id) & mask).sum()) == len(pictures)
+    samples, image = [], 0
     for row, (row_ids, row_mask) in enumerate(zip(ids, mask, strict=True)):
         kept = row_ids[row_mask]
         if kept.size == 0:
             raise GlimpseError(f"input_ids[{row}] is empty")
-        if kept.min() < 0 or kept.max() >= config.text.vocab_size:
+        is_image = kept == config.image_token_id
+        if not ((kept >= 0) & (kept < config.text.vocab_size) | is_image).all():
             raise GlimpseError(f"input_ids[{row}] holds ids outside 0..{config.text.vocab_size - 1}")
         if config.video_token_id is not None and (kept == config.video_token_id).any():
             raise GlimpseError(f"input_ids[{row}] holds video tokens; only images are supported")
-        is_image = kept == config.image_token_id
         wanted, mine, taken = int(is_image.sum()), [], 0
-        while taken < wanted and image < len(grids):
-            mine.append((grids[image][0] // merge, grids[image][1] // merge))
-            taken += patches[image] // config.vision.merge_unit
+        while taken < wanted and image < len(pictures):
+            mine.append(pictures[image])
+            taken += 1 if one_each else mine[-1].plot.rows.size
             image += 1
         if taken != wanted:
+            by, instead = config.vision.sized_by, f"; with one token per image there would be {len(pictures)} in all"
             raise GlimpseError(
-                f"input_ids[{row}] holds {wanted} image tokens, but image_grid_thw gives {taken} for its {len(mine)} image(s)"
+                f"input_ids[{row}] holds {wanted} image tokens, but {by} gives {taken} for its {len(mine)} image(s){instead}"
             )
-        image_token = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32)
-        _check_contiguous(image_token, mine, row)
-        end = patch + taken * config.vision.merge_unit
-        slots, windows = pack_windows(mine, config.vision.window_side)
-        positions = rope_positions(image_token, mine, config.position_axes)
-        samples.append(Sample(kept.astype(np.int32), positions, image_token, tuple(mine), pixels[patch:end], slots, windows))
-        patch = end
-    if image != len(grids):
-        raise GlimpseError(f"image_grid_thw holds {len(grids)} images, but input_ids has tokens for {image} only")
+        if one_each:
+            repeats = np.ones(kept.size, int)
+            repeats[is_image] = [picture.plot.rows.size for picture in mine]
+            kept, is_image = np.repeat(kept, repeats), np.repeat(is_image, repeats)
+        samples.append(_sample(config, kept, is_image, mine, row))
+    if image != len(pictures):
+        raise GlimpseError(f"{config.vision.sized_by} holds {len(pictures)} images, but input_ids has tokens for {image} only")
     return samples
 
 
-def _array(name: str, value: object) -> np.ndarray:
-    """The value as a numeric array. Raises: GlimpseError naming the argument when it is ragged or of another kind."""
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise GlimpseError(f"{name} is not an array: its rows differ in length") from error
-    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-        raise GlimpseError(f"{name} must hold numbers, not {array.dtype}")
-    return array
-
-
-def _grids(config: ModelConfig, pixel_values: np.ndarray | None, image_grid_thw: np.ndarray | None) -> list[tuple[int, int]]:
-    """Checks pixels against grids. Returns: (rows, columns) in patches per image."""
-    if (pixel_values is None) != (image_grid_thw is None):
-        raise GlimpseError("pixel_values and image_grid_thw must be given together")
-    if image_grid_thw is None:
-        return []
-    grid, pixels, merge = _array("image_grid_thw", image_grid_thw), _array("pixel_values", pixel_values), config.vision.spatial_merge_size
-    if grid.ndim != 2 or grid.shape[1] != 3 or grid.dtype.kind not in "iu":
-        raise GlimpseError(f"image_grid_thw must be (images, 3) integers, not {grid.dtype} {grid.shape}")
-    for i, (time, rows, columns) in enumerate(grid.tolist()):
-        if time != 1:
-            raise GlimpseError(f"image_grid_thw[{i}] has {time} frames; only still images (1) are supported")
-        if rows < merge or columns < merge or rows % merge or columns % merge:
-            raise GlimpseError(f"image_grid_thw[{i}] = {rows} x {columns} patches is not a multiple of the {merge} x {merge} merge")
-    expected = (int(grid.prod(axis=1).sum()), config.vision.patch_dim)
-    if pixels.shape != expected:
-        raise GlimpseError(f"pixel_values must be {expected} for this image_grid_thw, not {pixels.shape}")
-    if not np.isfinite(pixels).all():
-        raise GlimpseError("pixel_values holds values that are not finite")
-    return [(rows, columns) for _, rows, columns in grid.tolist()]
-
-
-def _check_contiguous(image_token: np.ndarray, grids: Sequence[tuple[int, int]], row: int) -> None:
-    """Every image's tokens must stand together."""
-    slots, first = np.flatnonzero(image_token >= 0), 0
-    for rows, columns in grids:
-        run = slots[first : first + rows * columns]
+def _sample(config: ModelConfig, ids: np.ndarray, is_image: np.ndarray, pictures: Sequence[Picture], row: int) -> Sample:
+    """One prompt (n,) and its pictures. row: of `input_ids`, for messages."""
+    image_token, slots, first = np.full(ids.size, -1, np.int32), np.flatnonzero(is_image), 0
+    groups_token = []
+    for picture in pictures:
+        rows, tokens = picture.plot.rows, picture.plot.tokens
+        run, slots = slots[: rows.size], slots[rows.size :]
         if run[-1] - run[0] + 1 != run.size:
-            raise GlimpseError(f"input_ids[{row}]: the {run.size} tokens of a {rows} x {columns} image do not stand together")
-        first += run.size
+            height, width = picture.plot.grids[0]
+            raise GlimpseError(f"input_ids[{row}]: the {run.size} tokens of a {height} x {width} image do not stand together")
+        image_token[run] = np.where(rows >= 0, rows + first, -1)
+        groups_token.append(np.where(tokens >= 0, tokens + first, -1))
+        first += int((tokens >= 0).sum())
+    grids = tuple(grid for picture in pictures for grid in picture.plot.grids)
+    groups, windows = pack_windows([grid for picture in pictures for grid in picture.plot.seen], config.vision.window_side)
+    token_of_group = np.concatenate(groups_token) if pictures else np.zeros(0, int)
+    pixels = [picture.pixels for picture in pictures] or [np.zeros((0, config.vision.patch_dim), np.float32)]
+    return Sample(
+        ids=np.where(ids < 0, config.pad_token_id, ids).astype(np.int32),  # an image token need not be in the vocabulary
+        positions=rope_positions(image_token, grids, config.position_axes),
+        image_token=image_token,
+        grids=grids,
+        pixels=np.concatenate(pixels),
+        groups=groups,
+        slots=np.where(groups >= 0, np.append(token_of_group, -1)[groups], -1).astype(np.int32),
+        windows=windows,
+    )
 
 
 def slots_of(patches: int, config: ModelConfig) -> int:
-    """Vision slots that hold so many patches: whole attention windows."""
+    """Vision slots of a patches rung: samples fill whole attention windows, so what is left of the rung holds nothing."""
     window = config.vision.window_side**2
-    return -(-patches // (config.vision.merge_unit * window)) * window
+    return patches // (config.vision.merge_unit * window) * window
 
 
 def vision_input(samples: Sequence[Sample], config: ModelConfig, batch: int, slots: int) -> VisionInput:
@@ -221,7 +209,8 @@ def vision_input(samples: Sequence[Sample], config: ModelConfig, batch: int, slo
     for b, sample in enumerate(samples):
         if not sample.count:
             continue
-        patches[b, sample.slot_of_token] = sample.pixels.reshape(sample.count, unit, -1)
+        held = np.flatnonzero(sample.groups >= 0)
+        patches[b, held] = sample.pixels.reshape(-1, unit, config.vision.patch_dim)[sample.groups[held]]
         token[b, sample.slot_of_token] = token_grid(sample.grids)
         window[b, : sample.windows.size] = sample.windows
     inner = np.stack(np.indices((side, side)), axis=-1).reshape(unit, 2)

@@ -58,6 +58,9 @@ def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> 
     hidden = model.decoder.embed(prompt.ids)
     if features is not None:
         visual = take_rows(features.tokens, jnp.maximum(prompt.image_slot, 0)).astype(hidden.dtype)
+        if features.line_break is not None:
+            breaks = (prompt.ids == model.config.image_token_id) & (prompt.image_slot < 0)
+            hidden = jnp.where(breaks[..., None], features.line_break.astype(hidden.dtype), hidden)
         hidden = jnp.where((prompt.image_slot >= 0)[..., None], visual, hidden)
     hidden = jnp.where((prompt.valid & (prompt.glimpse_row < 0))[..., None], hidden, 0)
     rest = {name: getattr(prompt, name) for name in ("positions", "valid", "image_slot", "glimpse_row", "tap_row")}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from gp_jax.config import GlimpseConfig, VisionConfig
+from gp_jax.config import GlimpseConfig, Vision
 from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.compact import take_rows
 from gp_jax.glimpse.select import Prune
@@ -76,7 +76,7 @@ def tapped_layers(plan: Plan, config: GlimpseConfig | None) -> tuple[int, ...]:
     return tuple(sorted(layers | (set(config.selected_layers) if needs_glimpse(plan) else set())))
 
 
-def watched_blocks(plan: Plan, config: VisionConfig) -> tuple[int, ...]:
+def watched_blocks(plan: Plan, config: Vision) -> tuple[int, ...]:
     """Vision blocks whose attention a plan's scorers read."""
     return tuple(sorted({block for cut in plan for block in SCORERS[cut.scorer].blocks(config)}))
 

@@ -1,9 +1,8 @@
 """Pictures and questions to the arrays of a Hugging Face processor: transformers' own tokenizer and PIL image processor."""
 
 import copy
-import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,16 @@ from PIL import Image
 from gp_jax.config import ModelConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.images import MAX_PIXELS, ImageLike, open_image
+from gp_jax.pictures import Plot, whole
 from gp_jax.pretrained.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.image_processing_backends import PilBackend
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its advice to install PyTorch does not apply here
 
+Area = tuple[float, float, float, float]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 
 
@@ -30,8 +31,8 @@ class Prepared:
     """`inputs` is what `generate` takes; the rest is for showing the answer."""
 
     inputs: dict[str, np.ndarray | None]
-    images: list[list[Image.Image]]  # per sample, upright RGB
-    grids: list[tuple[tuple[int, int], ...]]  # per sample and image: (rows, columns) of visual tokens
+    images: list[list[Image.Image]]  # per sample and view, upright RGB
+    grids: list[tuple[tuple[int, int], ...]]  # per sample and view: (rows, columns) of visual tokens
 
 
 def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], list[str]]:
@@ -61,36 +62,60 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 class Processor:
-    """Tokenizer, chat template and image processor of one model folder. The tokenizer may be missing: ready-made inputs need none."""
+    """Tokenizer, chat template and image processor of one model folder. The tokenizer may be missing: ready-made inputs need none.
 
-    def __init__(self, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase | None", image_processor: "Qwen2VLImageProcessorPil"):
+    This one is Qwen2.5-VL's; others change how pictures become arrays and text becomes tokens.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase | None", image_processor: "PilBackend"):
         self.config, self.tokenizer, self.image_processor = config, tokenizer, image_processor
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> "Processor":
         """Reads tokenizer and processor files. Raises: GlimpseError when they are damaged or do not fit the model."""
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # slow to import
-
-        vision = config.vision
-        sizes = dict(patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size)
-        path = folder / "preprocessor_config.json"
-        settings = read_json(path, required=False)
-        if not path.exists():  # transformers 5 writes everything into one file
-            path = folder / "processor_config.json"
-            settings = read_json(path, required=False).get("image_processor") or {}
+        path, settings = cls.settings(folder)
+        sizes = cls.sizes(config)
         wrong = [f"{k}={settings[k]} (model: {v})" for k, v in sizes.items() if k in settings and settings[k] != v]
         if wrong:
             raise GlimpseError(f"{path}: does not fit the model: {', '.join(wrong)}")
         drop = ("image_processor_type", "processor_class", "feature_extractor_type")
         try:
-            image_processor = Qwen2VLImageProcessorPil(**{**sizes, **{k: v for k, v in settings.items() if k not in drop}})
-            image_processor(images=Image.new("RGB", (64, 64)), return_tensors="np")
+            image_processor = cls.image_processor_of(config, {**sizes, **{k: v for k, v in settings.items() if k not in drop}})
+            trial = image_processor(images=Image.new("RGB", (64, 64)), return_tensors="np")
         except Exception as error:  # a library's own errors on settings that it cannot use
             raise GlimpseError(f"{path}: settings cannot be used ({' '.join(str(error).split())[:200]})") from error
+        cls.check_trial(config, trial, path)
         tokenizer = None
         if any((folder / name).exists() for name in TOKENIZER_FILES):
             tokenizer = load_tokenizer(folder)
         return cls(config, tokenizer, image_processor)
+
+    @classmethod
+    def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]]:
+        """The image processor's file and what it says."""
+        path = folder / "preprocessor_config.json"
+        settings = read_json(path, required=False)
+        if not path.exists():  # transformers 5 writes everything into one file
+            path = folder / "processor_config.json"
+            settings = read_json(path, required=False).get("image_processor") or {}
+        return path, settings
+
+    @classmethod
+    def sizes(cls, config: ModelConfig) -> dict[str, Any]:
+        """Settings that the model fixes."""
+        vision = config.vision
+        return dict(patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size)
+
+    @classmethod
+    def image_processor_of(cls, config: ModelConfig, settings: dict[str, Any]) -> "PilBackend":
+        """transformers' image processor."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # slow to import
+
+        return Qwen2VLImageProcessorPil(**settings)
+
+    @classmethod
+    def check_trial(cls, config: ModelConfig, trial: Mapping[str, np.ndarray], path: Path) -> None:
+        """Raises: GlimpseError when what a picture became does not fit the model."""
 
     def limited(self, max_visual_tokens: int) -> "Processor":
         """The same, with larger pictures scaled down to at most so many visual tokens each."""
@@ -99,19 +124,28 @@ class Processor:
         most = min(most, max_visual_tokens * side * side)
         image_processor = copy.deepcopy(self.image_processor)
         image_processor.size = type(image_processor.size)(shortest_edge=min(least, most), longest_edge=most)
-        return Processor(self.config, self.tokenizer, image_processor)
+        return type(self)(self.config, self.tokenizer, image_processor)
 
     def _pixel_limits(self) -> tuple[int, int]:
         """Fewest and most pixels of a picture after resizing."""
         return self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
 
-    def grid(self, width: int, height: int) -> tuple[int, int]:
-        """(rows, columns) of visual tokens of a picture with so many pixels, without looking at it."""
+    def plot(self, width: int, height: int) -> Plot:
+        """Views and visual tokens of a picture with so many pixels, without looking at it."""
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize  # slow to import
 
         side = self.config.vision.patch_size * self.config.vision.spatial_merge_size
         rows, columns = smart_resize(height, width, factor=side, min_pixels=self._pixel_limits()[0], max_pixels=self._pixel_limits()[1])
-        return rows // side, columns // side
+        return whole((rows // side, columns // side))
+
+    def areas(self, width: int, height: int) -> tuple[Area, ...]:
+        """What of a picture the grid of every view covers: left, top, right, bottom in its pixels, perhaps beyond its borders."""
+        return ((0, 0, width, height),)
+
+    def views(self, image: Image.Image) -> list[Image.Image]:
+        """What every view shows."""
+        areas = [tuple(map(round, area)) for area in self.areas(*image.size)]
+        return [image if area == (0, 0, *image.size) else image.crop(area) for area in areas]
 
     def fitted(self, image: Image.Image, grid: tuple[int, int]) -> Image.Image:
         """A picture scaled to exactly so many (rows, columns) of visual tokens, which its own limits on pixels may still change."""
@@ -139,6 +173,15 @@ class Processor:
             raise GlimpseError("this model folder has no chat template: use generate with ready-made inputs")
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
+    def tokenize(self, texts: Sequence[str], prompts: bool = True) -> list[list[int]]:
+        """Token ids, one image token per picture. prompts: they begin a conversation; otherwise they go on with one."""
+        return self._tokenizer()(list(texts), add_special_tokens=prompts)["input_ids"]
+
+    def arrays(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray | None]:
+        """Pictures as `generate` takes them, by argument."""
+        pixels, grids = self.pixels(images) if images else (None, None)
+        return {"pixel_values": pixels, "image_grid_thw": grids}
+
     def pixels(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
         """Resized, normalised, cut into patches. Returns: (patches, patch_dim) float32 and grids (images, 3)."""
         parts = [self.image_processor(images=image, return_tensors="np") for image in images]
@@ -164,27 +207,21 @@ class Processor:
             if not question.isprintable() and question.encode("utf-8", "ignore").decode() != question:
                 raise GlimpseError(f"question {i + 1} is not valid text")
         opened = [[open_image(image, max_image_pixels, f"image {k + 1}") for k, image in enumerate(own)] for own in images]
-        flat = [image for own in opened for image in own]
-        pixel_values, grids = self.pixels(flat) if flat else (None, None)
-        per_image = [] if grids is None else (grids.prod(axis=1) // self.config.vision.merge_unit).tolist()
-        rows, used = [], 0
-        for own, question in zip(opened, questions, strict=True):
-            text = question if rendered else self.chat(len(own), question, system)
-            rows.append(self._tokens(text, per_image[used : used + len(own)]))
-            used += len(own)
+        plots = [[self.plot(*image.size) for image in own] for own in opened]
+        texts = [q if rendered else self.chat(len(own), q, system) for own, q in zip(opened, questions, strict=True)]
+        rows = [self._tokens(text, [plot.rows.size for plot in own]) for text, own in zip(texts, plots, strict=True)]
         length = max(row.size for row in rows)
         ids = np.full((len(rows), length), self.config.pad_token_id, np.int64)
         mask = np.zeros((len(rows), length), np.int64)
         for row, tokens in enumerate(rows):
             ids[row, length - tokens.size :], mask[row, length - tokens.size :] = tokens, 1
-        inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixel_values, "image_grid_thw": grids}
-        merge, starts = self.config.vision.spatial_merge_size, np.cumsum([0, *map(len, opened)])
-        cells = [] if grids is None else [(int(rows) // merge, int(columns) // merge) for _, rows, columns in grids]
-        return Prepared(inputs, opened, [tuple(cells[a:b]) for a, b in itertools.pairwise(starts)])
+        inputs = {"input_ids": ids, "attention_mask": mask, **self.arrays([image for own in opened for image in own])}
+        views = [[view for image in own for view in self.views(image)] for own in opened]
+        return Prepared(inputs, views, [tuple(grid for plot in own for grid in plot.grids) for own in plots])
 
     def _tokens(self, prompt: str, counts: Sequence[int]) -> np.ndarray:
-        """Token ids of one prompt, every image placeholder repeated to its number of visual tokens."""
-        ids = np.asarray(self._tokenizer()(prompt)["input_ids"], np.int64)
+        """Token ids of one prompt, every image placeholder repeated to its picture's rows."""
+        ids = np.asarray(self.tokenize([prompt])[0], np.int64)
         is_image = ids == self.config.image_token_id
         if is_image.sum() != len(counts):
             raise GlimpseError(

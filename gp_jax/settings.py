@@ -88,6 +88,8 @@ class DataConfig:
     """Of the shuffling."""
     max_visual_tokens: int | None = 4096
     """Larger pictures are scaled down to this many visual tokens per picture. None: the processor's own limit."""
+    released_boxes: bool = False
+    """Where pictures are padded to a square, take boxes as shares of that square, as the released training of LLaVA does by mistake."""
     max_prompt: int | None = None
     """Leave out records with longer prompts, in tokens with visual ones. None: no limit."""
     max_answer: int = 512

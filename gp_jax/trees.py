@@ -40,6 +40,7 @@ class VisionFeatures:
     conditions: tuple[Array, ...]  # each (B, M, C), in the order of `selected_visual_layers`; empty without a glimpse
     received: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M) attention a token receives, mean of its patches
     keys: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M, H) keys after rope, mean of patches and heads
+    line_break: Array | None = None  # (D,) what stands on a picture's rows of a prompt that are no visual token
 
 
 @tree

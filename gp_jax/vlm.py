@@ -20,15 +20,17 @@ from gp_jax.inference import inference_buckets, inference_inputs
 from gp_jax.layout import read_samples
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained import files, params, saving
-from gp_jax.pretrained.hf_config import glimpse_config, model_config
+from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
+from gp_jax.pretrained.tower import base_source
 from gp_jax.processing import Prepared, Processor, as_batch
+from gp_jax.processors import load_processor
 from gp_jax.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings, whole_number
 from gp_jax.results import Answer, Generation, outcome, per_token, split_tokens
 from gp_jax.warmup import WarmUp
 
 VIDEO_HINT = ": only still images are supported"
 DTYPES = ("float32", "bfloat16", "float16")
-ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")  # what a processor returns
+ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "image_sizes")  # what a processor returns
 ALL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.pt")
 
 
@@ -81,8 +83,8 @@ class GlimpseVLM:
         """
         if dtype is not None and str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
             raise GlimpseError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-        folder = files.find_folder(path_or_hub_id, ALL_FILES)
-        hf_config = files.read_json(folder / "config.json")
+        folder = files.find_model(path_or_hub_id, ALL_FILES)
+        hf_config = read_config(folder)
         generation = files.read_json(folder / "generation_config.json", required=False)
         config = model_config(hf_config, generation, str(folder / "config.json"))
         own = glimpse is None
@@ -91,8 +93,8 @@ class GlimpseVLM:
         if not own or files.has_glimpse(home):
             extra = files.glimpse_source(home)
             settings = glimpse_config(files.read_json(home / "config.json"), config, str(home / "config.json"))
-        processor = Processor.load(folder, config)
-        base = files.base_source(folder)
+        processor = load_processor(folder, config)
+        base = base_source(folder, config)
         bar = (lambda items: tqdm(items, desc="loading weights", unit="tensor")) if progress else iter
         dtype = None if dtype is None else jnp.dtype(dtype)
         model = params.load(config, settings, base, extra, dtype=dtype, mesh=mesh, progress=bar)
@@ -116,6 +118,7 @@ class GlimpseVLM:
         attention_mask: np.ndarray | None = None,
         pixel_values: np.ndarray | None = None,
         image_grid_thw: np.ndarray | None = None,
+        image_sizes: np.ndarray | None = None,
         prune: Prune | str | None = AUTO,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
@@ -131,8 +134,8 @@ class GlimpseVLM:
         """Prunes and generates.
 
         Args:
-            input_ids, attention_mask, pixel_values, image_grid_thw: what a Hugging Face processor returns, as numpy. Rows may be
-                padded on either side; images belong to the image tokens in order.
+            input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes: what the model's Hugging Face processor returns, as
+                numpy. Rows may be padded on either side; images belong to the image tokens in order.
             prune: Prune settings, None for none, "auto" for those in the glimpse's config.
             max_new_tokens: at most so many.
             temperature: 0 is greedy; top_k (0 off), top_p (1 off) and seed matter above 0.
@@ -150,7 +153,7 @@ class GlimpseVLM:
         settings = sampling_settings(self.config, temperature, top_k, top_p, seed, eos_token_id)
         whole_number("max_new_tokens", max_new_tokens, 1)
         self.engine.ladders.decode.fit(max_new_tokens)
-        samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw)
+        samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes)
         clock = timed if isinstance(timed, Clock) else Clock(timed)
         filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), clock)
         for tokens in self.engine.decode(filled, next_positions(samples, prune), settings, max_new_tokens, stream is not None):

@@ -17,7 +17,8 @@ class WarmUp:
     def __init__(self, engine: Engine, plan: Plan, settings: Sampling, *, batch: int, patches: int, prompt: int, new_tokens: int):
         ladders = engine.ladders
         self.engine, self.plan, self.settings = engine, plan, engine.place(settings)
-        self.batches, self.patch_rungs = ladders.batch.upto(batch), ladders.patches.upto(patches)
+        self.batches = ladders.batch.upto(batch)
+        self.patch_rungs = tuple(rung for rung in ladders.patches.upto(patches) if engine.slots_of(rung))
         self.prompt_rungs, self.decode_rungs = ladders.prompt.upto(prompt), ladders.decode.upto(new_tokens)
         self.finished: set = set()
 

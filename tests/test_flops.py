@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from benchmarks.flops import model_named, xla
 from gp_jax import GlimpseError, Ladder, Ladders
-from gp_jax.config import GlimpseConfig, ModelConfig, TextConfig, VisionConfig
+from gp_jax.config import ClipConfig, GlimpseConfig, ModelConfig, TextConfig, VisionConfig
 from gp_jax.engine import Engine
 from gp_jax.flops import SIZES, SUMS, Cost, Workload, pruned_share, segments, stages
 from gp_jax.layout import pack_windows
@@ -52,6 +52,17 @@ def test_equals_what_xla_counts(glimpse, cuts, batch):
     found = xla(WIDE, glimpse, work, cuts)
     assert len(found) == 4 + len(cuts) + (glimpse is not None)
     for name, (ours, theirs) in found.items():
+        assert theirs * 0.98 < ours <= theirs * 1.0001, (name, ours / theirs)
+
+
+@pytest.mark.parametrize("deep", [1, 2])
+def test_a_tower_of_tiles_equals_what_xla_counts(deep):
+    """It runs as far as the projector or a condition reads it."""
+    vision = ClipConfig(3, 256, 1024, 2, 256, select_layer=1, image_size=112, hidden_act="relu")
+    text = TextConfig(1024, 256, 1024, 2, 2, 2, 1e-6, 1e4, attention_bias=False)
+    config = ModelConfig("llava", vision, text, image_token_id=1)
+    glimpse = dataclasses.replace(GLIMPSE, selected_visual_layers=(deep,)).validate(config)
+    for name, (ours, theirs) in xla(config, glimpse, Workload(128, 128, 32, 2, 2), [(0, 0.25)]).items():
         assert theirs * 0.98 < ours <= theirs * 1.0001, (name, ours / theirs)
 
 

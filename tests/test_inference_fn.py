@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, inference_buckets, inference_fn, inference_params, make_mesh
 from gp_jax.inference import INPUTS, OUTPUTS
-from gp_jax.ops.attention import attend, targeting
+from gp_jax.ops.attention import attend
+from gp_jax.ops.target import targeting
 from gp_jax.sharding import parameter_sharding
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]

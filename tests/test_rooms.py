@@ -4,14 +4,16 @@ import ast
 from pathlib import Path
 
 RANKS = [
-    {"errors", "version", "allocator"},
+    {"errors", "version", "allocator", "vision_config"},
     {"config", "config_file", "trees", "buckets", "clock", "compiled", "settings"},
-    {"sharding", "ops", "images", "base_settings"},
+    {"sharding", "ops", "images", "pictures", "base_settings"},
     {"models", "glimpse", "layout"},
     {"lvlm", "parts"},
     {"scorers"},
     {"pretrained", "plan"},
     {"processing", "pipeline", "flops"},
+    {"llava_processing"},
+    {"processors"},
     {"sampling", "data"},
     {"scenes"},
     {"engine", "checkpoint", "report"},

@@ -41,7 +41,7 @@ class Compile:
     train: bool = False
     """Short for --what train."""
     model: str = ""
-    """3b, 7b, 32b or 72b (Qwen2.5-VL), or a model folder, of which only config.json is read."""
+    """3b, 7b, 32b or 72b (Qwen2.5-VL), llava-1.5-7b, llava-1.5-13b, or a model folder, of which only config.json is read."""
     topology: str = "v5e:4x4"
     """TPU generation (v4, v5e, v5p, v6e) and chips, e.g. v5e:1x1, v5e:2x4, v6e:4x4, v5p:2x2x4."""
     batch: int | None = None
@@ -73,8 +73,10 @@ class Compile:
 
     def check(self) -> None:
         """What can be wrong before anything is compiled."""
+        from gp_jax.flops import SIZES
+
         if not self.model:
-            raise GlimpseError("--model is missing: 3b, 7b, 32b, 72b or a model folder")
+            raise GlimpseError(f"--model is missing: {', '.join(SIZES)} or a model folder")
         for name in ("batch", "visual_tokens", "prompt_tokens", "answer_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise GlimpseError(f"--{name.replace('_', '-')} {value} must be positive")
@@ -107,7 +109,7 @@ def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
     path = Path(name).expanduser() / "config.json"
     if not path.is_file():
         raise GlimpseError(f"--model {name}: is not {', '.join(SIZES)} and has no config.json")
-    released = read_json(path)
+    released = hf_config.read_config(path.parent)
     config = hf_config.model_config(released, read_json(path.with_name("generation_config.json"), required=False), str(path))
     own = "reduce_layer" in released
     return config, hf_config.glimpse_config(released, config, str(path)) if own else glimpse_config(GlimpseSettings(), config)

@@ -1,5 +1,6 @@
 """Training samples to padded arrays, numpy on the host. See `trees.TrainBatch` for the shapes."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,11 +36,11 @@ def lengths(slots: int, prompt: int, answer: int, glimpse_rows: int) -> Shape:
 
 
 def split_answer(ids: np.ndarray, labels: np.ndarray, where: str = "labels") -> int:
-    """Where the answer starts, from labels as trainers write them (-100: no loss).
+    """Where the answer starts, from labels as trainers write them (-100, or another negative number: no loss).
 
     Raises: GlimpseError unless the labels are a prompt without loss followed by the ids themselves.
     """
-    start = int(np.argmax(labels != -100))
+    start = int(np.argmax(labels >= 0))
     if labels.shape != ids.shape or start == 0 or not np.array_equal(labels[start:], ids[start:]):
         raise GlimpseError(f"{where}: must be -100 on the prompt and the token ids on the answer behind it")
     return start
@@ -63,9 +64,7 @@ def tail_input(samples: Sequence[TrainSample], config: ModelConfig, batch: int, 
 
 def without_last(sample: Sample) -> Sample:
     """The prompt without its last token, which leads the tail where there are no glimpse rows."""
-    return Sample(
-        sample.ids[:-1], sample.positions[:, :-1], sample.image_token[:-1], sample.grids, sample.pixels, sample.slots, sample.windows
-    )
+    return dataclasses.replace(sample, ids=sample.ids[:-1], positions=sample.positions[:, :-1], image_token=sample.image_token[:-1])
 
 
 def train_batch(

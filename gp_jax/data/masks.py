@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from gp_jax.data.record import Box
+from gp_jax.data.record import Box, Record
+from gp_jax.processing import Area, Processor
 
 
 def box_mask(boxes: Sequence[Box], grid: tuple[int, int]) -> np.ndarray:
@@ -22,15 +23,50 @@ def box_mask(boxes: Sequence[Box], grid: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def picture_mask(encoded: bytes, grid: tuple[int, int]) -> np.ndarray:
-    """A mask picture, every token that a white pixel (128 or brighter) touches. Returns: (rows, columns) bool."""
+def picture_mask(encoded: bytes, grid: tuple[int, int], area: Box = (0, 0, 1, 1)) -> np.ndarray:
+    """A mask picture, every token that a white pixel (128 or brighter) touches.
+
+    Args: area: what the grid covers, as shares of width and height. Returns: (rows, columns) bool.
+    """
     with Image.open(io.BytesIO(encoded)) as picture:
-        white = np.asarray(picture.convert("L")) >= 128
+        (width, height), (left, top, right, bottom) = picture.size, area
+        covered = picture.convert("L").crop(tuple(map(round, (left * width, top * height, right * width, bottom * height))))
+    white = np.asarray(covered) >= 128
     top, bottom = _spans(grid[0], white.shape[0])
     left, right = _spans(grid[1], white.shape[1])
     summed = np.pad(white.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # white pixels above and left of a corner
-    inside = summed[bottom][:, right] - summed[top][:, right] - summed[bottom][:, left] + summed[top][:, left]
-    return inside > 0
+    touched = summed[bottom][:, right] - summed[top][:, right] - summed[bottom][:, left] + summed[top][:, left]
+    return touched > 0
+
+
+def inside(box: Box, size: tuple[int, int], area: Area) -> Box | None:
+    """A box as shares of an area of its picture, less what lies beyond; None when nothing is left. size: width and height in pixels."""
+    if tuple(area) == (0, 0, *size):
+        return box
+    (width, height), (left, top, right, bottom) = size, area
+    x1, x2 = ((x * width - left) / (right - left) for x in box[::2])
+    y1, y2 = ((y * height - top) / (bottom - top) for y in box[1::2])
+    if x2 < 0 or y2 < 0 or x1 >= 1 or y1 >= 1:
+        return None
+    return max(x1, 0), max(y1, 0), min(x2, 1), min(y2, 1)
+
+
+def evidence(record: Record, sizes: Sequence[tuple[int, int]], processor: Processor, released: bool = False) -> list[np.ndarray]:
+    """Visual tokens that hold a record's evidence, per view of every picture (rows, columns) bool.
+
+    Args: sizes: width and height of every picture in pixels; released: take boxes as shares of what a view covers, although they are of
+        the picture, as the released training does where a picture is padded to a square.
+    """
+    masks = []
+    for boxes, mask, (width, height) in zip(record.boxes, record.masks, sizes, strict=True):
+        for grid, area in zip(processor.plot(width, height).grids, processor.areas(width, height), strict=True):
+            area = (0, 0, width, height) if released else area
+            if mask is not None:
+                masks.append(picture_mask(mask, grid, (area[0] / width, area[1] / height, area[2] / width, area[3] / height)))
+                continue
+            moved = [inside(box, (width, height), area) for box in boxes]
+            masks.append(box_mask([box for box in moved if box], grid))
+    return masks
 
 
 def _spans(tokens: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from gp_jax.data.collate import TrainSample, lengths
-from gp_jax.data.masks import box_mask, picture_mask
+from gp_jax.data.masks import evidence
 from gp_jax.data.record import Entry, Record
 from gp_jax.data.schedule import Length
 from gp_jax.errors import GlimpseError
@@ -27,8 +27,10 @@ def question_text(question: str, suffix: str) -> str:
 class SampleMaker:
     """Makes what the training step needs of a record, and says beforehand how long it will be."""
 
-    def __init__(self, processor: Processor, glimpse_rows: int, max_visual_tokens: int | None = None):
-        """Args: max_visual_tokens: larger pictures are scaled down to this many visual tokens per picture."""
+    def __init__(self, processor: Processor, glimpse_rows: int, max_visual_tokens: int | None = None, released_boxes: bool = False):
+        """Args: max_visual_tokens: larger pictures are scaled down to this many visual tokens per picture; released_boxes: see
+        `masks.evidence`."""
+        self.released_boxes = released_boxes
         self.processor = processor.limited(max_visual_tokens) if max_visual_tokens else processor
         self.config, self.glimpse_rows = processor.config, glimpse_rows
 
@@ -53,13 +55,13 @@ class SampleMaker:
         for start in progress(range(0, len(entries), TOKENIZED_AT_ONCE)):
             part = entries[start : start + TOKENIZED_AT_ONCE]
             prompts, answers = self._texts(part, suffix)
-            tokenize = self.processor.tokenizer
-            for entry, prompt, answer in zip(part, tokenize(prompts)["input_ids"], tokenize(answers)["input_ids"], strict=True):
-                grids = [self.processor.grid(width, height) for width, height in entry.sizes]
-                visual = sum(rows * columns for rows, columns in grids)
-                slots = pack_windows(grids, self.config.vision.window_side)[0].size
-                tokens = len(answer) + 1
-                shape = lengths(slots, len(prompt) - len(grids) + visual, tokens, self.glimpse_rows)
+            tokenize = self.processor.tokenize
+            for entry, prompt, answer in zip(part, tokenize(prompts), tokenize(answers, prompts=False), strict=True):
+                plots = [self.processor.plot(width, height) for width, height in entry.sizes]
+                visual = sum(rows * columns for plot in plots for rows, columns in plot.grids)
+                slots = pack_windows([grid for plot in plots for grid in plot.seen], self.config.vision.window_side)[0].size
+                tokens, rows = len(answer) + 1, sum(plot.rows.size for plot in plots)
+                shape = lengths(slots, len(prompt) - len(plots) + rows, tokens, self.glimpse_rows)
                 found.append(Length(shape, tokens, visual))
         return found
 
@@ -68,14 +70,11 @@ class SampleMaker:
         try:
             images = [decode(encoded, f"picture {i + 1}") for i, encoded in enumerate(record.images)]
             prepared = self.processor([images], [question_text(record.question, suffix)])
-            answer = self.processor.tokenizer(record.answer.strip())["input_ids"]
+            answer = self.processor.tokenize([record.answer.strip()], prompts=False)[0]
             prompt = read_samples(self.config, **prepared.inputs)[0]
         except GlimpseError as error:
             raise GlimpseError(f"record {record.id}: {error}") from error
-        parts = [
-            box_mask(boxes, grid) if mask is None else picture_mask(mask, grid)
-            for boxes, mask, grid in zip(record.boxes, record.masks, prompt.grids, strict=True)
-        ]
+        parts = evidence(record, [image.size for image in images], self.processor, self.released_boxes)
         reference = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, bool)
         return TrainSample(prompt, np.array([*answer, self._end], np.int32), reference)
 

@@ -47,7 +47,7 @@ def claim(out: Path, identity: dict) -> None:
 def weights_digest(folder: Path, blocks: int = 256, length: int = 1 << 16) -> str:
     """Of the weights in a model or glimpse folder: whole small files, evenly spread blocks of large ones."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt")):
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt", ".bin")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

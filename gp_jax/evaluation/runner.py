@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from gp_jax.data.masks import box_mask, picture_mask
+from gp_jax.data.masks import evidence
 from gp_jax.data.record import Record
 from gp_jax.data.samples import decode, question_text
 from gp_jax.errors import GlimpseError
@@ -24,12 +24,6 @@ from gp_jax.flops import Workload, stages
 from gp_jax.results import Answer
 from gp_jax.sharding import wait_for_all
 from gp_jax.vlm import GlimpseVLM
-
-
-def reference_masks(record: Record, grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Visual tokens that hold the evidence, per picture (rows, columns) bool."""
-    parts = zip(record.boxes, record.masks, grids, strict=True)
-    return [box_mask(boxes, grid) if mask is None else picture_mask(mask, grid) for boxes, mask, grid in parts]
 
 
 class Runner:
@@ -77,7 +71,8 @@ class Runner:
 
     def batches(self) -> list[list[int]]:
         """Record numbers, equal sizes together: batches need little padding."""
-        sizes = [max((self.vlm.processor.grid(*size) for size in entry.sizes), default=(0, 0)) for entry in self.task.entries]
+        plots = [[self.vlm.processor.plot(*size) for size in entry.sizes] for entry in self.task.entries]
+        sizes = [max((grid for plot in own for grid in plot.grids), default=(0, 0)) for own in plots]
         order = sorted(range(len(sizes)), key=lambda n: (sizes[n][0] * sizes[n][1], n))
         return [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
 
@@ -116,8 +111,8 @@ class Runner:
             if not (found := list(self.loaded(part))):
                 continue
             records = [record for _, record, _ in found]
-            whole = [[processor.grid(*picture.size) for picture in pictures] for _, _, pictures in found]
-            masks = [reference_masks(record, own) for record, own in zip(records, whole, strict=True)]
+            whole = [[grid for picture in pictures for grid in processor.plot(*picture.size).grids] for _, _, pictures in found]
+            masks = [evidence(record, [picture.size for picture in pictures], processor) for _, record, pictures in found]
             given = [own if any(m.any() for m in own) else [np.ones_like(m) for m in own] for own in masks]  # without evidence: all
             questions = [question_text(record.question, self.task.suffix) for record in records]
             pictures = [own for _, _, own in found]
@@ -141,7 +136,7 @@ class Runner:
         """What is written down of an answer. total: visual tokens of the picture as it came."""
         keep = np.concatenate([k.reshape(-1) for k in answer.keep]) if answer.keep else np.zeros(0, bool)
         reference = np.concatenate([m.reshape(-1) for m in masks]) if masks else np.zeros(0, bool)
-        evidence = {"recall": recall(keep, reference), "iou": iou(keep, reference)} if plan.prunes else {}
+        covered = {"recall": recall(keep, reference), "iou": iou(keep, reference)} if plan.prunes else {}
         return Prediction(
             task=self.task.name,
             sample=self.task.entries[number].id,
@@ -153,7 +148,7 @@ class Runner:
             kept=answer.kept,
             total=total,
             prefill_retention=float(np.mean(answer.seen)) / total if total else 1.0,
-            metrics=self.task.score(number, answer.text) | evidence,
+            metrics=self.task.score(number, answer.text) | covered,
             boxes=record.boxes[0] if record.boxes else (),
             grid=tuple(answer.keep[0].shape) if answer.keep else (0, 0),
             more_grids=tuple(tuple(keep.shape) for keep in answer.keep[1:]),
@@ -169,9 +164,11 @@ class Runner:
         training compute is not counted; it is less than a layer."""
         config, processor = self.vlm.config, self.vlm.processor
         grids = [prediction.grid, *prediction.more_grids]
-        prompt = processor.chat(len(grids), question_text(prediction.question, self.task.suffix))
-        text = len(processor.tokenizer(prompt)["input_ids"]) - len(grids)
-        work = Workload.of(config.vision, grids, text, len(processor.tokenizer(prediction.answer)["input_ids"]) + 1)
+        plots = [processor.plot(*size) for size in self.task.entries[self.number[prediction.sample]].sizes]
+        prompt = processor.chat(len(plots), question_text(prediction.question, self.task.suffix))
+        breaks = sum(int((plot.rows < 0).sum()) for plot in plots)
+        text = len(processor.tokenize([prompt])[0]) - len(plots) + breaks
+        work = Workload.of(config.vision, grids, text, len(processor.tokenize([prediction.answer], prompts=False)[0]) + 1)
         cuts = [(after, min(1.0, (kept + 0.5) / max(1, work.visual))) for after, kept in prediction.cuts]  # half: rounded down there
         glimpse = self.vlm.glimpse_config if prediction.plan.startswith("glimpse") else None
         cuts = cuts or ([(glimpse.reduce_layer, 1.0)] if glimpse else [])  # a glimpse that keeps all has still been taken

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from gp_jax.data.masks import inside
 from gp_jax.data.samples import decode
 from gp_jax.evaluation.gallery import Sample
 from gp_jax.evaluation.report import write_report
@@ -118,17 +119,19 @@ def gallery(config: EvalConfig, found: Found, metric: str) -> list[Sample]:
             if not own:
                 continue
             record = runner.task.source[number]
-            first = next(iter(own.values()))
+            first, processor = next(iter(own.values())), runner.vlm.processor
+            picture = decode(record.images[0], record.id)
+            moved = [inside(box, picture.size, processor.areas(*picture.size)[0]) for box in first.boxes]
             samples.append(
                 Sample(
                     question=first.question,
                     answer=first.answer,
                     family=first.family,
-                    picture=decode(record.images[0], record.id),
+                    picture=processor.views(picture)[0],
                     keeps={plan: p.mask() for plan, p in own.items()},
                     predictions={plan: p.prediction for plan, p in own.items()},
                     right={plan: p.metrics[metric] >= 0.5 for plan, p in own.items() if math.isfinite(p.metrics[metric])},
-                    boxes=first.boxes,
+                    boxes=[box for box in moved if box],
                 )
             )
     return samples

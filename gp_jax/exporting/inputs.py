@@ -13,8 +13,9 @@ from gp_jax.images import MAX_PIXELS, ImageLike
 from gp_jax.inference import inference_inputs, window_fill
 from gp_jax.layout import read_samples
 from gp_jax.pretrained.files import read_json
-from gp_jax.pretrained.hf_config import glimpse_config, model_config
-from gp_jax.processing import Processor, as_batch
+from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
+from gp_jax.processing import as_batch
+from gp_jax.processors import load_processor
 from gp_jax.vlm import ARRAYS
 
 TEXT_ROWS = 128  # of a prompt, left to the question when pictures are scaled down to what fits
@@ -39,12 +40,12 @@ def artifact_inputs(
     """
     folder = Path(folder)
     facts, home = read_json(folder / FACTS), folder / PROCESSOR
-    hf_config = read_json(home / "config.json")
+    hf_config = read_config(home)
     config = model_config(hf_config, read_json(home / "generation_config.json", required=False), str(home / "config.json"))
     glimpse = glimpse_config(hf_config, config, str(home / "config.json")) if facts["glimpse"] else None
     buckets = Ladders(**{name: Ladder(name, tuple(rungs)) for name, rungs in facts["buckets"].items()})
     prune = prune or (Prune(**facts["prune"]) if facts["prune"] else None)
-    processor = Processor.load(home, config)
+    processor = load_processor(home, config)
     own, questions = as_batch(images, questions)
     if shrink:
         processor = processor.limited(picture_capacity(buckets, config) // max(1, *(len(pictures) for pictures in own)))

@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gp_jax.errors import GlimpseError
-from gp_jax.pretrained.torch_file import read_torch
+from gp_jax.pretrained.torch_file import open_torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TORCH_INDEX, TORCH_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 GLIMPSE_TENSORS = "glimpse.safetensors"
 GLIMPSE_TORCH = "new_modules_gp.pt"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -66,6 +67,14 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
         raise GlimpseError(
             f"{name}: no such folder, and the Hugging Face Hub did not give it ({type(error).__name__}: {reason})"
         ) from error
+
+
+def find_model(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
+    """As `find_folder`; of a Hub repository without safetensors its files of `torch.save` too."""
+    folder = find_folder(name, patterns)
+    if Path(name).expanduser() != folder and not any(folder.glob("*.safetensors")):
+        return find_folder(name, (*patterns, "*.bin"))
+    return folder
 
 
 def read_json(path: Path, required: bool = True) -> dict[str, Any]:
@@ -136,15 +145,15 @@ class SafetensorsSource:
         return np.array(np.memmap(path, self.dtype(key), "r", offset, self.shapes[key])[index])
 
 
-class MemorySource:
-    """Tensors already read (a released `new_modules_gp.pt` is small)."""
+class TorchSource:
+    """One or several files of `torch.save`: a released `new_modules_gp.pt`, or a base that was never converted."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], where: str):
-        self.where, self._tensors = where, tensors
-        self.shapes = {key: value.shape for key, value in tensors.items()}
+    def __init__(self, paths: list[Path], where: str):
+        self.where, self._tensors = where, {name: tensor for path in paths for name, tensor in open_torch(path).items()}
+        self.shapes = {key: tensor.shape for key, tensor in self._tensors.items()}
 
     def dtype(self, key: str) -> np.dtype:
-        return _floating(self._tensors[key].dtype, key, self.where)
+        return _floating(self._tensors[key].storage.dtype, key, self.where)
 
     def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
         self.dtype(key)
@@ -152,19 +161,22 @@ class MemorySource:
 
 
 def base_source(folder: Path) -> TensorSource:
-    """The base model's tensors: sharded or single safetensors. Raises: GlimpseError naming what is missing or damaged."""
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) and name == Path(name).name for name in weight_map.values()):
-            raise GlimpseError(f"{folder / INDEX}: 'weight_map' must name a file in this folder for every tensor")
-        paths = [folder / name for name in sorted(set(weight_map.values()))]
-        lost = [str(path) for path in paths if not path.exists()]
-        if lost:
-            raise GlimpseError(f"{folder / INDEX}: names shards that are missing: {', '.join(lost)}")
-        return SafetensorsSource(paths, str(folder))
-    if not (folder / SINGLE).exists():
-        raise GlimpseError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
-    return SafetensorsSource([folder / SINGLE], str(folder / SINGLE))
+    """The base model's tensors: safetensors, else files of `torch.save`, in shards or one. Raises: GlimpseError naming what is missing or
+    damaged."""
+    for index, single, source in ((INDEX, SINGLE, SafetensorsSource), (TORCH_INDEX, TORCH_SINGLE, TorchSource)):
+        if (folder / index).exists():
+            weight_map = read_json(folder / index).get("weight_map")
+            own = isinstance(weight_map, dict) and all(isinstance(name, str) and name == Path(name).name for name in weight_map.values())
+            if not own:
+                raise GlimpseError(f"{folder / index}: 'weight_map' must name a file in this folder for every tensor")
+            paths = [folder / name for name in sorted(set(weight_map.values()))]
+            lost = [str(path) for path in paths if not path.exists()]
+            if lost:
+                raise GlimpseError(f"{folder / index}: names shards that are missing: {', '.join(lost)}")
+            return source(paths, str(folder))
+        if (folder / single).exists():
+            return source([folder / single], str(folder / single))
+    raise GlimpseError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
 
 
 def has_glimpse(folder: Path) -> bool:
@@ -178,13 +190,13 @@ def glimpse_source(folder: Path) -> TensorSource:
         return SafetensorsSource([folder / GLIMPSE_TENSORS], str(folder / GLIMPSE_TENSORS))
     if not (folder / GLIMPSE_TORCH).exists():
         raise GlimpseError(f"{folder}: holds neither {GLIMPSE_TENSORS} nor {GLIMPSE_TORCH}")
-    return MemorySource(read_torch(folder / GLIMPSE_TORCH), str(folder / GLIMPSE_TORCH))
+    return TorchSource([folder / GLIMPSE_TORCH], str(folder / GLIMPSE_TORCH))
 
 
 def side_files(folder: Path) -> list[Path]:
     """Tokenizer, processor, template and generation files beside the weights."""
     named = {path for pattern in SIDE_FILES for path in folder.glob(pattern) if path.is_file()}
-    return sorted(path for path in named if path.name not in ("config.json", INDEX))
+    return sorted(path for path in named if path.name not in ("config.json", INDEX, TORCH_INDEX))
 
 
 @contextlib.contextmanager

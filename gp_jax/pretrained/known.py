@@ -1,6 +1,6 @@
-"""The published sizes of Qwen2.5-VL, for planning without a download."""
+"""The published sizes of Qwen2.5-VL and LLaVA-1.5, for planning without a download."""
 
-from gp_jax.config import ModelConfig, TextConfig, VisionConfig
+from gp_jax.config import ClipConfig, ModelConfig, TextConfig, VisionConfig
 
 IMAGE, VIDEO, ENDS, PAD = 151655, 151656, (151645, 151643), 151643
 
@@ -24,7 +24,25 @@ def _qwen2_5_vl(width: int, inner: int, layers: int, heads: int, kv_heads: int, 
     return ModelConfig("qwen2_5_vl", vision, text, image_token_id=IMAGE, video_token_id=VIDEO, eos_token_ids=ENDS, pad_token_id=PAD)
 
 
+def _llava(width: int, inner: int, layers: int, heads: int) -> ModelConfig:
+    vision = ClipConfig(depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, out_hidden_size=width, select_layer=23)
+    text = TextConfig(
+        vocab_size=32000,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        attention_bias=False,
+    )
+    return ModelConfig("llava_llama", vision, text, image_token_id=-200, eos_token_ids=(2,))
+
+
 KNOWN = {
     "3b": _qwen2_5_vl(2048, 11008, 36, 16, 2, 151936, tied=True),
     "7b": _qwen2_5_vl(3584, 18944, 28, 28, 4, 152064, tied=False),
+    "llava-1.5-7b": _llava(4096, 11008, 32, 32),
+    "llava-1.5-13b": _llava(5120, 13824, 40, 40),
 }

@@ -1,12 +1,9 @@
-"""Weights in and out: one table of names, read in both directions, checked both ways.
+"""Weights in and out by the names of `pretrained.names`, checked both ways.
 
-Checkpoints of Qwen2.5-VL come in two styles, `visual.*` / `model.layers.*` (transformers 4) and `model.visual.*` /
-`model.language_model.layers.*`. Linear weights keep their layout; only the patch embedding is a convolution there.
+Linear weights keep their layout; only the patch embedding is a convolution there.
 """
 
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -18,62 +15,13 @@ from gp_jax.config import GlimpseConfig, ModelConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained.files import TensorSource
+from gp_jax.pretrained.names import GLIMPSE, NAMES, checkpoint_name, is_glimpse
 from gp_jax.sharding import parameter_sharding
 
 
-@dataclass(frozen=True)
-class Rule:
-    """`ours` and `theirs` are prefixes that replace each other."""
-
-    ours: str
-    theirs: str
-
-
-# The first rule whose prefix fits decides.
-BASE = (
-    Rule("vision.patch_embed.weight", "visual.patch_embed.proj.weight"),
-    Rule("vision.merger.fc1.", "visual.merger.mlp.0."),
-    Rule("vision.merger.fc2.", "visual.merger.mlp.2."),
-    Rule("vision.", "visual."),
-    Rule("decoder.embed_tokens", "model.embed_tokens.weight"),
-    Rule("decoder.lm_head.", "lm_head."),
-    Rule("decoder.", "model."),
-)
-GLIMPSE = (
-    Rule("predictor.", "attn_fuser."),
-    Rule("glimpse.", ""),
-)
-NESTED = (("model.visual.", "visual."), ("model.language_model.", "model."))  # prefixes in the nested and in the flat style
-IGNORED = ("*rotary_emb.inv_freq", "*rotary_pos_emb.inv_freq")
-
-
-def canonical(key: str) -> str:
-    """A checkpoint key in the flat style."""
-    return next((flat + key[len(nested) :] for nested, flat in NESTED if key.startswith(nested)), key)
-
-
-def nested_key(key: str) -> str:
-    """The flat style's key in the nested style."""
-    return next((nested + key[len(flat) :] for nested, flat in NESTED if key.startswith(flat)), key)
-
-
-def checkpoint_name(path: str) -> str:
-    """Our dotted path as a key of the flat style (base) or of a released glimpse."""
-    rule = next(r for r in BASE + GLIMPSE if path.startswith(r.ours))
-    return rule.theirs + path[len(rule.ours) :]
-
-
-def is_glimpse(path: str) -> bool:
-    """Whether a parameter belongs to the glimpse (its own file, float32)."""
-    return path.startswith(tuple(rule.ours for rule in GLIMPSE))
-
-
 def checkpoint_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
-    """The shape a parameter has in a checkpoint."""
-    vision = config.vision
-    if path == "vision.patch_embed.weight":
-        return (shape[0], vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    return shape
+    """The shape a parameter has in a checkpoint: there the patch embedding is a convolution."""
+    return (shape[0], *config.vision.patch_shape) if path == "vision.patch_embed.weight" else shape
 
 
 def flat_params(state: nnx.State) -> dict[str, jax.Array]:
@@ -115,27 +63,33 @@ def load(
     Args: base, extra: checkpoint and glimpse tensors; dtype: of the base, None: as stored. The glimpse is float32.
     Raises: GlimpseError that lists every key that does not fit, before anything is read.
     """
-    tied, names = config.text.tie_word_embeddings, [key for key in base.shapes if not any(fnmatch.fnmatchcase(key, p) for p in IGNORED)]
-    base_keys = {canonical(key): key for key in names if not (tied and key == "lm_head.weight")}  # tied: a copy of the embedding
-    twice = sorted(key for key in names if base_keys.get(canonical(key), key) != key)
+    names = NAMES[config.model_type]
+    keys = [key for key in base.shapes if not names.skips(key)]
+    copied = checkpoint_name("decoder.lm_head.weight", names.rules) if config.text.tie_word_embeddings else None  # of the embedding
+    base_keys = {names.canonical(key): key for key in keys if names.canonical(key) != copied}
+    twice = sorted(key for key in keys if base_keys.get(names.canonical(key), key) != key)
+
+    def name_of(path: str) -> str:
+        return checkpoint_name(path, names.rules + GLIMPSE)
+
     if dtype is None:
-        embedding = base_keys.get(checkpoint_name("decoder.embed_tokens"))
+        embedding = base_keys.get(name_of("decoder.embed_tokens"))
         dtype = base.dtype(embedding) if embedding else jnp.float32
     graph, state = nnx.split(abstract_model(config, glimpse, dtype))
     variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     wanted = {path: checkpoint_shape(path, v.shape, config) for path, v in variables.items()}
-    optional = {checkpoint_name(p) for p in wanted if _optional(p, glimpse)}
+    optional = {name_of(p) for p in wanted if _optional(p, glimpse)}
     problems = [f"{base.where}: {len(twice)} in both key styles: {', '.join(twice)}"] if twice else []
     for source, keys, chosen in ((base, base_keys, False), (extra, {k: k for k in extra.shapes} if extra else {}, True)):
         if source is not None:
-            expected = {checkpoint_name(p): shape for p, shape in wanted.items() if is_glimpse(p) == chosen}
+            expected = {name_of(p): shape for p, shape in wanted.items() if is_glimpse(p) == chosen}
             found = {name: source.shapes[key] for name, key in keys.items()}
             problems += [f"{source.where}: {problem}" for problem in misfits(expected, found, optional)]
     if problems:
         raise GlimpseError(f"weights do not fit the config: {'; '.join(problems)}")
 
     def place(path: str, variable: nnx.Variable) -> jax.Array:
-        name, shape = checkpoint_name(path), variable.shape
+        name, shape = name_of(path), variable.shape
         source, key = (extra, name) if is_glimpse(path) else (base, base_keys[name])
         sharding = parameter_sharding(path, shape, mesh, config.text)
         if key not in source.shapes:
@@ -158,11 +112,11 @@ def _keys(path: str) -> Iterator[str | int]:
 
 def export_base(model: LVLM, nested: bool) -> dict[str, jax.Array]:
     """The base's tensors by checkpoint key, in the flat or nested style."""
-    tensors = {}
+    tensors, names = {}, NAMES[model.config.model_type]
     for path, value in flat_params(nnx.state((model.vision, model.decoder), nnx.Param)).items():
         path = ("vision", "decoder")[int(path[0])] + path[1:]
-        name, shape = checkpoint_name(path), checkpoint_shape(path, value.shape, model.config)
-        tensors[nested_key(name) if nested else name] = value if value.shape == shape else value.reshape(shape)
+        name, shape = checkpoint_name(path, names.rules), checkpoint_shape(path, value.shape, model.config)
+        tensors[names.nested_key(name) if nested else name] = value if value.shape == shape else value.reshape(shape)
     return tensors
 
 

@@ -12,6 +12,7 @@ from gp_jax.lvlm import LVLM
 from gp_jax.pretrained import files, params
 from gp_jax.pretrained.hf_config import flat_hf_config
 from gp_jax.pretrained.torch_file import write_torch
+from gp_jax.pretrained.tower import processor_file
 
 
 def save_model(model: LVLM, hf_config: dict[str, Any], folder: Path, *, source: Path | None, nested: bool) -> None:
@@ -27,8 +28,9 @@ def save_model(model: LVLM, hf_config: dict[str, Any], folder: Path, *, source: 
         files.write_shards(scratch, base)
         write_config(model, hf_config, scratch)
         write_glimpse(model, scratch)
-        for path in files.side_files(source) if source else ():
-            shutil.copy(path, scratch / path.name)
+        beside = [*files.side_files(source), *processor_file(source)] if source else []
+        for path in beside:
+            shutil.copyfile(path, scratch / path.name)
         fresh = {path.name for path in scratch.iterdir()}
     files.remove_stale_weights(folder, fresh)
 

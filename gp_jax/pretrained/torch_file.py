@@ -1,4 +1,4 @@
-"""`new_modules_gp.pt` without torch: the zip-and-pickle format of `torch.save`, tensors and plain containers only.
+"""`new_modules_gp.pt` and `pytorch_model.bin` without torch: the zip-and-pickle format of `torch.save`, tensors and plain containers only.
 
 Reading uses an unpickler that knows tensors, storages and OrderedDict and refuses every other by name, so a file cannot run code. Tensor
 views are checked against their storage. Writing emits the same format, which `torch.load(weights_only=True)` reads.
@@ -39,30 +39,48 @@ class _StorageType:
 
 @dataclass(frozen=True)
 class _Storage:
-    """The only thing a tensor may be a view of."""
+    """The only thing a tensor may be a view of: so many values in a file."""
 
-    values: np.ndarray  # (n,)
+    path: Path
+    start: int  # byte
+    dtype: np.dtype
+    count: int
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
-    """A strided view of a storage, refused if it would reach outside or repeat values."""
+@dataclass(frozen=True)
+class StoredTensor:
+    """A strided view of a storage, read when it is asked for."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A rectangle; () for all of it."""
+        if math.prod(self.shape) == 0:
+            return np.zeros(self.shape, self.storage.dtype)[index]
+        values = np.memmap(self.storage.path, self.storage.dtype, "r", self.storage.start, (self.storage.count,))
+        strides = tuple(s * values.itemsize for s in self.stride)
+        return np.array(np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides)[index])
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> StoredTensor:
+    """A tensor, refused if it would reach outside its storage or repeat values."""
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise pickle.UnpicklingError("a tensor is not a view of a storage")
-    values, numbers = storage.values, (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
+    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
         raise pickle.UnpicklingError(f"a tensor has impossible sizes {size} or strides {stride}")
     count = math.prod(size)
-    if count == 0 and max(size) <= values.size + 2**20:
-        return np.zeros(size, values.dtype)
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if last >= values.size or count > values.size:
-        raise pickle.UnpicklingError(f"a tensor of shape {size} reaches beyond its storage of {values.size} values")
-    item = values.itemsize
-    return np.lib.stride_tricks.as_strided(values[offset:], size, tuple(s * item for s in stride)).copy()
+    if not (count == 0 and max(size) <= storage.count + 2**20):
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if last >= storage.count or count > storage.count:
+            raise pickle.UnpicklingError(f"a tensor of shape {size} reaches beyond its storage of {storage.count} values")
+    return StoredTensor(storage, offset, size, stride)
 
 
-def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:
-    if not isinstance(data, np.ndarray):
+def _rebuild_parameter(data: StoredTensor, *_: Any) -> StoredTensor:
+    if not isinstance(data, StoredTensor):
         raise pickle.UnpicklingError("a parameter is not a tensor")
     return data
 
@@ -91,15 +109,31 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError("it holds a reference that is not a tensor storage")
         _, kind, key, _, count = pid
         if key not in self.storages:
-            data = self.archive.read(f"{self.prefix}/data/{key}")
-            if len(data) != count * kind.dtype.itemsize:
-                raise pickle.UnpicklingError(f"storage {key} has {len(data)} bytes, {count * kind.dtype.itemsize} expected")
-            self.storages[key] = _Storage(np.frombuffer(data, kind.dtype))
+            entry = self.archive.getinfo(f"{self.prefix}/data/{key}")
+            if entry.file_size != count * kind.dtype.itemsize:
+                raise pickle.UnpicklingError(f"storage {key} has {entry.file_size} bytes, {count * kind.dtype.itemsize} expected")
+            self.storages[key] = _Storage(Path(self.archive.filename), self._start(entry), kind.dtype, count)
         return self.storages[key]
+
+    def _start(self, entry: zipfile.ZipInfo) -> int:
+        """Byte of the file at which an entry's data begin: behind its own header, whose length may differ from the directory's."""
+        with self.archive.open(entry), open(self.archive.filename, "rb") as file:  # opening checks the header
+            file.seek(entry.header_offset + 26)
+            name, extra = struct.unpack("<HH", file.read(4))
+            start = entry.header_offset + 30 + name + extra
+            file.seek(0, io.SEEK_END)
+            if start + entry.file_size > file.tell():
+                raise pickle.UnpicklingError("it is truncated")
+            return start
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Reads nested dicts of tensors. Returns: flat dict, nested names joined by dots.
+    """As `open_torch`, with all tensors read."""
+    return {name: tensor[()] for name, tensor in open_torch(path).items()}
+
+
+def open_torch(path: Path) -> dict[str, StoredTensor]:
+    """Opens nested dicts of tensors. Returns: flat dict, nested names joined by dots.
 
     Raises: GlimpseError naming the file when it is damaged, of another format, or holds anything else.
     """
@@ -120,8 +154,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         raise GlimpseError(f"{path}: cannot be read as tensors: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def _flatten(content: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    if isinstance(content, np.ndarray):
+def _flatten(content: Any, prefix: str = "") -> dict[str, StoredTensor]:
+    if isinstance(content, StoredTensor):
         return {prefix[:-1]: content}
     if not isinstance(content, dict):
         raise pickle.UnpicklingError(f"'{prefix[:-1]}' is a {type(content).__name__}, not a tensor or dict of tensors")

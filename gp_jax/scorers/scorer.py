@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from gp_jax.config import VisionConfig
+from gp_jax.config import Vision
 from gp_jax.lvlm import LVLM
 from gp_jax.trees import KeepLimits, Stream, VisionFeatures, VisionInput
 
@@ -46,7 +46,7 @@ class Scoring:
         return present_slots(self.stream, self.slots)
 
 
-def no_blocks(config: VisionConfig) -> tuple[int, ...]:
+def no_blocks(config: Vision) -> tuple[int, ...]:
     """None of the vision tower's."""
     return ()
 
@@ -65,7 +65,7 @@ class Scorer:
     score: Callable[[Scoring], Array]
     glimpse: bool = False
     attention: bool = False
-    blocks: Callable[[VisionConfig], tuple[int, ...]] = no_blocks
+    blocks: Callable[[Vision], tuple[int, ...]] = no_blocks
     merge: Callable[[Scoring, Array], Array] | None = None
 
 

@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gp_jax.config import VisionConfig
+from gp_jax.config import Vision
 from gp_jax.glimpse.compact import take_rows
 from gp_jax.scorers.scorer import Scoring
 from gp_jax.scorers.similarity import back, collect, nearest, raster, unit
 
 
-def blocks(config: VisionConfig) -> tuple[int, ...]:
+def blocks(config: Vision) -> tuple[int, ...]:
     """The last block with full attention."""
-    return (config.fullatt_block_indexes[-1],)
+    return (config.watchable[1],)
 
 
 def contextual_count(kept: Array) -> Array:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gp_jax.config import VisionConfig
+from gp_jax.config import Vision
 from gp_jax.glimpse.compact import take_rows
 from gp_jax.scorers.attention import next_layer as score
 from gp_jax.scorers.scorer import Scoring
@@ -40,9 +40,9 @@ def shares(ratio: float) -> tuple[float, ...]:
     return min(1.0, STAYS * ratio), ratio
 
 
-def blocks(config: VisionConfig) -> tuple[int, ...]:
+def blocks(config: Vision) -> tuple[int, ...]:
     """The first and the last block with full attention."""
-    return config.fullatt_block_indexes[0], config.fullatt_block_indexes[-1]
+    return config.watchable
 
 
 def windows(image: Array, hw: Array, present: Array) -> tuple[Array, Array]:

@@ -67,8 +67,7 @@ def example(
         image_token,
         (),
         np.zeros((0, config.vision.patch_dim), np.float32),
-        np.zeros(0, np.int32),
-        np.zeros(0, np.int32),
+        *(np.zeros(0, np.int32),) * 3,
     )
     empty = train_batch([TrainSample(sample, np.zeros(1, np.int32), np.zeros(0, bool))], config, 1, shape, rows, [0])
     batched = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), empty)

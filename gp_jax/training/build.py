@@ -41,7 +41,7 @@ def glimpse_config(settings: GlimpseSettings, model: ModelConfig) -> GlimpseConf
         "reduce_layer": cut,
         "selected_layers": settings.selected_layers or (cut,),
         "le_layers": tuple(range(depth)) if settings.le_layers is None else settings.le_layers,
-        "selected_visual_layers": settings.selected_visual_layers or tuple(sorted(model.vision.fullatt_block_indexes, reverse=True)),
+        "selected_visual_layers": settings.selected_visual_layers or model.vision.usual_conditions,
         "ori_attn_supervision": False,
     }
     del values["start"]
@@ -169,7 +169,7 @@ def build(config: TrainConfig, progress: Progress) -> Run:
         like = vlm.processor.tokenizer(vlm.processor.chat(1, "?"))["input_ids"] if config.glimpse.start == "prompt" else ()
         model = attach_glimpse(vlm.model, glimpse_config(config.glimpse, vlm.config), config.seed, mesh, like)
         vlm = vlm.with_model(model)
-    maker = SampleMaker(vlm.processor, vlm.model.glimpse_config.rows, config.data.max_visual_tokens)
+    maker = SampleMaker(vlm.processor, vlm.model.glimpse_config.rows, config.data.max_visual_tokens, config.data.released_boxes)
     feed = build_feed(config, config.data.sources, maker, mesh, progress)
     validation = build_feed(config, config.data.validation, maker, mesh, progress) if config.data.validation else None
     if config.steps is not None:
@@ -199,6 +199,8 @@ def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int
     data = plain(config.data)
     for name in ("validation", "own", "workers", "threads", "prefetch"):
         del data[name]
+    if not data["released_boxes"]:  # runs that were begun before there was this setting go on
+        del data["released_boxes"]
     records = repr([source.entries for source in feed.sources])  # ids, questions, answers, sizes
     data["records"] = {"count": sum(len(s.entries) for s in feed.sources), "digest": hashlib.sha256(records.encode()).hexdigest()[:16]}
     return chosen | {"glimpse": plain(glimpse) | {"start": config.glimpse.start}, "data": data, "steps": steps}

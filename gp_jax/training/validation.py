@@ -12,6 +12,7 @@ from gp_jax.data.feed import Placer
 from gp_jax.data.record import Record
 from gp_jax.data.samples import decode
 from gp_jax.images import overlay, side_by_side
+from gp_jax.processing import Processor
 from gp_jax.report import RunLog
 from gp_jax.training.build import Feed, Progress, Run
 from gp_jax.training.step import Counts, TrainState
@@ -67,7 +68,7 @@ def draw(feed: Feed, logits: dict[tuple[int, int], np.ndarray], run: Run, step: 
         if not sample.prompt.count:
             continue
         keep = 1 / (1 + np.exp(-row[sample.prompt.slot_of_token])) > threshold
-        sheet = picture(record, sample, keep)
+        sheet = picture(record, sample, keep, maker.processor)
         target.mkdir(parents=True, exist_ok=True)
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in record.id)[-80:]
         with (target / f"{drawn_so_far(target):02d}_{name}.png").open("wb") as file:
@@ -82,11 +83,12 @@ def drawn_so_far(folder: epath.Path) -> int:
     return sum(path.name.endswith(".png") for path in folder.iterdir())
 
 
-def picture(record: Record, sample: TrainSample, keep: np.ndarray) -> Image.Image:
+def picture(record: Record, sample: TrainSample, keep: np.ndarray, processor: Processor) -> Image.Image:
     """Predicted beside reference masks, under question and answer."""
     tiles, first = [], 0
-    for encoded, (rows, columns) in zip(record.images, sample.prompt.grids, strict=True):
-        part, image = slice(first, first + rows * columns), decode(encoded, record.id)
+    views = [view for encoded in record.images for view in processor.views(decode(encoded, record.id))]
+    for image, (rows, columns) in zip(views, sample.prompt.grids, strict=True):
+        part = slice(first, first + rows * columns)
         image.thumbnail((4 * PICTURE_HEIGHT, PICTURE_HEIGHT))
         tiles += [overlay(image, mask[part].reshape(rows, columns)) for mask in (keep, sample.reference)]
         first += rows * columns

@@ -1,0 +1,90 @@
+"""The vision tower that a LLaVA checkpoint only names (`mm_vision_tower`): its config, and its weights where the checkpoint has none."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gp_jax.config import ModelConfig
+from gp_jax.errors import GlimpseError
+from gp_jax.pretrained import files
+from gp_jax.pretrained.names import NAMES, checkpoint_name
+
+NAME, PROCESSOR = "mm_vision_tower", "preprocessor_config.json"
+# Checkpoints on the Hub hold this tower's weights themselves: its few numbers need no download.
+KNOWN = {
+    "openai/clip-vit-large-patch14-336": dict(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+    )
+}
+
+
+def local_tower(name: str, folder: Path) -> Path | None:
+    """The named folder: in the checkpoint's, beside it, by its whole name or its last part, or where the name itself says."""
+    path = Path(name).expanduser()
+    places = (folder / path, folder / path.name, folder.parent / path, folder.parent / path.name, path)
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def find_tower(name: str, folder: Path, weights: bool) -> Path:
+    """The tower's folder, here or from the Hub (its cache included). Raises: GlimpseError that names the field."""
+    try:
+        if place := local_tower(name, folder):
+            return place
+        return files.find_model(name, ("*.json", "*.safetensors")) if weights else files.find_folder(name, ("*.json",))
+    except GlimpseError as error:
+        raise GlimpseError(f"{folder / 'config.json'}: {NAME}: {error}") from error
+
+
+def with_tower(hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The checkpoint's `config.json` with the tower's own as `vision_config`."""
+    name = hf.get(NAME)
+    if not isinstance(name, str):
+        raise GlimpseError(f"{folder / 'config.json'}: {NAME}={name!r} must be a folder or a Hub id")
+    if isinstance(hf.get("vision_config"), Mapping):
+        return dict(hf)
+    if name in KNOWN and local_tower(name, folder) is None:
+        return {**hf, "vision_config": KNOWN[name]}
+    own = files.read_json(find_tower(name, folder, weights=False) / "config.json")
+    return {**hf, "vision_config": own.get("vision_config", own)}
+
+
+def processor_file(folder: Path) -> list[Path]:
+    """The `preprocessor_config.json` of the tower that a checkpoint refers to, where it has none itself and that one is here."""
+    if (folder / PROCESSOR).exists():
+        return []
+    name = files.read_json(folder / "config.json", required=False).get(NAME)
+    place = local_tower(name, folder) if isinstance(name, str) else None
+    return [place / PROCESSOR] if place and (place / PROCESSOR).exists() else []
+
+
+def base_source(folder: Path, config: ModelConfig) -> files.TensorSource:
+    """The base model's tensors, the tower's from its own folder where the checkpoint has none."""
+    base, name = files.base_source(folder), files.read_json(folder / "config.json").get(NAME)
+    if name is None:
+        return base
+    prefix = checkpoint_name("vision.class_embedding", NAMES[config.model_type].rules).removesuffix("embeddings.class_embedding")
+    if any(key.startswith(prefix) for key in base.shapes):
+        return base
+    own = files.base_source(find_tower(name, folder, weights=True))
+    keys = {key: key.removeprefix("vision_model.") for key in own.shapes}  # transformers 5 leaves the prefix out
+    if any(key.startswith("text_model.") for key in own.shapes):  # a whole CLIP: its text tower and projections stay there
+        keys = {key: short for key, short in keys.items() if short != key}
+    return Joined(base, own, {prefix + short: key for key, short in keys.items()})
+
+
+class Joined:
+    """Two sources as one. names: key -> key of the second."""
+
+    def __init__(self, first: files.TensorSource, second: files.TensorSource, names: Mapping[str, str]):
+        self.where, self.first, self.second, self.names = f"{first.where} with {second.where}", first, second, names
+        self.shapes = {**first.shapes, **{key: second.shapes[own] for key, own in names.items()}}
+
+    def dtype(self, key: str) -> np.dtype:
+        """As of `files.TensorSource`."""
+        return self.second.dtype(self.names[key]) if key in self.names else self.first.dtype(key)
+
+    def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+        """As of `files.TensorSource`."""
+        return self.second.read(self.names[key], index) if key in self.names else self.first.read(key, index)

@@ -1,0 +1,127 @@
+"""What a vision tower is. Both kinds say what the rest of the house asks about: it never asks which kind it is."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Windowed ViT of Qwen2.5-VL. Sizes in pixels where they end in `_size` of a patch or window, else in channels."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    fullatt_block_indexes: tuple[int, ...]
+    window_size: int = 112
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    in_channels: int = 3
+    hidden_act: str = "silu"
+    sized_by: ClassVar[str] = "image_grid_thw"  # the input that says how many visual tokens pictures have
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """One patch: channels, time, rows, columns."""
+        return (self.in_channels, self.temporal_patch_size, self.patch_size, self.patch_size)
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one flattened patch, in the order of `patch_shape`."""
+        return math.prod(self.patch_shape)
+
+    @property
+    def conditions(self) -> range:
+        """What `selected_visual_layers` may name: the output of a block, counted from 0."""
+        return range(self.depth)
+
+    @property
+    def usual_conditions(self) -> tuple[int, ...]:
+        """The released choice: the blocks with full attention, deepest first."""
+        return tuple(sorted(self.fullatt_block_indexes, reverse=True))
+
+    @property
+    def watchable(self) -> tuple[int, int]:
+        """A shallow block and the last one whose attention sees whole pictures, for methods that read the tower's attention."""
+        return self.fullatt_block_indexes[0], self.fullatt_block_indexes[-1]
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches that become one visual token."""
+        return self.spatial_merge_size**2
+
+    @property
+    def window_side(self) -> int:
+        """Side of an attention window, in visual tokens."""
+        return self.window_size // self.spatial_merge_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """CLIP ViT and projector of LLaVA: square tiles of one size, each with a class token. What `VisionConfig` has besides means the same.
+
+    select_layer: hidden state that the projector reads; 0 is what enters the first block, i what leaves the i-th.
+    pinpoints: LLaVA-NeXT's (rows, columns) in pixels that a picture may be cut into tiles at; none: a picture is one tile.
+    """
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    select_layer: int
+    image_size: int = 336
+    patch_size: int = 14
+    in_channels: int = 3
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projector_act: str = "gelu"
+    projector_bias: bool = True
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    sized_by: ClassVar[str] = "pixel_values"
+    merge_unit: ClassVar[int] = 1
+    spatial_merge_size: ClassVar[int] = 1
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """One patch: channels, rows, columns."""
+        return (self.in_channels, self.patch_size, self.patch_size)
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one flattened patch, in the order of `patch_shape`."""
+        return math.prod(self.patch_shape)
+
+    @property
+    def window_side(self) -> int:
+        """Side of a tile, in visual tokens: attention stays inside."""
+        return self.image_size // self.patch_size
+
+    @property
+    def conditions(self) -> range:
+        """What `selected_visual_layers` may name: a hidden state, counted as `select_layer` is."""
+        return range(self.depth + 1)
+
+    @property
+    def usual_conditions(self) -> tuple[int, ...]:
+        """The released choice: 23, 17, 11, 5 of 24."""
+        return tuple(range(self.depth - 1, 0, -max(1, self.depth // 4)))
+
+    @property
+    def watchable(self) -> tuple[int, int]:
+        """A shallow block (6 of 24, as VScan chose) and the one in front of `select_layer`."""
+        return min(self.depth // 4, self.select_layer - 1), self.select_layer - 1
+
+
+Vision = VisionConfig | ClipConfig
