@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tiny_llava as llava
 
-from gp_jax import GlimpseVLM, cli, tiny
+from gp_jax import GlimpseVLM, tiny
+from gp_jax.commands import ask
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
 
 
@@ -49,13 +50,14 @@ def test_train_export_ask_and_eval(home, tmp_path, capsys):
 
     picture = tmp_path / "photo.png"
     llava.photo(90, 60).save(picture)
-    argv = ["ask", str(picture), "What is it?", "--model", str(home / "model"), "--glimpse", str(export), "--max-new-tokens", "3"]
-    assert cli.main([*argv, "--fixed-remain-ratio", "0.25", "--overlay", str(tmp_path / "kept.png"), "--json"]) == 0
+    argv = [str(picture), "What is it?", "--model", str(home / "model"), "--glimpse", str(export), "--max-new-tokens", "3"]
+    capsys.readouterr()
+    ask.run(ask.parse([*argv, "--fixed-remain-ratio", "0.25", "--overlay", str(tmp_path / "kept.png"), "--json"]))
     said = json.loads(capsys.readouterr().out)
     assert said["kept_tokens"] == 4 and said["total_tokens"] == 16 and (tmp_path / "kept.png").exists()
 
     report = tmp_path / "report"
-    options = ["--model", str(home / "model"), "--glimpse", str(export), "--out", str(report), "--tasks", str(home / "data")]
+    options = ["--model", str(home / "model"), "--glimpse", str(export), "--out", str(report), "--tasks", f"{home / 'data'}:val"]
     assert evaluate([*options, "--plans", "dense", "glimpse-11.1", "oracle", "--limit", "2", "--batch", "2"]) == 0, capsys.readouterr().err
     lines = [json.loads(line) for line in (report / "predictions.jsonl").read_text().splitlines()]
     assert {line["plan"] for line in lines} == {"dense", "glimpse-11.1", "oracle"} and all(line["total"] == 16 for line in lines)
