@@ -1,5 +1,6 @@
 """Everything for free: ask, train.py, export, eval.py and compiling ahead on LLaVA, as on any other model."""
 
+import contextlib
 import json
 
 import jax
@@ -65,14 +66,14 @@ def test_train_export_ask_and_eval(home, tmp_path, capsys):
 
 def test_compiling_ahead(home, monkeypatch):
     from gp_jax.commands.compile import model_named
-    from gp_jax.sharding import make_mesh
     from gp_jax.training import ahead
 
-    monkeypatch.setattr(ahead, "topology_mesh", lambda topology, *sizes: make_mesh(1, 4, 2))
-    monkeypatch.setattr(ahead, "targeting", lambda backend: jax.set_mesh(make_mesh(1, 4, 2)))
-    fit = ahead.compile_training(model_named(str(home / "model")), "v5e:2x4", batch=4, visual_tokens=16, dtype="float32")
+    monkeypatch.setattr(ahead, "topology_devices", lambda topology: jax.devices())
+    monkeypatch.setattr(ahead, "targeting", lambda backend: contextlib.nullcontext())
+    config, _ = model_named(str(home / "model"))
+    fit = ahead.compile_training(config, "v5e:2x4", batch=4, visual_tokens=16, fsdp=4, tensor=2, dtype="float32")
     assert fit.chips == 8 and fit.fits and fit.shape.slots == 16
-    assert model_named("llava-1.5-7b").text.num_hidden_layers == 32 and model_named("llava-1.5-13b").vision.out_hidden_size == 5120
+    assert model_named("llava-1.5-7b")[0].text.num_hidden_layers == 32 and model_named("llava-1.5-13b")[0].vision.out_hidden_size == 5120
 
 
 def test_sizes_have_the_published_parameters():

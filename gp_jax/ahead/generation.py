@@ -194,7 +194,7 @@ def compile_generation(
     compiler = Compiler(mesh, weights, label, watch, rows)
     blank = Sample(
         np.zeros(n, np.int32), np.zeros((config.position_axes, n), np.int32), np.full(n, -1), (),
-        np.zeros((0, config.vision.patch_dim), np.float32), np.zeros(0, np.int32), np.zeros(0, np.int32),
+        np.zeros((0, config.vision.patch_dim), np.float32), *(np.zeros(0, np.int32),) * 3,
     )  # fmt: skip
 
     def compiled(name: str) -> Compiled:

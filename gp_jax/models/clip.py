@@ -4,6 +4,9 @@ B samples, S = M patches, one visual token each, in tiles of n patches, t tiles 
 width. A tile is a full attention window of `layout.pack_windows`, so its patches lie row by row and tiles are a reshape.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -12,7 +15,7 @@ from jax import Array
 
 from gp_jax.config import ClipConfig
 from gp_jax.ops.attention import attend
-from gp_jax.ops.layers import LayerNorm, Linear, activation, precision, rematerialised
+from gp_jax.ops.layers import LayerNorm, Linear, activation, at_once, precision, rematerialised
 from gp_jax.trees import VisionFeatures, VisionInput
 
 
@@ -67,6 +70,21 @@ class ClipBlock(nnx.Module):
         x = x + self.self_attn(self.layer_norm1(x), implementation)
         return x + self.mlp(self.layer_norm2(x))
 
+    def run(self, x: Array, implementation: str, remat: bool) -> Array:
+        """The block. remat: see `ops.layers.rematerialised`."""
+        block = partial(self.__call__, implementation=implementation)
+        return (rematerialised(block) if remat else block)(x)
+
+    def watched(self, x: Array, batch: int) -> tuple[Array, Array]:
+        """What `ClipAttention.watch` gives, a row per sample: (B, M), (B, M, H), float32."""
+        share, keys = self.self_attn.watch(self.layer_norm1(x))
+        return share.reshape(batch, -1), keys.reshape(batch, -1, keys.shape[-1])
+
+
+def patches_only(_: None, x: Array, batch: int) -> Array:
+    """(B * t, 1 + n, C) -> (B, t * n, C): a row per sample, without class tokens."""
+    return x[:, 1:].reshape(batch, -1, x.shape[-1])
+
 
 class ClipTower(nnx.Module):
     """Tiles to visual tokens, with chosen hidden states on the way."""
@@ -96,27 +114,25 @@ class ClipTower(nnx.Module):
         implementation: str = "auto",
         remat: bool = False,
         watch: tuple[int, ...] = (),
+        call: Callable = at_once,
     ) -> VisionFeatures:
         """Runs the tower as far as somebody looks at it.
 
         Args: condition_layers: hidden states that become conditions, counted as `ClipConfig.select_layer`; remat: see
-            `ops.layers.rematerialised`; watch: blocks, counted from 0, whose attention and keys are recorded.
+            `ops.layers.rematerialised`; watch: blocks, counted from 0, whose attention and keys are recorded; call: see
+            `ops.layers.at_once`.
         Returns: VisionFeatures in vision slot order, conditions in the order of `condition_layers`.
         """
-        x, batch, received, keys = self.embed(vision.patches), vision.patches.shape[0], {}, {}
-
-        def per_sample(tiles: Array) -> Array:
-            return tiles.reshape(batch, -1, *tiles.shape[2:])
-
+        batch, received, keys = vision.patches.shape[0], {}, {}
+        x = call(ClipTower.embed, self, vision.patches)
         wanted = {self.config.select_layer, *condition_layers}
         states = {0: x}
         for index, block in enumerate(self.blocks[: max(wanted | {last + 1 for last in watch})], start=1):
             if index - 1 in watch:
-                share, key = block.self_attn.watch(block.layer_norm1(x))
-                received[index - 1], keys[index - 1] = per_sample(share), per_sample(key)
-            x = (rematerialised(block) if remat else block)(x, implementation)
+                received[index - 1], keys[index - 1] = call(ClipBlock.watched, block, x, batch=batch)
+            x = call(ClipBlock.run, block, x, implementation=implementation, remat=remat)
             states[index] = x
-        states = {index: per_sample(states[index][:, 1:]) for index in wanted}
+        states = {index: call(patches_only, None, states[index], batch=batch) for index in wanted}
         line_break = None if self.line_break is None else self.line_break[...]
-        tokens = self.projector(states[self.config.select_layer])
+        tokens = call(TwoLayers.__call__, self.projector, states[self.config.select_layer])
         return VisionFeatures(tokens, tuple(states[i] for i in condition_layers), received, keys, line_break)
