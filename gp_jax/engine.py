@@ -23,6 +23,7 @@ from gp_jax.layout import Sample, prompt_input, slots_of, vision_input
 from gp_jax.lvlm import LVLM
 from gp_jax.parts import Parts
 from gp_jax.plan import Plan, merges, needs_glimpse, tapped_layers, watched_blocks
+from gp_jax.scorers.glimpse import importance
 from gp_jax.scorers.scorer import Cut
 from gp_jax.sharding import batch_sharding, replicated
 from gp_jax.trees import DecodeState, KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
@@ -49,6 +50,11 @@ class Prefilled:
 def score(model: LVLM, *args: object, cut: Cut) -> tuple:
     """`pipeline.score` with what is static named."""
     return pipeline.score(model, *args[:3], cut, *args[3:])
+
+
+def last_head(_: None, heads: jax.Array) -> jax.Array:
+    """Which decides. (heads, B, M) -> (B, M)."""
+    return heads[-1]
 
 
 def merge(model: LVLM, *args: object, cut: Cut) -> Stream:
@@ -106,7 +112,11 @@ class Engine:
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Ranks the visual tokens at a cut."""
         stream = dataclasses.replace(stream, kv=())  # no scorer looks at the caches
-        return self.call(score, self.model, stream, vision, features, limits, given, cut=cut)
+        logits = None
+        if cut.scorer == "glimpse":  # whose predictor runs block by block
+            logits = self.call(last_head, None, importance(self.model, stream, vision, features, call=self.call))
+            stream = dataclasses.replace(stream, taps={})
+        return self.call(score, self.model, stream, vision, features, limits, given, logits, cut=cut)
 
     def merge(
         self, stream: Stream, vision: VisionInput, features: VisionFeatures, keep: jax.Array, *, cut: Cut, limits: KeepLimits

@@ -67,19 +67,24 @@ def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> 
     return Stream(hidden=constrained(hidden, "batch"), **rest, kv=(), taps={})
 
 
-def prefill_layer(
-    layer: Layer, stream: Stream, angles: Array, vectors: Array | None, *, tapped: bool, log_softmax: bool, implementation: str
-) -> tuple[Array, Array, Array, Array | None]:
-    """One layer over all rows. stream: without caches and taps; vectors: (L, D) for the glimpse rows. Returns: hidden (B, T, D), keys and
-    values (B, K, T, H) and, if `tapped`, the attention (B, T, N) of every sample's `tap_row`."""
-    x = stream.hidden if vectors is None else add_rows(stream.hidden, vectors, stream.glimpse_row)
-    x, q, kv = layer.prefill(x, angles, stream.valid, implementation)
-    x, key, value = constrained(x, "batch"), *(constrained(a, "batch", "kv_heads") for a in (kv.key, kv.value))
-    if not tapped:
-        return x, key, value, None
-    row = jnp.take_along_axis(q, stream.tap_row[:, None, None, None], axis=2)[:, :, 0]
-    visible = stream.valid & (jnp.arange(stream.valid.shape[1]) <= stream.tap_row[:, None])
-    return x, key, value, constrained(tap(row, key, visible, log_softmax=log_softmax), "batch")
+def prefill_layer(layer: Layer, x: Array, angles: Array, valid: Array, implementation: str) -> tuple[Array, Array, Array]:
+    """One layer over all rows. Returns: hidden (B, T, D), keys and values (B, K, T, H)."""
+    x, _, kv = layer.prefill(x, angles, valid, implementation)
+    return constrained(x, "batch"), *(constrained(a, "batch", "kv_heads") for a in (kv.key, kv.value))
+
+
+def add_vectors(_: None, x: Array, vectors: Array, glimpse_row: Array) -> Array:
+    """A layer's glimpse vectors (L, D) on their rows."""
+    return constrained(add_rows(x, vectors, glimpse_row), "batch")
+
+
+def tap_layer(layer: Layer, x: Array, angles: Array, valid: Array, row: Array, key: Array, log_softmax: bool) -> Array:
+    """The attention (B, T, N) of every sample's `row` (B,) in a layer, from what went into the layer and its keys: the query is computed
+    again, a row's worth, so that layers that are looked at need no program of their own."""
+    x, angles = (jnp.take_along_axis(a, row[:, None, None], axis=1) for a in (x, angles))
+    query = layer.self_attn.project(layer.input_layernorm(x), angles)[0][:, :, 0]
+    visible = valid & (jnp.arange(valid.shape[1]) <= row[:, None])
+    return constrained(tap(query, key, visible, log_softmax=log_softmax), "batch")
 
 
 def run(
@@ -99,32 +104,41 @@ def run(
     """
     if low == high:
         return stream
-    config, bare = model.glimpse_config, dataclasses.replace(stream, kv=(), taps={})
+    config, x = model.glimpse_config, stream.hidden
     vectors = call(GlimpsePrompt.per_layer, model.glimpse) if glimpse and model.glimpse is not None else None
+    log_softmax = glimpse and not config.use_attention_logits
     angles = call(row_angles, None, stream.positions, config=model.config.text)
     kv, tapped = list(stream.kv), dict(stream.taps)
     for index in range(low, high):
-        added = vectors[config.le_layers.index(index)] if vectors is not None and index in config.le_layers else None
-        look = dict(tapped=index in taps, log_softmax=index in taps and glimpse and not config.use_attention_logits)
         layer = model.decoder.layers[index]
-        x, key, value, maps = call(prefill_layer, layer, bare, angles, added, **look, implementation=implementation)
-        bare = dataclasses.replace(bare, hidden=x)
+        if vectors is not None and index in config.le_layers:
+            x = call(add_vectors, None, x, vectors[config.le_layers.index(index)], stream.glimpse_row)
+        before = x
+        x, key, value = call(prefill_layer, layer, x, angles, stream.valid, implementation=implementation)
         kv.append(LayerKV(key, value, stream.valid))
-        if maps is not None:
-            tapped[index] = maps
-    return dataclasses.replace(bare, kv=tuple(kv), taps=tapped)
+        if index in taps:
+            tapped[index] = call(tap_layer, layer, before, angles, stream.valid, stream.tap_row, key, log_softmax=log_softmax)
+    return dataclasses.replace(stream, hidden=x, kv=tuple(kv), taps=tapped)
 
 
 def score(
-    model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, cut: Cut, limits: KeepLimits, given: Array | None = None
+    model: LVLM,
+    stream: Stream,
+    vision: VisionInput,
+    features: VisionFeatures,
+    cut: Cut,
+    limits: KeepLimits,
+    given: Array | None = None,
+    logits: Array | None = None,
 ) -> tuple[Array, Array, Array, Array]:
-    """Ranks the visual tokens at a cut.
+    """Ranks the visual tokens at a cut. logits: the scorer's, where they are known already.
 
     Returns: logits (B, M) float32 and keep (B, M) bool over vision slots; stays (B, T) bool over stream rows; need () int, rows
     of the longest sample that stay.
     """
     scorer = SCORERS[cut.scorer]
-    logits = scorer.score(Scoring(model, cut, stream, vision, features, limits, given))
+    if logits is None:
+        logits = scorer.score(Scoring(model, cut, stream, vision, features, limits, given))
     keep = keep_mask(logits, present_slots(stream, logits.shape[1]), limits)
     stays = survivors_mask(stream, keep, scorer.glimpse)
     return logits, keep, stays, jnp.max(jnp.sum(stays, axis=-1))

@@ -50,7 +50,7 @@ def test_the_programs_are_those_of_the_engine(compiled):
     found, _ = compiled
     pruned, dense = found.plans["glimpse"].runs, found.plans["dense"].runs
     assert pruned["vision block, windows"] == dense["vision block, windows"] == 2 and pruned["vision block, whole image"] == 2
-    assert pruned["layer, 256 rows, glimpse"] == 3 and pruned["layer, 256 rows, glimpse, tapped"] == 1 and pruned["layer, 64 rows"] == 2
+    assert pruned["layer, 256 rows"] == pruned["glimpse rows"] == 4 and pruned["glimpse attention"] == 1 and pruned["layer, 64 rows"] == 2
     assert dense["layer, 256 rows"] == 6 and "score" not in dense and "compact to 64 rows" not in dense
     assert pruned["decode, cache of 64 rows"] == dense["decode, cache of 256 rows"] == 1
     assert found.lengths == {"batch": 4, "patches": 1024, "prompt": 256, "kept": 64, "decode": 32}
@@ -70,7 +70,7 @@ def test_reports(compiled):
     found, request = compiled
     words = (found, request, "tiny", "v5e:2x4", "float32")
     text = report.text(*words)
-    for part in ("layer, 256 rows, glimpse, tapped", "needs ", "GiB of 15.75 GiB per chip", ": fits", "decode token", "padded to batch 4"):
+    for part in ("layer, 256 rows", "needs ", "GiB of 15.75 GiB per chip", ": fits", "decode token", "padded to batch 4"):
         assert part in text
     facts = json.loads(json.dumps(report.facts(*words)))
     ratios = facts["pruned over dense"]
@@ -183,5 +183,5 @@ def test_the_tpu_compiler_takes_every_program(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert ": fits" in done.stdout and "no array of rows x rows" in done.stdout and "compiled score in" in done.stderr
     programs = {p["name"]: p for p in json.loads((tmp_path / "report.json").read_text())["programs"]}
-    assert programs["layer, 896 rows, glimpse, tapped"]["facts"]["splash"] == 1
-    assert programs["vision block, whole image"]["facts"]["splash"] == 1 and programs["score"]["facts"]["splash"] == 1
+    assert programs["layer, 896 rows"]["facts"]["splash"] == 1
+    assert programs["vision block, whole image"]["facts"]["splash"] == 1 and programs["predictor block"]["facts"]["splash"] == 1

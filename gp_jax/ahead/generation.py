@@ -121,10 +121,17 @@ def label(function: Callable, args: tuple, static: dict) -> str:
         "GlimpsePrompt.per_layer": "glimpse vectors",
         "row_angles": "rope angles",
         "prefill_layer": "layer",
+        "add_vectors": "glimpse rows",
+        "tap_layer": "glimpse attention",
+        "slot_maps": "predictor maps",
+        "predictor_layer": "predictor block",
+        "stacked": "predictor outputs",
+        "last_head": "predictor's last output",
     }.get(function.__qualname__, function.__qualname__)
     if name == "layer":
-        stream, _, vectors = args
-        return f"layer, {stream.hidden.shape[1]} rows" + ", glimpse" * (vectors is not None) + ", tapped" * static["tapped"]
+        return f"layer, {args[0].shape[1]} rows"
+    if name in ("project_maps", "read_out"):
+        return f"predictor projection, {args[0].shape[-1]} wide"
     if name == "rope angles":
         return f"{name}, {args[0].shape[-1]} rows"
     if name == "embed":

@@ -3,6 +3,8 @@
 B samples, M vision slots, A maps x heads, E `attn_fuse_size`, F condition width (0 in V2), N heads, C ViT width. All float32.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -10,8 +12,9 @@ from jax import Array
 
 from gp_jax.config import GlimpseConfig, ModelConfig
 from gp_jax.ops.attention import attend
-from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, rematerialised, xavier_uniform
+from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, at_once, rematerialised, xavier_uniform
 from gp_jax.ops.rope import grid_angles, rotate
+from gp_jax.sharding import constrained
 from gp_jax.trees import VisionInput
 
 NORM_EPS = 1e-6
@@ -69,7 +72,15 @@ class ImportancePredictor(nnx.Module):
         self.conditioned, self.head_dim = config.cond_size > 0, (config.attn_fuse_size + config.cond_size) // config.attn_fuse_num_heads
         self.window = None if config.attn_fuse_global else model.vision.window_side**2
 
-    def __call__(self, maps: Array, conditions: tuple[Array, ...], vision: VisionInput, present: Array, remat: bool = False) -> Array:
+    def __call__(
+        self,
+        maps: Array,
+        conditions: tuple[Array, ...],
+        vision: VisionInput,
+        present: Array,
+        remat: bool = False,
+        call: Callable = at_once,
+    ) -> Array:
         """Importance logits.
 
         Args:
@@ -77,31 +88,76 @@ class ImportancePredictor(nnx.Module):
             conditions: per block (B, M, C).
             present: (B, M) bool, slots that hold a token that is still in the stream.
             remat: the backward pass computes attention again instead of keeping it.
+            call: see `ops.layers.at_once`.
         Returns: (heads, B, M) float32; the last head decides, the others exist under deep supervision.
         """
-        segment = jnp.where(present, vision.token_image if self.window is None else vision.token_window, -1)
-        angles = grid_angles(vision.token_hw, self.head_dim)
-        batch = maps.shape[0]
-
-        def rows(a: Array) -> Array:  # windows are blocks of equal size, as in the vision tower
-            return a if self.window is None else a.reshape(-1, self.window, *a.shape[2:])
-
-        x, angles, segment = rows(self.attn_in_proj(maps.astype(jnp.float32))), rows(angles), rows(segment)
+        place = vision.token_image if self.window is None else vision.token_window
+        x = call(project_maps, self.attn_in_proj, maps)
         outs = []
         for layer, project, head, condition in zip(self.layers, self.cond_in_projs, self.attn_out_projs, conditions, strict=True):
-            block = rematerialised(layer) if remat else layer
-            x = block(x, rows(project(condition.astype(jnp.float32))) if self.conditioned else None, angles, segment)
+            seen = call(project_maps, project, condition) if self.conditioned else None
+            static = dict(head_dim=self.head_dim, window=self.window, remat=remat)
+            x = call(predictor_layer, layer, x, seen, vision.token_hw, place, present, **static)
             if head is not None:
-                outs.append(head(x)[..., 0].reshape(batch, -1))
-        return jnp.stack(outs)
+                outs.append(call(read_out, head, x))
+        return call(stacked, None, tuple(outs))
+
+
+def project_maps(project: Linear, maps: Array) -> Array:
+    """A linear layer on float32 input."""
+    return constrained(project(maps.astype(jnp.float32)), "batch")
+
+
+def predictor_layer(
+    layer: PredictorLayer,
+    x: Array,
+    condition: Array | None,
+    token_hw: Array,
+    place: Array,
+    present: Array,
+    head_dim: int,
+    window: int | None,
+    remat: bool,
+) -> Array:
+    """One block. x: (B, M, E); condition: (B, M, F); place: (B, M) int, who attends to whom. Returns: (B, M, E)."""
+    segment, angles = jnp.where(present, place, -1), grid_angles(token_hw, head_dim)
+
+    def rows(a: Array | None) -> Array | None:  # windows are blocks of equal size, as in the vision tower
+        return a if window is None or a is None else a.reshape(-1, window, *a.shape[2:])
+
+    block = rematerialised(layer) if remat else layer
+    return constrained(block(rows(x), rows(condition), rows(angles), rows(segment)).reshape(x.shape), "batch")
+
+
+def read_out(head: Linear, x: Array) -> Array:
+    """(B, M, E) -> (B, M)."""
+    return head(x)[..., 0]
+
+
+def stacked(_: None, outs: tuple[Array, ...]) -> Array:
+    """One array of all."""
+    return jnp.stack(outs)
+
+
+def mean_of_maps(_: None, maps: Array) -> Array:
+    """(B, M, A) -> (1, B, M)."""
+    return jnp.mean(maps.astype(jnp.float32), axis=-1)[None]
 
 
 class MeanOfMaps(nnx.Module):
     """No predictor: the mean of the glimpse's attention over heads and layers decides. For ablations."""
 
-    def __call__(self, maps: Array, conditions: tuple[Array, ...], vision: VisionInput, present: Array, remat: bool = False) -> Array:
+    def __call__(
+        self,
+        maps: Array,
+        conditions: tuple[Array, ...],
+        vision: VisionInput,
+        present: Array,
+        remat: bool = False,
+        call: Callable = at_once,
+    ) -> Array:
         """As `ImportancePredictor`."""
-        return jnp.mean(maps.astype(jnp.float32), axis=-1)[None]
+        return call(mean_of_maps, None, maps)
 
 
 def make_predictor(config: GlimpseConfig, model: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Module:
