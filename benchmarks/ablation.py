@@ -61,7 +61,7 @@ def main(args: Args) -> None:
     from gp_jax.evaluation.command import claim
     from gp_jax.evaluation.plans import EvalPlan
     from gp_jax.evaluation.rows import aggregate
-    from gp_jax.evaluation.runner import SMALL_LADDERS, Runner
+    from gp_jax.evaluation.runner import Runner
     from gp_jax.evaluation.tasks import Task
     from gp_jax.scenes.source import ScenesSource
 
@@ -73,7 +73,7 @@ def main(args: Args) -> None:
     for name, folder in folders.items():
         method = "attention" if folder is None else "glimpse"
         rule = Prune(method=method, fixed_remain_ratio=args.retention, after=after)
-        vlm = GlimpseVLM.from_pretrained(args.model, glimpse=folder, ladders=SMALL_LADDERS)
+        vlm = GlimpseVLM.from_pretrained(args.model, glimpse=folder)
         plans = [EvalPlan("dense", lambda masks, ratio: None)] if folder is None else []
         plans.append(EvalPlan(name, lambda masks, ratio, rule=rule: rule))
         found += Runner(vlm, task, args.out / "predictions.jsonl", args.batch).run(plans)

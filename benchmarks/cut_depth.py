@@ -40,11 +40,11 @@ def main(args: Args) -> None:
     from gp_jax import GlimpseVLM, Prune
     from gp_jax.data.samples import decode
     from gp_jax.evaluation.metrics import exact_match, recall
-    from gp_jax.evaluation.runner import SMALL_LADDERS, reference_masks
+    from gp_jax.evaluation.runner import reference_masks
     from gp_jax.evaluation.tasks import Task
     from gp_jax.scenes.source import ScenesSource
 
-    vlm = GlimpseVLM.from_pretrained(args.model, ladders=SMALL_LADDERS)
+    vlm = GlimpseVLM.from_pretrained(args.model)
     task = Task("scenes", ScenesSource("val", args.records))
     grids = [vlm.processor.grid(*entry.sizes[0]) for entry in task.entries]
     order = sorted(range(args.records), key=lambda n: grids[n][0] * grids[n][1])

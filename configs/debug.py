@@ -25,5 +25,4 @@ train = TrainConfig(
     log_every=5,
     validate_every=10,
     save_every=10,
-    compilation_cache="runs/compiled",
 )

@@ -14,5 +14,4 @@ evaluation = EvalConfig(
     out="demo/answers",
     report="demo/report.html",
     title="GlimpsePrune on generated scenes",
-    compilation_cache="runs/compiled",
 )

@@ -5,4 +5,4 @@ The bundled model on the bundled benchmark: accuracy and cost of the glimpse, of
 
 from gp_jax.evaluation.settings import EvalConfig
 
-evaluation = EvalConfig(model="scenes", tasks=("scenes:test",), limit=600, out="runs/eval_scenes", compilation_cache="runs/compiled")
+evaluation = EvalConfig(model="scenes", tasks=("scenes:test",), limit=600, out="runs/eval_scenes")

@@ -31,5 +31,4 @@ train = BaseConfig(
     log_every=10,
     validate_every=300,
     save_every=100,
-    compilation_cache="runs/compiled",
 )

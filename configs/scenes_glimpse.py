@@ -14,7 +14,7 @@ train = TrainConfig(
         shapes=4,
     ),
     glimpse=GlimpseSettings(
-        reduce_layer=3, selected_visual_layers=(5, 4, 2), attn_fuse_size=64, attn_fuse_num_heads=4, visual_cond_size=64
+        reduce_layer=3, selected_visual_layers=(5, 4, 2), attn_fuse_size=64, attn_fuse_num_heads=4, visual_cond_size=64, start="prompt"
     ),
     optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_ratio=0.05, clip_norm=1.0),
     batch_size=8,
@@ -24,5 +24,4 @@ train = TrainConfig(
     validate_every=300,
     save_every=100,
     keep=1,
-    compilation_cache="runs/compiled",
 )

@@ -97,7 +97,7 @@ class BaseConfig:
     keep: int = 2
     """Newest checkpoints kept, besides the best one."""
     compilation_cache: str | None = None
-    """Folder that keeps compiled programs from run to run. [default: none]"""
+    """Folder that keeps compiled programs from run to run. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
 
     def check(self) -> "BaseConfig":
         """What can be wrong before anything is loaded. Returns: itself. Raises: GlimpseError that names the field."""

@@ -34,18 +34,24 @@ class Ladder:
         return self.rungs[: bisect.bisect_left(self.rungs, self.fit(length)) + 1]
 
 
-def geometric(name: str, first: int, last: int, ratio: float = 1.5, multiple: int = 128) -> Ladder:
-    """Rungs from `first` to `last`, each about `ratio` times the one before, rounded up to `multiple`."""
-    rungs, value = [], float(first)
-    while not rungs or rungs[-1] < last:
-        rungs.append(min(last, -(-int(value) // multiple) * multiple))
-        value = max(value * ratio, rungs[-1] + multiple)
-    return Ladder(name, tuple(rungs))
+def octaves(name: str, first: int, last: int, parts: int = 8, multiple: int = 1) -> Ladder:
+    """Rungs from `first` to `last` that divide every doubling into equal `parts`, rounded up to `multiple`.
+
+    Lengths that are anywhere between two powers of two waste 1 / (3 parts) of their rung on average, at worst 1 / parts of the length.
+    """
+    rungs, octave = {first, last}, first
+    while octave < last:
+        rungs |= {min(last, -(-(octave * (parts + part) // parts) // multiple) * multiple) for part in range(1, parts + 1)}
+        octave *= 2
+    return Ladder(name, tuple(sorted(rungs)))
 
 
 @dataclass(frozen=True)
 class Ladders:
     """The lengths that shape a request. Defaults hold one 16,384-token photograph or several smaller ones.
+
+    Fine ladders waste little and compile on the way; a server that warms up, or that compiles slowly, takes coarser ones:
+    `Ladders(prompt=octaves("prompt", 128, 8192, parts=2))`.
 
     patches: vision patches of a sample, window padding included (4 per visual token).
     prompt:  prompt tokens of a sample with its visual tokens and glimpse rows.
@@ -54,10 +60,10 @@ class Ladders:
     batch:   samples.
     """
 
-    patches: Ladder = geometric("patches", 256, 196608, multiple=256)
-    prompt: Ladder = geometric("prompt", 128, 65536)
-    kept: Ladder = geometric("kept", 64, 65536, multiple=64)
-    decode: Ladder = geometric("decode", 32, 8192, ratio=2.0, multiple=32)
+    patches: Ladder = octaves("patches", 256, 196608, multiple=64)
+    prompt: Ladder = octaves("prompt", 128, 65536, multiple=16)
+    kept: Ladder = octaves("kept", 32, 65536, multiple=16)
+    decode: Ladder = octaves("decode", 16, 8192, parts=1)
     batch: Ladder = Ladder("batch", (1, 2, 4, 8, 16, 32, 64, 128, 256))
 
     def kept_for(self, need: int, prompt: int) -> int:

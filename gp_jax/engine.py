@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from gp_jax import pipeline, sampling
 from gp_jax.buckets import Ladders
 from gp_jax.clock import Clock
+from gp_jax.compiled import keep_compiled
 from gp_jax.layout import Sample, prompt_input, slots_of, vision_input
 from gp_jax.lvlm import LVLM
 from gp_jax.plan import Plan, merges, needs_glimpse, tapped_layers, watched_blocks
@@ -51,6 +52,7 @@ class Engine:
 
     def __init__(self, model: LVLM, ladders: Ladders | None = None, mesh: Mesh | None = None, attention: str = "auto"):
         self.ladders, self.mesh, self.config, self.attention = ladders or Ladders(), mesh, model.config, attention
+        keep_compiled()
         self.glimpse_config = model.glimpse_config
         self.glimpse_rows = model.glimpse_config.rows if model.glimpse_config else 0
         self.window = model.config.vision.window_side**2

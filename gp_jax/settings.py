@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -51,6 +51,9 @@ class GlimpseSettings:
     """Keep at most this share of the visual tokens."""
     min_remain_num: int | None = 1
     """Keep at least so many visual tokens."""
+    start: Literal["random", "prompt"] = "random"
+    """random: vectors as the released training draws them; prompt: the glimpse rows begin as copies of a prompt's last tokens, whose
+    attention knows where to look already. Small models that train for minutes need it."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ class TrainConfig:
     keep: int = 3
     """Newest checkpoints kept, besides the best one."""
     compilation_cache: str | None = None
-    """Folder that keeps compiled programs from run to run. [default: none]"""
+    """Folder that keeps compiled programs from run to run. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
 
     def check(self) -> "TrainConfig":
         """What can be wrong before anything is loaded. Returns: itself. Raises: GlimpseError that names the field."""

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gp_jax import GlimpseVLM
-from gp_jax.evaluation.runner import SMALL_LADDERS
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained.hf_config import model_config
 from gp_jax.pretrained.saving import save_model
@@ -34,4 +33,4 @@ def small_model(folder: Path, architecture: Path, seed: int = 0) -> GlimpseVLM:
         if variable.ndim == 2:
             variable.set_value(variable[...] * 4)
     save_model(model, hf_config, folder, source=architecture, nested=True)
-    return GlimpseVLM.from_pretrained(folder, ladders=SMALL_LADDERS)
+    return GlimpseVLM.from_pretrained(folder)

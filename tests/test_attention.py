@@ -32,6 +32,15 @@ def test_kernel_equals_einsum(name, causal, length):
     np.testing.assert_allclose(attend(q, k, v, segment, segment, causal=causal, implementation=name), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("length", [3, 300, 1100])
+def test_triangle_equals_einsum(length):
+    q, k, v, segment = operands(length)
+    expected = einsum_attention(q, k, v, segment, segment, causal=True)
+    np.testing.assert_allclose(attend(q, k, v, segment, segment, causal=True, implementation="triangle"), expected, atol=2e-6)
+    with pytest.raises(GlimpseError, match="'triangle' is for causal attention among the same rows"):
+        attend(q, k, v, segment, segment, implementation="triangle")
+
+
 def test_einsum_is_the_formula():
     q, k, v, segment = operands(9)
     out = np.asarray(einsum_attention(q, k, v, segment, segment, causal=True))
@@ -100,19 +109,22 @@ def test_unknown_kernel():
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "length", "prefix", "expected"),
+    ("backend", "dtype", "length", "prefix", "causal", "expected"),
     [
-        ("cpu", jnp.float32, 64, False, "einsum"),
-        ("cpu", jnp.float32, 8192, False, "blockwise"),
-        ("tpu", jnp.bfloat16, 8192, False, "splash"),
-        ("tpu", jnp.bfloat16, 64, False, "einsum"),
-        ("gpu", jnp.bfloat16, 8192, True, "cudnn"),
-        ("gpu", jnp.bfloat16, 8192, False, "blockwise"),
-        ("gpu", jnp.float32, 8192, True, "blockwise"),
+        ("cpu", jnp.float32, 64, False, False, "einsum"),
+        ("cpu", jnp.float32, 8192, False, False, "blockwise"),
+        ("cpu", jnp.float32, 8192, True, True, "blockwise"),
+        ("cpu", jnp.float32, 1024, True, True, "triangle"),
+        ("cpu", jnp.float32, 256, True, True, "einsum"),
+        ("tpu", jnp.bfloat16, 8192, False, False, "splash"),
+        ("tpu", jnp.bfloat16, 64, False, False, "einsum"),
+        ("gpu", jnp.bfloat16, 8192, True, True, "cudnn"),
+        ("gpu", jnp.bfloat16, 8192, False, False, "blockwise"),
+        ("gpu", jnp.float32, 1024, True, True, "einsum"),
     ],
 )
-def test_choice_by_backend(monkeypatch, backend, dtype, length, prefix, expected):
+def test_choice_by_backend(monkeypatch, backend, dtype, length, prefix, causal, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x = jax.ShapeDtypeStruct((1, 2, length, 64), dtype)
-    assert choose(x, x, prefix) == expected
+    assert choose(x, x, prefix, causal) == expected
     assert expected in KERNELS

@@ -11,7 +11,7 @@ import pytest
 from gp_jax import GlimpseVLM
 from gp_jax.data.samples import decode
 from gp_jax.evaluation.plans import make_plans
-from gp_jax.evaluation.runner import SMALL_LADDERS, Runner, Task
+from gp_jax.evaluation.runner import Runner, Task
 from gp_jax.pretrained.files import BUNDLED
 from gp_jax.scenes.source import ScenesSource
 
@@ -20,7 +20,7 @@ RECORDS = 96
 
 @pytest.fixture(scope="module")
 def vlm():
-    return GlimpseVLM.from_pretrained("scenes", ladders=SMALL_LADDERS)
+    return GlimpseVLM.from_pretrained("scenes")
 
 
 @pytest.fixture(scope="module")

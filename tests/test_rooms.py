@@ -5,7 +5,7 @@ from pathlib import Path
 
 RANKS = [
     {"errors", "version", "allocator"},
-    {"config", "config_file", "trees", "buckets", "clock", "settings"},
+    {"config", "config_file", "trees", "buckets", "clock", "compiled", "settings"},
     {"sharding", "ops", "images", "base_settings"},
     {"models", "glimpse", "layout"},
     {"lvlm"},

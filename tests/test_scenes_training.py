@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import scenes_tools
+from flax import nnx
 
 from gp_jax import GlimpseError, Prune, pipeline
 from gp_jax.base_settings import BaseConfig, Canvas, ScenesConfig
@@ -18,6 +19,7 @@ from gp_jax.scenes.source import packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
 from gp_jax.training.base_losses import exact_turns
+from gp_jax.training.build import attach_glimpse, glimpse_config
 from gp_jax.training.loop import train
 
 SIDE, COUNT, ROWS = 16, 4, 96
@@ -170,7 +172,7 @@ def test_a_base_run_learns_resumes_and_exports(architecture, tmp_path, monkeypat
         model=str(tmp_path / "whole" / "export"),
         out=str(tmp_path / "glimpse"),
         data=DataConfig(sources=(DataSource("scenes:16"),), shapes=1),
-        glimpse=GlimpseSettings(reduce_layer=1, attn_fuse_size=16, visual_cond_size=16, attn_fuse_num_heads=2),
+        glimpse=GlimpseSettings(reduce_layer=1, attn_fuse_size=16, visual_cond_size=16, attn_fuse_num_heads=2, start="prompt"),
         batch_size=8,
         accumulation=1,
         steps=1,
@@ -196,6 +198,18 @@ def test_a_base_run_learns_resumes_and_exports(architecture, tmp_path, monkeypat
     assert eval_main([*options, "--plans", "dense", "--max-new-tokens", "3"]) == 1, "other settings, same folder"
     report = (tmp_path / "eval" / "report" / "index.html").read_text()
     assert "nothing" in report and "http://" not in report.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+def test_a_glimpse_may_begin_as_the_prompts_last_tokens(vlm, norm):
+    model = nnx.clone(vlm.model)
+    config = glimpse_config(GlimpseSettings(reduce_layer=1, le_length=2, le_norm_type=norm, attn_fuse_size=16), vlm.config)
+    ids = vlm.processor.tokenizer(vlm.processor.chat(1, "?"))["input_ids"]
+    vectors = np.asarray(attach_glimpse(model, config, 0, None, ids).glimpse.vectors())
+    rows = np.asarray(vlm.model.decoder.embed(np.array(ids[-2:])))
+    for vector, row in zip(vectors[0], rows, strict=True):
+        assert vector @ row / np.linalg.norm(vector) / np.linalg.norm(row) > 0.99
+    assert np.square(vectors).mean() == pytest.approx(np.square(rows).mean(), rel=0.2)
 
 
 def test_base_settings_that_cannot_be(architecture, tmp_path):

@@ -65,8 +65,9 @@ def evaluate(config: EvalConfig) -> Path | None:
     config = config.check()
     import jax
 
+    from gp_jax.compiled import keep_compiled
     from gp_jax.evaluation.plans import make_plans
-    from gp_jax.evaluation.runner import SMALL_LADDERS, Runner
+    from gp_jax.evaluation.runner import Runner
     from gp_jax.evaluation.scores import add_verdicts
     from gp_jax.evaluation.summary import summarise
     from gp_jax.evaluation.tasks import open_tasks
@@ -76,15 +77,12 @@ def evaluate(config: EvalConfig) -> Path | None:
 
     start_processes(config.coordinator, config.processes, config.process)
     first = jax.process_index() == 0
-    if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    keep_compiled(config.compilation_cache)
     tasks = open_tasks(config, progress=first)
     devices = jax.local_devices()[: config.devices if config.devices > 0 else None]
     if config.devices > len(devices):
         raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
     options = dict(mesh=make_mesh(data=len(devices), devices=devices)) if len(devices) > 1 else {}
-    options |= dict(ladders=SMALL_LADDERS) if config.model == "scenes" else {}
     vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, **options)
     plans, out = make_plans(config.plans, vlm.glimpse_config), Path(config.out)
     digests = [weights_digest(find_folder(name, ALL_FILES)) for name in (config.model, config.glimpse) if name]

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from gp_jax.buckets import Ladder, Ladders
 from gp_jax.data.masks import box_mask, picture_mask
 from gp_jax.data.record import Record
 from gp_jax.data.samples import decode, question_text
@@ -25,13 +24,6 @@ from gp_jax.flops import Workload, stages
 from gp_jax.results import Answer
 from gp_jax.sharding import wait_for_all
 from gp_jax.vlm import GlimpseVLM
-
-SMALL_LADDERS = Ladders(  # for pictures of a few hundred visual tokens: little padding, few programs
-    patches=Ladder("patches", (512, 1024, 1280, 1792, 2560, 4096, 8192)),
-    prompt=Ladder("prompt", (160, 288, 352, 480, 672, 1088, 2112)),
-    kept=Ladder("kept", (48, 64, 96, 160, 288, 480, 1088)),
-    decode=Ladder("decode", (16, 32, 64, 128, 256, 512)),
-)
 
 
 def reference_masks(record: Record, grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:

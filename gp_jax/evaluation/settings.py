@@ -95,7 +95,7 @@ class EvalConfig:
     title: str = "GlimpsePrune: accuracy against retention"
     """Of the report."""
     compilation_cache: str | None = None
-    """Folder that keeps compiled programs from run to run. [default: none]"""
+    """Folder that keeps compiled programs from run to run. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
     judge: JudgeConfig = JudgeConfig()
     """Scores answers where metrics name it."""
     devices: int = 1

@@ -9,7 +9,8 @@ from gp_jax.evaluation.gallery import Sample
 from gp_jax.images import overlay
 
 TILE, GAP, LINE = 288, 12, 18  # pixels
-RIGHT, WRONG, INK, GROUND = "#1a7f37", "#b42318", "#1f2328", "#ffffff"
+INK, GROUND = "#1f2328", "#ffffff"
+VERDICT = {True: "#1a7f37", False: "#b42318", None: INK}  # right, wrong, not scored
 
 
 def wrap(text: str, width: int, pen: ImageDraw.ImageDraw, size: int) -> list[str]:
@@ -38,7 +39,7 @@ def tile(sample: Sample, plan: str) -> Image.Image:
         pen.text((0, row), line, fill=INK, font_size=15)
         row += LINE
     told = f"{sample.predictions[plan]}   ({int(keep.sum())} of {keep.size} visual tokens kept)"
-    pen.text((0, row), told, fill=RIGHT if sample.right[plan] else WRONG, font_size=15)
+    pen.text((0, row), told, fill=VERDICT[sample.right.get(plan)], font_size=15)
     return made
 
 

@@ -28,6 +28,12 @@ class GlimpsePrompt(nnx.Module):
         else:
             self.le_norm = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=jnp.float32)
 
+    def imitate(self, rows: Array) -> None:
+        """Begins as these token embeddings (L, D) where `le_layers` begins, with as small random vectors behind it."""
+        scale = jnp.sqrt(jnp.mean(jnp.square(rows.astype(jnp.float32))))
+        self.learnable_embeddings[...] = (self.learnable_embeddings[...] * 50).at[0].set(rows / scale)
+        self.le_proj.weight[...], self.le_norm.weight[...] = jnp.eye(rows.shape[-1]), jnp.full(rows.shape[-1], scale)
+
     def vectors(self) -> Array:
         """All glimpse vectors, in the order of `le_layers`. Returns: (J, L, D) float32."""
         return self.le_norm(self.le_proj(self.learnable_embeddings[...]))

@@ -16,7 +16,7 @@ from jax import Array
 from gp_jax.config import TextConfig
 from gp_jax.ops.attention import attend
 from gp_jax.ops.dense import dense_attention
-from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm
+from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, product
 from gp_jax.ops.rope import rotate, text_angles
 from gp_jax.trees import LayerKV
 
@@ -145,5 +145,4 @@ class Decoder(nnx.Module):
     def logits(self, hidden: Array) -> Array:
         """Final norm and output head: (..., D) -> (..., vocabulary) float32."""
         weight = self.embed_tokens[...] if self.lm_head is None else self.lm_head.weight[...]
-        exact = "highest" if weight.dtype == jnp.float32 else None
-        return jnp.einsum("...d,vd->...v", self.norm(hidden), weight, preferred_element_type=jnp.float32, precision=exact)
+        return product(self.norm(hidden), weight)

@@ -20,9 +20,11 @@ from gp_jax.ops.dense import dense_attention
 from gp_jax.ops.kernels import cudnn_attention, splash_attention
 from gp_jax.ops.target import PLATFORMS, targets
 from gp_jax.ops.target import targeting as targeting
+from gp_jax.ops.triangle import triangle_attention
 
 SCORE_BYTES = 64 * 2**20  # einsum may hold this many bytes of attention scores, larger problems go to a tiled kernel
 CPU_SCORE_BYTES = 8 * 2**20  # what a CPU's caches do not hold is read and written several times
+TRIANGLE = range(512, 4097)  # lengths of prompts for which a CPU's scores are best held row by row
 SHORT = 128  # up to so many queries and keys a row is one tile: only the batch is split
 
 
@@ -53,13 +55,14 @@ KERNELS = {
     "einsum": einsum_attention,
     "split_batch": split_batch,
     "blockwise": blockwise_attention,
+    "triangle": triangle_attention,
     "splash": splash_attention,
     "splash_interpret": partial(splash_attention, interpret=True),
     "cudnn": cudnn_attention,
 }
 
 
-def choose(q: Array, k: Array, prefix: bool, backend: str | None = None) -> str:
+def choose(q: Array, k: Array, prefix: bool, causal: bool = False, backend: str | None = None) -> str:
     """The kernel for these operands. backend: that the program is for; None: the (first) one that programs are traced for."""
     batch, heads, length, _ = q.shape
     backend = backend or targets()[0]
@@ -70,6 +73,8 @@ def choose(q: Array, k: Array, prefix: bool, backend: str | None = None) -> str:
         return "splash"
     if backend == "gpu" and prefix and length >= SHORT and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] == k.shape[-1] <= 128:
         return "cudnn"
+    if backend == "cpu" and causal and length == k.shape[2] and length in TRIANGLE:
+        return "triangle"
     return "einsum" if score_bytes <= (CPU_SCORE_BYTES if backend == "cpu" else SCORE_BYTES) else "blockwise"
 
 
@@ -123,14 +128,16 @@ def attend(
     Raises: GlimpseError on an unknown implementation.
     """
     if implementation == "auto" and len(targets()) > 1:
-        names = tuple((platform, choose(q, k, prefix, platform)) for platform in PLATFORMS)
+        names = tuple((platform, choose(q, k, prefix, causal, platform)) for platform in PLATFORMS)
         if len({name for _, name in names}) > 1:
             return platform_attention.bind(q, k, v, q_segment, kv_segment, names=names, causal=causal)
         implementation = names[0][1]
     elif implementation == "auto":
-        implementation = choose(q, k, prefix)
+        implementation = choose(q, k, prefix, causal)
     if implementation not in KERNELS:
         raise GlimpseError(f"attention implementation '{implementation}' is unknown (known: auto, {', '.join(KERNELS)})")
+    if implementation == "triangle" and not (causal and q.shape[2] == k.shape[2]):
+        raise GlimpseError("attention implementation 'triangle' is for causal attention among the same rows")
     if implementation == "cudnn" and not prefix:
         raise GlimpseError("attention implementation 'cudnn' needs rows that are one valid prefix each (prefix=True)")
     return KERNELS[implementation](q, k, v, q_segment, kv_segment, causal=causal)

@@ -9,7 +9,9 @@ Letters: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
+NAME = "attention"  # of what rematerialised blocks keep: small beside the scores that it saves computing once more
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -55,7 +57,7 @@ def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Array]:
 
 
 def _keep(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple]:
-    out, log_total = _forward(q, k, v, mask)
+    out, log_total = (checkpoint_name(x, NAME) for x in _forward(q, k, v, mask))
     return out, (q, k, v, mask, out, log_total)
 
 

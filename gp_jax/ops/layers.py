@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 
 from gp_jax.errors import GlimpseError
+from gp_jax.ops import dense
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -41,6 +42,18 @@ def xavier_uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Arra
     return nnx.initializers.xavier_uniform(in_axis=1, out_axis=0)(key, shape, dtype)
 
 
+def product(x: Array, weight: Array) -> Array:
+    """x W^T with W (out, in), accumulated and returned in float32.
+
+    One row in bfloat16, which is what decoding has, runs as two equal ones: a matrix times a vector in that type is emitted on CPU as a
+    plain loop, ten times slower than a product of two rows; elsewhere the other row costs nothing.
+    """
+    lone = weight.dtype == jnp.bfloat16 and x.size == x.shape[-1]
+    rows = jax.lax.optimization_barrier(jnp.broadcast_to(x.reshape(1, -1), (2, x.shape[-1]))) if lone else x
+    y = jnp.einsum("...i,oi->...o", rows, weight, preferred_element_type=jnp.float32, precision=precision(weight.dtype))
+    return y[:1].reshape(*x.shape[:-1], -1) if lone else y
+
+
 class Linear(nnx.Module):
     """y = x W^T + b with W (out, in), accumulated in float32, returned in x's dtype."""
 
@@ -50,8 +63,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        weight = self.weight[...]
-        y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=jnp.float32, precision=precision(weight.dtype))
+        y = product(x, self.weight[...])
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)
@@ -97,6 +109,8 @@ class GatedMLP(nnx.Module):
 
 
 def rematerialised(block: Callable) -> Callable:
-    """A block whose backward pass keeps the outputs of its matrix products and computes attention and the rest again: most of the
-    memory (attention is quadratic in the length) for little time (products are most of it)."""
-    return jax.checkpoint(block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    """A block whose backward pass keeps the outputs of its matrix products and of attention and computes the rest again, attention's
+    scores among it: most of the memory (they are quadratic in the length) for little time (products are most of it)."""
+    rules = jax.checkpoint_policies
+    policy = rules.save_from_both_policies(rules.dots_with_no_batch_dims_saveable, rules.save_only_these_names(dense.NAME))
+    return jax.checkpoint(block, policy=policy)

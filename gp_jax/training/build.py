@@ -44,16 +44,22 @@ def glimpse_config(settings: GlimpseSettings, model: ModelConfig) -> GlimpseConf
         "selected_visual_layers": settings.selected_visual_layers or tuple(sorted(model.vision.fullatt_block_indexes, reverse=True)),
         "ori_attn_supervision": False,
     }
+    del values["start"]
     return GlimpseConfig(**values).validate(model)
 
 
-def attach_glimpse(model: LVLM, config: GlimpseConfig, seed: int, mesh: Mesh | None) -> LVLM:
-    """Gives a base model a new glimpse, randomly initialised, the same in every process."""
+def attach_glimpse(model: LVLM, config: GlimpseConfig, seed: int, mesh: Mesh | None, like: Sequence[int] = ()) -> LVLM:
+    """Gives a base model a new glimpse, randomly initialised, the same in every process.
+
+    Args: like: token ids that the glimpse rows begin as copies of, the last `le_length` of them.
+    """
     rngs = nnx.Rngs(seed)
     model.glimpse_config = config
     # A base model comes without: nnx must be told that what was None now holds parameters.
     model.glimpse = nnx.data(GlimpsePrompt(config, model.config.text, rngs=rngs) if config.rows else None)
     model.predictor = nnx.data(make_predictor(config, model.config, rngs=rngs))
+    if like and model.glimpse is not None:
+        model.glimpse.imitate(model.decoder.embed(np.asarray(like[-config.le_length :])))
     for part in (model.glimpse, model.predictor):
         if part is not None:
             nnx.update(part, spread(nnx.state(part), replicated(mesh)))
@@ -160,7 +166,8 @@ def build(config: TrainConfig, progress: Progress) -> Run:
     if vlm.processor.tokenizer is None:
         raise GlimpseError(f"{config.model}: has no tokenizer, which training needs")
     if config.glimpse_from is None:
-        model = attach_glimpse(vlm.model, glimpse_config(config.glimpse, vlm.config), config.seed, mesh)
+        like = vlm.processor.tokenizer(vlm.processor.chat(1, "?"))["input_ids"] if config.glimpse.start == "prompt" else ()
+        model = attach_glimpse(vlm.model, glimpse_config(config.glimpse, vlm.config), config.seed, mesh, like)
         vlm = vlm.with_model(model)
     maker = SampleMaker(vlm.processor, vlm.model.glimpse_config.rows, config.data.max_visual_tokens)
     feed = build_feed(config, config.data.sources, maker, mesh, progress)
@@ -194,7 +201,7 @@ def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int
         del data[name]
     records = repr([source.entries for source in feed.sources])  # ids, questions, answers, sizes
     data["records"] = {"count": sum(len(s.entries) for s in feed.sources), "digest": hashlib.sha256(records.encode()).hexdigest()[:16]}
-    return chosen | {"glimpse": plain(glimpse), "data": data, "steps": steps}
+    return chosen | {"glimpse": plain(glimpse) | {"start": config.glimpse.start}, "data": data, "steps": steps}
 
 
 def plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from gp_jax.base_settings import BaseConfig
 from gp_jax.checkpoint import Checkpoints
 from gp_jax.clock import COMPILES
+from gp_jax.compiled import keep_compiled
 from gp_jax.data.feed import Placer
 from gp_jax.errors import GlimpseError
 from gp_jax.report import RunLog, environment, memory_gib, write_text
@@ -225,8 +226,7 @@ def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
     """
     config = config.check()
     start_processes(config.mesh.coordinator, config.mesh.processes, config.mesh.process)
-    if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    keep_compiled(config.compilation_cache)
     with Stop() as stop:
         stage = build_stage(config, bar)
         say(stage.describe())

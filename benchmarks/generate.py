@@ -1,0 +1,271 @@
+"""A whole request, stage by stage, against transformers: python -m benchmarks.generate [--side 32] [--new-tokens 32] [--rounds 5]
+
+A random model at real proportions (0.5 B parameters) answers about one picture. Contenders: gp_jax pruned and dense, transformers in
+torch on the same weights, each in float32 and bfloat16, each in a process of its own, asked in turns. Below the table: ratios, memory,
+and the roofline, the machine's own product rate and memory bandwidth measured in the same run. Needs torch (`pip install ".[test]"`).
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks.contenders import Contender, interleave, serve
+
+STAGES = ("processing", "vision", "prefill", "decode")
+QUESTION = "What does the sign say?"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Compare whole requests."""
+
+    side: int = 32
+    """Of the picture, in visual tokens: 32 is 896 x 896 pixels, 1,024 visual tokens."""
+    new_tokens: int = 32
+    """Tokens of the answer."""
+    retention: float = 0.074
+    """Share of the visual tokens that the cut keeps."""
+    rounds: int = 5
+    """Timed requests of each contender."""
+    size: Literal["large", "mid", "small"] = "large"
+    """Of the model: 0.5 B parameters, 40 M, or one to try the benchmark itself."""
+    contenders: tuple[Literal["pruned", "dense", "transformers"], ...] = ("pruned", "dense", "transformers")
+    """Who takes part."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """In which precisions."""
+    out: Path = Path("runs/bench/generate")
+    """Folder of generate.json and generate.png."""
+
+
+def picture(side: int):
+    """A picture of side x side visual tokens."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (28 * side, 28 * side, 3), dtype=np.uint8))
+
+
+def run_ours(folder: Path, dtype: str, retention: str, side: str, new_tokens: str) -> None:
+    """gp_jax; retention 1 is dense."""
+    from gp_jax.allocator import keep_memory
+
+    keep_memory()
+    started = time.perf_counter()
+    import jax
+    from flax import nnx
+
+    from gp_jax import GlimpseVLM, Prune
+
+    vlm = GlimpseVLM.from_pretrained(folder, dtype=dtype)
+    weights, loaded = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(vlm.model))), time.perf_counter()
+    image, tokens = picture(int(side)), int(new_tokens)
+    prune = Prune(fixed_remain_ratio=float(retention)) if float(retention) < 1 else None
+    last = {}
+
+    def request() -> dict[str, float]:
+        answer = vlm.answer(image, QUESTION, prune=prune, max_new_tokens=tokens, eos_token_id=None)
+        seconds = answer.timings
+        last.update(cached=answer.cached, total=answer.total)
+        stages = dict(processing=seconds["processing"], vision=seconds["vision"], prefill=seconds["glimpse"] + seconds["finish"])
+        stages |= dict(decode=seconds["decode"], glimpse=seconds["glimpse"], finish=seconds["finish"])
+        return stages | dict(total=sum(stages[name] for name in STAGES))
+
+    request()
+    ready = dict(load=loaded - started, first=time.perf_counter() - loaded, weights=weights / 2**20)
+    text = vlm.config.text
+    row = 2 * text.num_key_value_heads * text.head_dim * (2 if dtype == "bfloat16" else 4)
+    serve(ready, request, lambda: dict(visual_cache=row * sum(last["cached"]) / 2**20))
+
+
+def run_transformers(folder: Path, dtype: str, side: str, new_tokens: str) -> None:
+    """transformers, dense: its own processor, vision tower, prefill with a cache, and greedy steps without generate's bookkeeping."""
+    started = time.perf_counter()
+    import torch
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    tokenizer, processor = AutoTokenizer.from_pretrained(folder), Qwen2VLImageProcessorPil.from_pretrained(folder)
+    weights, loaded = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20, time.perf_counter()
+    image, steps, tower, watch = picture(int(side)), int(new_tokens), model.model.visual, {}
+    forward = tower.forward
+
+    def timed(*args, **kwargs):
+        start = time.perf_counter()
+        done = forward(*args, **kwargs)
+        watch["vision"] = time.perf_counter() - start
+        return done
+
+    tower.forward = timed
+
+    @torch.inference_mode()
+    def request() -> dict[str, float]:
+        start = time.perf_counter()
+        pixels = processor(images=[image], return_tensors="pt")
+        content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        rows = int(pixels["image_grid_thw"].prod()) // 4
+        ids = tokenizer(prompt.replace("<|image_pad|>", "<|image_pad|>" * rows), return_tensors="pt")["input_ids"]
+        inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), **pixels)
+        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+        ready = time.perf_counter()
+        done = model(**inputs, use_cache=True, logits_to_keep=1)
+        token, prefilled, length = done.logits[:, -1].argmax(-1, keepdim=True), time.perf_counter(), ids.shape[1]
+        for step in range(steps - 1):
+            position = (model.model.rope_deltas + length + step).expand(3, 1, 1)
+            done = model(input_ids=token, position_ids=position, past_key_values=done.past_key_values, use_cache=True)
+            token = done.logits[:, -1].argmax(-1, keepdim=True)
+        end = time.perf_counter()
+        stages = dict(processing=ready - start, vision=watch["vision"], prefill=prefilled - ready - watch["vision"], decode=end - prefilled)
+        return stages | dict(total=end - start)
+
+    request()
+    serve(dict(load=loaded - started, first=time.perf_counter() - loaded, weights=weights), request)
+
+
+def run_roofline() -> None:
+    """What the machine can do: FLOP/s of a product in both precisions, bytes/s of reading weights once (a matrix times a vector)."""
+    from gp_jax.allocator import keep_memory
+
+    keep_memory()
+    import jax
+    import jax.numpy as jnp
+
+    def rate(function, work: float, *args) -> float:
+        function(*args).block_until_ready()
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            function(*args).block_until_ready()
+            times.append(time.perf_counter() - start)
+        return work / sorted(times)[2] / 1e9
+
+    rates, key, n = {}, jax.random.key(0), 2048
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jax.random.normal(key, (n, n), dtype)
+        product = jax.jit(lambda a, b: jnp.einsum("ik,jk->ij", a, b, preferred_element_type=jnp.float32))
+        rates[f"{x.dtype.name} GFLOP/s"] = rate(product, 2 * n**3, x, x)
+    import numpy as np
+
+    big = np.ones(2**28, np.float32)  # 1 GiB, far beyond any cache
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        big.sum()
+        times.append(time.perf_counter() - start)
+    rates["read GB/s, one core"] = big.nbytes / sorted(times)[2] / 1e9
+    total = jax.jit(jnp.sum)
+    rates["read GB/s"] = rate(total, big.nbytes, jnp.asarray(big))
+    serve(rates, dict)
+
+
+WORKERS = {"ours": run_ours, "transformers": run_transformers, "roofline": run_roofline}
+
+
+def tokens_per(contender: Contender, args: Args) -> float:
+    """Milliseconds per generated token behind the first."""
+    return 1e3 * contender.median("decode") / max(1, args.new_tokens - 1)
+
+
+def main(args: Args) -> int:
+    """Runs it. Returns: exit status."""
+    from tqdm import tqdm
+
+    from benchmarks import random_model
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        print("writing a random model", file=sys.stderr)
+        random_model.write(folder, args.size)
+        size = (args.side, args.new_tokens)
+        ways = {"pruned": ("ours", args.retention), "dense": ("ours", 1.0), "transformers": ("transformers",)}
+        field = []
+        for dtype in args.dtypes:
+            for name in args.contenders:
+                worker, *more = ways[name]
+                print(f"starting {name} {dtype}", file=sys.stderr)
+                field.append(Contender(f"{name} {dtype}", "benchmarks.generate", worker, folder, dtype, *more, *size))
+        roofline = Contender("roofline", "benchmarks.generate", "roofline")
+        with tqdm(total=len(field) * (args.rounds + 1), unit="request") as bar:
+            interleave(field, args.rounds, progress=lambda name: (bar.set_description(name), bar.update()))
+        ends = {contender.name: contender.end() for contender in field}
+        roofline.end()
+    report(args, field, ends, roofline.ready)
+    return 0
+
+
+def report(args: Args, field: list[Contender], ends: dict[str, dict], roofline: dict) -> None:
+    """Prints the tables and writes generate.json and generate.png."""
+    visual = args.side**2
+    print(f"\n{visual} visual tokens, {args.new_tokens} new tokens, {args.retention:.1%} kept; {args.rounds} interleaved rounds, medians")
+    print(f"{'':24}" + "".join(f"{stage + ' s':>14}" for stage in (*STAGES, "total")) + f"{'ms/token':>10}{'spread':>8}{'peak MiB':>10}")
+    for c in field:
+        row = "".join(f"{c.median(stage):14.3f}" for stage in (*STAGES, "total"))
+        print(f"{c.name:24}{row}{tokens_per(c, args):10.1f}{c.spread('total'):8.1%}{ends[c.name]['peak']:10.0f}")
+    named, ratios = {c.name: c for c in field}, {}
+    for dtype in args.dtypes:
+        ours, dense, theirs = (named.get(f"{name} {dtype}") for name in ("pruned", "dense", "transformers"))
+        for title, one, other in (
+            ("pruned / dense", ours, dense),
+            ("dense / transformers", dense, theirs),
+            ("pruned / transformers", ours, theirs),
+        ):
+            if one and other:
+                ratios[f"{title} {dtype}"] = {s: one.median(s) / other.median(s) for s in (*STAGES, "total")}
+    for title, values in ratios.items():
+        print(f"{title:32}" + "".join(f"{stage} {value:5.2f}   " for stage, value in values.items()))
+    best = {
+        name: min((named[f"{name} {d}"].median("total") for d in args.dtypes if f"{name} {d}" in named), default=None)
+        for name in args.contenders
+    }
+    if best.get("pruned") and best.get("transformers"):
+        print(f"best pruned is {best['transformers'] / best['pruned']:.2f} x as fast as the best transformers")
+    print("roofline: " + ", ".join(f"{name} {value:.0f}" for name, value in roofline.items()))
+    for c in field:
+        bound = c.ready["weights"] * 2**20 / (roofline["read GB/s"] * 1e9) * 1e3
+        print(
+            f"{c.name:24}weights {c.ready['weights']:6.0f} MiB: {bound:5.1f} ms/token at least; load {c.ready['load']:.1f} s, "
+            f"first answer {c.ready['first']:.1f} s, resident before {ends[c.name]['resident']:.0f} MiB"
+            + (f", visual cache {ends[c.name]['visual_cache']:.2f} MiB" if "visual_cache" in ends[c.name] else "")
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = {c.name: dict(ready=c.ready, requests=c.results, end=ends[c.name]) for c in field}
+    scratch = args.out / ".generate.partial"
+    scratch.write_text(json.dumps(dict(contenders=found, ratios=ratios, roofline=roofline), indent=1))
+    scratch.replace(args.out / "generate.json")
+    plot(args, field)
+
+
+def plot(args: Args, field: list[Contender]) -> None:
+    """Stacked seconds per stage."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 * len(field) + 1.2), layout="constrained")
+    left = [0.0] * len(field)
+    for stage in STAGES:
+        values = [c.median(stage) for c in field]
+        axes.barh([c.name for c in field], values, left=left, label=stage)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel(f"seconds, {args.side**2} visual tokens, {args.new_tokens} new tokens")
+    axes.legend(ncols=4, loc="lower right")
+    figure.savefig(args.out / "generate.png", dpi=120)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2 and sys.argv[1] == "worker":
+        name, *rest = sys.argv[2:]
+        WORKERS[name](*(Path(rest[0]), *rest[1:]) if rest else ())
+    else:
+        sys.exit(main(tyro.cli(Args, prog="python -m benchmarks.generate")))

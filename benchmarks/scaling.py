@@ -1,0 +1,153 @@
+"""Time, memory and compilation over the size of a request: python -m benchmarks.scaling [--tokens 256 1024] [--batches 1 4] [--size mid]
+
+Every point (visual tokens, batch) is a process of its own that answers dense and at every retention in turns, so that its ratios come
+from one interleaved run. Pictures are square unless --photos names files, which are then asked about as they are.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks.contenders import Contender, interleave, reset_peak, resident, serve
+from benchmarks.generate import QUESTION, STAGES, picture
+
+
+@dataclass(frozen=True)
+class Args:
+    """Requests of many sizes, dense and pruned."""
+
+    tokens: tuple[int, ...] = (256, 1024, 4096, 16384)
+    """Visual tokens of a picture (rounded to squares)."""
+    batches: tuple[int, ...] = (1, 4, 16)
+    """Samples of a request."""
+    most: int = 16384
+    """Visual tokens of a request, at most: larger points are left out."""
+    retentions: tuple[float, ...] = (0.02, 0.074, 0.25, 0.5, 1.0)
+    """Shares of the visual tokens that the cut keeps."""
+    photos: tuple[Path, ...] = ()
+    """Pictures to ask about instead, one point each and one with all of them as a batch."""
+    size: Literal["large", "mid", "small"] = "mid"
+    """Of the random model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations."""
+    new_tokens: int = 16
+    """Tokens of the answer."""
+    rounds: int = 3
+    """Timed requests of each kind."""
+    out: Path = Path("runs/bench/scaling")
+    """Folder of scaling.json and scaling.png."""
+
+
+def worker(folder: str, dtype: str, tokens: str, batch: str, new_tokens: str, retentions: str, *photos: str) -> None:
+    """One point: answers the kinds of request in turns, however it is asked."""
+    from gp_jax.allocator import keep_memory
+
+    keep_memory()
+    from gp_jax import GlimpseVLM, Prune
+    from gp_jax.clock import COMPILES
+
+    vlm = GlimpseVLM.from_pretrained(folder, dtype=dtype)
+    images = [*photos] if photos else [picture(round(int(tokens) ** 0.5))] * int(batch)
+    kinds = {"dense": None} | {name: Prune(fixed_remain_ratio=float(name)) for name in retentions.split(",")}
+    compiled, order, visual = {}, list(kinds), [0]
+
+    def answer(kind: str) -> dict[str, float]:
+        done = vlm.answer(images, [QUESTION] * len(images), prune=kinds[kind], max_new_tokens=int(new_tokens), eos_token_id=None)
+        seconds, visual[0] = done[0].timings, sum(one.total for one in done)
+        stages = dict(processing=seconds["processing"], vision=seconds["vision"], prefill=seconds["glimpse"] + seconds["finish"])
+        return stages | dict(
+            decode=seconds["decode"], total=sum(seconds[s] for s in ("processing", "vision", "glimpse", "finish", "decode"))
+        )
+
+    for kind in order:
+        count, spent = COMPILES.count, COMPILES.seconds
+        answer(kind)
+        compiled[kind] = dict(programs=COMPILES.count - count, compiling=COMPILES.seconds - spent)
+    peaks: dict[str, float] = {}
+
+    def request() -> dict[str, float]:
+        found = {}
+        order.append(order.pop(0))
+        for kind in order:
+            before = reset_peak()
+            found |= {f"{kind} {stage}": value for stage, value in answer(kind).items()}
+            peaks[kind] = max(peaks.get(kind, 0.0), resident("VmHWM") - before)
+        return found
+
+    serve(dict(compiled=compiled, visual=visual[0]), request, lambda: dict(peaks=peaks))
+
+
+def main(args: Args) -> int:
+    """Runs it. Returns: exit status."""
+    from tqdm import tqdm
+
+    from benchmarks import random_model
+
+    points = [(str(round(n**0.5) ** 2), str(b), ()) for n in args.tokens for b in args.batches if n * b <= args.most]
+    if args.photos:
+        points = [("0", "1", (photo.resolve(),)) for photo in args.photos]
+        points += [("0", str(len(args.photos)), tuple(photo.resolve() for photo in args.photos))] if len(args.photos) > 1 else []
+    kinds, found = [*map(str, args.retentions)], []
+    print(f"{args.size} model, {args.dtype}, {args.new_tokens} new tokens, medians of {args.rounds} interleaved rounds")
+    print(
+        f"{'request':>24}{'kept':>8}"
+        + "".join(f"{s + ' s':>13}" for s in (*STAGES, "total"))
+        + f"{'/ dense':>9}{'MiB':>8}{'programs':>10}{'compile s':>11}"
+    )
+    with tempfile.TemporaryDirectory() as scratch, tqdm(points, unit="point") as bar:
+        random_model.write(Path(scratch), args.size)
+        for tokens, batch, photos in bar:
+            name = " + ".join(photo.name for photo in photos) or f"{batch} x {tokens}"
+            bar.set_description(name)
+            options = (scratch, args.dtype, tokens, batch, args.new_tokens, ",".join(kinds), *photos)
+            contender = Contender(name, "benchmarks.scaling", *options)
+            interleave([contender], args.rounds, warm=0)
+            end = contender.end()
+            for kind in ("dense", *kinds):
+                times = {stage: contender.median(f"{kind} {stage}") for stage in (*STAGES, "total")}
+                ratio = times["total"] / contender.median("dense total")
+                entry = dict(request=name, tokens=contender.ready["visual"], batch=int(batch), kept=kind, seconds=times, ratio=ratio)
+                entry |= dict(spread=contender.spread(f"{kind} total"), peak=end["peaks"][kind], **contender.ready["compiled"][kind])
+                found.append(entry | dict(results=[{k: v for k, v in r.items() if k.startswith(f"{kind} ")} for r in contender.results]))
+                row = "".join(f"{value:13.3f}" for value in times.values())
+                label = kind if kind == "dense" else f"{float(kind):.1%}"
+                tail = f"{ratio:9.2f}{entry['peak']:8.0f}{entry['programs']:10}{entry['compiling']:11.1f}"
+                tqdm.write(f"{name[-24:]:>24}{label:>8}{row}{tail}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    hidden = args.out / ".scaling.partial"
+    hidden.write_text(json.dumps(found, indent=1))
+    hidden.replace(args.out / "scaling.json")
+    plot(args, found)
+    slower = [e for e in found if e["kept"] not in ("dense", "1.0") and e["ratio"] > 1]
+    print(f"pruned requests slower than dense: {len(slower)} of {sum(e['kept'] not in ('dense', '1.0') for e in found)}")
+    return 0
+
+
+def plot(args: Args, found: list[dict]) -> None:
+    """Seconds over visual tokens of a request, a line per retention."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for kind in dict.fromkeys(entry["kept"] for entry in found):
+        own = sorted((e["tokens"], e["seconds"]["total"]) for e in found if e["kept"] == kind)
+        axes.loglog(*zip(*own, strict=True), marker="o", label=kind if kind == "dense" else f"{float(kind):.1%} kept")
+    axes.set_xlabel("visual tokens of a request")
+    axes.set_ylabel("seconds")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(args.out / "scaling.png", dpi=120)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2 and sys.argv[1] == "worker":
+        worker(*sys.argv[2:])
+    else:
+        sys.exit(main(tyro.cli(Args, prog="python -m benchmarks.scaling")))

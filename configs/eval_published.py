@@ -1,0 +1,17 @@
+"""python eval.py --config configs/eval_published.py
+
+The bundled glimpse against every published method and control, all at the glimpse's own retention.
+"""
+
+from gp_jax.evaluation.settings import EvalConfig
+
+evaluation = EvalConfig(
+    model="scenes",
+    tasks=("scenes:test",),
+    limit=600,
+    plans=(
+        *("dense", "glimpse", "oracle", "nothing", "random", "random-1", "random-2", "downsample"),
+        *("attention", "fastv", "pyramiddrop", "visionzip", "divprune", "cdpruner", "vscan"),
+    ),
+    out="runs/eval_published",
+)

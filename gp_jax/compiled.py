@@ -1,0 +1,42 @@
+"""Programs that XLA compiled are kept from one process to the next (JAX's persistent compilation cache), by default.
+
+They lie in ~/.cache/gp_jax/compiled (XDG_CACHE_HOME is respected), for each kind of CPU apart: a program for one may be none for another.
+At 4 GiB the ones that were not used for the longest time go. JAX_COMPILATION_CACHE_DIR names another folder, on pods gs:// is one;
+JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+"""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+WORTH = 0.2  # seconds of compilation
+MOST = 4 * 2**30  # bytes
+
+
+def default_folder() -> Path:
+    """Where programs of this kind of machine are kept."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "gp_jax" / "compiled" / f"{platform.machine()}-{_cpu()}"
+
+
+def _cpu() -> str:
+    """A digest of what this CPU can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return hashlib.sha256(platform.processor().encode()).hexdigest()[:8]
+    abilities = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return hashlib.sha256(abilities.encode()).hexdigest()[:8]
+
+
+def keep_compiled(folder: str | None = None) -> None:
+    """Switches it on before anything is compiled. folder: instead of the default; None: unless JAX has been told one already."""
+    if folder is None and (jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache):
+        return
+    if folder is None:
+        jax.config.update("jax_compilation_cache_max_size", MOST)
+    jax.config.update("jax_compilation_cache_dir", folder or str(default_folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)

@@ -1,0 +1,39 @@
+"""Compiled programs outlive their process."""
+
+import json
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import json
+import jax, jax.numpy as jnp
+
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
+(jnp.ones(3) + 1).block_until_ready()  # JAX is in use before a model is made
+from gp_jax import compiled
+
+compiled.WORTH = 0.0
+compiled.keep_compiled()
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
+print(json.dumps([len(hits), jax.config.jax_compilation_cache_dir]))
+"""
+
+
+def run(home, **more) -> list:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
+    environment |= {"XDG_CACHE_HOME": str(home), "XLA_FLAGS": ""} | more
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_second_process_finds_the_first_ones_programs(tmp_path):
+    hits, folder = run(tmp_path)
+    assert hits == 0 and folder.startswith(str(tmp_path / "gp_jax" / "compiled")) and os.listdir(folder)
+    assert run(tmp_path)[0] > 0
+
+
+def test_jax_has_the_last_word(tmp_path):
+    assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))[1] == str(tmp_path / "mine")
+    assert run(tmp_path, JAX_ENABLE_COMPILATION_CACHE="0")[1] is None and not (tmp_path / "gp_jax").exists()
