@@ -30,8 +30,9 @@ def describe_input(name: str) -> str:
 
 
 def table(rows: Mapping[str, str]) -> str:
-    """Two columns."""
-    return "\n".join(["| array | what |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in rows.items())])
+    """Three columns, of texts "shape and dtype: meaning"."""
+    cells = [(name, *text.split(": ", 1)) for name, text in rows.items()]
+    return "\n".join(["| array | shape | what |", "|---|---|---|", *(f"| `{name}` | {shape} | {what} |" for name, shape, what in cells)])
 
 
 def readme(facts: Mapping[str, Any], shapes: Mapping[str, jax.ShapeDtypeStruct], example: Mapping[str, Any]) -> str:
@@ -51,7 +52,7 @@ decoding, with every bucket inside. Made with gp_jax {facts["gp_jax"]} and jax {
 | parameters | {facts["dtype"]} (`{PARAMS}/`, orbax: nested dicts of arrays; a glimpse is float32) |
 | capacity | {sizes["B"]} sample(s) of {sizes["T"]} prompt rows and {sizes["M"]} vision slots, {sizes["n"]} new tokens |
 | buckets inside | patches {rungs["patches"]}, prompt rows {rungs["prompt"]}, kept rows {rungs["kept"]} and everything |""",
-        "## Load and call it\n\n`pip install jax orbax-checkpoint`, the jax of your machine. In this folder:\n",
+        "## Load and call it\n\n`pip install jax orbax-checkpoint`, the jax of your machine. In this folder:",
         f"```python\n{CALL}```",
     ]
     if example:
@@ -80,9 +81,9 @@ np.savez("mine.npz", **artifact_inputs("DIR", "photo.jpg", "What does the sign s
 Lists of pictures and of questions make a batch; `shrink=True` scales larger pictures down to what fits; `prune=Prune(...)` changes the
 numbers of the keep rule. Without gp_jax `mine.npz` goes in where `{EXAMPLE}` did. With a loaded model
 `GlimpseVLM.inference_inputs(inputs=..., buckets=..., prune=...)` does the same from a Hugging Face processor's arrays.""",
-        "## What goes in\n\n" + f"Numpy or JAX arrays in a dict; here {', '.join(f'{k} = {v}' for k, v in sizes.items())}.\n",
-        table({name: f"{shape.dtype} {list(shape.shape)}: {describe_input(name)}" for name, shape in shapes.items()}),
-        "## What comes out\n",
+        "## What goes in\n\n" + f"Numpy or JAX arrays in a dict; here {', '.join(f'{k} = {v}' for k, v in sizes.items())}.",
+        table({name: describe_input(name) for name in shapes}),
+        "## What comes out",
         table(OUTPUTS),
         "An importance map of a picture of R x C visual tokens is `outputs['importance'][b, :R * C].reshape(R, C)`.",
     ]
