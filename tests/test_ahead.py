@@ -152,6 +152,8 @@ def test_topology_and_mesh_errors_name_what_is_known():
 def test_what_does_not_fit_is_one_line():
     error = RuntimeError("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory. Used 21.50G of 15.75G hbm. Exceeded ...")
     assert str(compiling.shortage(error)) == "needs 21.50 GiB of 15.75 GiB per chip"
+    error = RuntimeError("RESOURCE_EXHAUSTED: ... required for HLO temporaries (512.00G) exceeds available HBM (30.75G).")
+    assert str(compiling.shortage(error)) == "needs 512.00 GiB of 30.75 GiB per chip"
     assert "does not fit: RESOURCE_EXHAUSTED" in str(compiling.shortage(RuntimeError("RESOURCE_EXHAUSTED: another way")))
     assert compiling.shortage(RuntimeError("INTERNAL")) is None
 

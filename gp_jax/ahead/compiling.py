@@ -181,7 +181,9 @@ def shortage(error: Exception) -> GlimpseError | None:
     reason = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" not in reason:
         return None
-    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", reason)
+    number = r"([\d.]+)([KMGT])"
+    forms = (f"Used {number} of {number}", rf"\({number}\) exceeds available HBM \({number}\)")
+    found = next((match for form in forms if (match := re.search(form, reason))), None)
     if not found:
         return GlimpseError(f"does not fit: {reason[:300]}")
     scale = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 1024.0}
