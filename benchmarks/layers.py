@@ -84,7 +84,6 @@ def one(args: Args) -> dict[str, dict[str, float]]:
     positions = jnp.broadcast_to(jnp.arange(args.rows), (3, *shape))
     hidden = jax.random.normal(jax.random.key(1), (*shape, args.width))
     stream = Stream(hidden, positions, jnp.ones(shape, bool), flat, flat, jnp.zeros(1, int), (), {})
-    look = dict(tapped=False, log_softmax=False, implementation="auto")
     graph, state = nnx.split(model)
     layer_graph = nnx.split(model.decoder.layers[0])[0]
     stacked = None
@@ -94,14 +93,11 @@ def one(args: Args) -> dict[str, dict[str, float]]:
     def scan_prefill(stacked, stream):
         angles = model.decoder.angles(stream.positions)
 
-        def body(stream, weights):
-            x, key, value, _ = prefill_layer(nnx.merge(layer_graph, weights), stream, angles, None, **look)
-            return Stream(x, *(getattr(stream, n) for n in ("positions", "valid", "image_slot", "glimpse_row", "tap_row")), (), {}), (
-                key,
-                value,
-            )
+        def body(x, weights):
+            x, key, value = prefill_layer(nnx.merge(layer_graph, weights), x, angles, stream.valid, "auto")
+            return x, (key, value)
 
-        return jax.lax.scan(body, stream, stacked)
+        return jax.lax.scan(body, stream.hidden, stacked)
 
     def scan_advance(stacked, rest, keys, values, valid, state, settings, until):
         model = nnx.merge(graph, rest)
@@ -133,7 +129,7 @@ def one(args: Args) -> dict[str, dict[str, float]]:
     settings = sampling_settings(config, 0.0, 0, 1.0, 0, None)
     first = parts(sampling.start, model, jnp.ones((1, 4096)), settings, np.ones(1, bool), np.full(1, args.rows), slots=args.tokens)
     if args.form == "scanned":
-        hidden, (keys, values) = done[0].hidden, done[1]
+        hidden, (keys, values) = done
         first = type(first)(**{**vars(first), "new_kv": jax.tree.map(lambda *a: jnp.stack(a), *first.new_kv)})
         rest, advance = nnx.split(model)[1], jax.jit(scan_advance)
         found["decode"] = measure(lambda: advance(stacked, rest, keys, values, stream.valid, first, settings, args.tokens), args.repeats)

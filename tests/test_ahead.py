@@ -185,5 +185,6 @@ def test_the_tpu_compiler_takes_every_program(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert ": fits" in done.stdout and "no array of rows x rows" in done.stdout and "compiled score in" in done.stderr
     programs = {p["name"]: p for p in json.loads((tmp_path / "report.json").read_text())["programs"]}
-    assert programs["layer, 896 rows"]["facts"]["splash"] == 1
+    rows = Ladders().prompt.fit(600 + 64 + 1)  # visual, text and glimpse rows
+    assert programs[f"layer, {rows} rows"]["facts"]["splash"] == 1
     assert programs["vision block, whole image"]["facts"]["splash"] == 1 and programs["predictor block"]["facts"]["splash"] == 1
