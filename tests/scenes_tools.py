@@ -6,11 +6,19 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
-from gp_jax import GlimpseVLM
+from gp_jax import GlimpseVLM, Ladder, Ladders
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained.hf_config import model_config
 from gp_jax.pretrained.saving import save_model
 from gp_jax.scenes.architecture import write_architecture
+
+# The default ladders are finer; the suite's time is compilation.
+LADDERS = Ladders(
+    patches=Ladder("patches", (512, 1024, 1792, 4096)),
+    prompt=Ladder("prompt", (160, 352, 480, 1088)),
+    kept=Ladder("kept", (64, 160, 480)),
+    decode=Ladder("decode", (32,)),
+)
 
 
 def small_architecture(folder: Path) -> Path:
@@ -33,4 +41,4 @@ def small_model(folder: Path, architecture: Path, seed: int = 0) -> GlimpseVLM:
         if variable.ndim == 2:
             variable.set_value(variable[...] * 4)
     save_model(model, hf_config, folder, source=architecture, nested=True)
-    return GlimpseVLM.from_pretrained(folder)
+    return GlimpseVLM.from_pretrained(folder, ladders=LADDERS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scenes_tools
 
 from gp_jax import GlimpseVLM
 from gp_jax.data.samples import decode
@@ -20,7 +21,7 @@ RECORDS = 96
 
 @pytest.fixture(scope="module")
 def vlm():
-    return GlimpseVLM.from_pretrained("scenes")
+    return GlimpseVLM.from_pretrained("scenes", ladders=scenes_tools.LADDERS)
 
 
 @pytest.fixture(scope="module")
