@@ -2,10 +2,10 @@
 
 import difflib
 import importlib
-import os
 import sys
 
 from gp_jax.allocator import keep_memory
+from gp_jax.config_file import exit_status
 from gp_jax.errors import GlimpseError
 from gp_jax.version import __version__
 
@@ -40,16 +40,5 @@ def run(argv: list[str]) -> None:
 def main() -> None:
     """Entry point."""
     keep_memory()
-    try:
-        run(sys.argv[1:])
-    except GlimpseError as error:
-        print(f"gp-jax: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get("GP_JAX_TRACEBACK"):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        print(f"gp-jax: unexpected {type(error).__name__}: {reason} (GP_JAX_TRACEBACK=1 shows where)", file=sys.stderr)
-        sys.exit(1)
+    if status := exit_status("gp-jax", lambda: run(sys.argv[1:]) or 0):
+        sys.exit(status)
