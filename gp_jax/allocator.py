@@ -47,6 +47,8 @@ def keep_memory() -> None:
     """Hides torch, which transformers would import where it is installed (300 MB that nothing here needs), and restarts the
     interpreter with the settings above, unless GLIBC_TUNABLES are set or JAX is not on CPU."""
     sys.meta_path[:] = [_NoTorch if finder is PathFinder else finder for finder in sys.meta_path]
+    if importlib.util.find_spec("libtpu") and _on_cpu():
+        os.environ["JAX_PLATFORMS"] = "cpu"  # installed as a compiler: looking for its TPU fails after a page of warnings
     glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
     if not glibc or "GLIBC_TUNABLES" in os.environ or "LD_PRELOAD" in os.environ or not _on_cpu():
         return
