@@ -150,6 +150,8 @@ class GlimpseVLM:
                 f"generate does not take {', '.join(sorted(unknown))}" + (VIDEO_HINT if any("video" in k for k in unknown) else "")
             )
         plan, prune = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
+        if prune is not None and prune.keeps_everything:
+            plan = ()  # never slower than not pruning
         settings = sampling_settings(self.config, temperature, top_k, top_p, seed, eos_token_id)
         whole_number("max_new_tokens", max_new_tokens, 1)
         self.engine.ladders.decode.fit(max_new_tokens)

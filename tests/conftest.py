@@ -5,9 +5,9 @@ import os
 import shutil
 import tempfile
 
-# Optimisation level 0: the suite's time is compilation of tiny programs.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+from xla_flags import flags
+
+os.environ["XLA_FLAGS"] = flags(devices=8)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Both workers and all engines of equal shapes share what was compiled; the folder lives as long as the run.
 if "PYTEST_XDIST_WORKER" not in os.environ:

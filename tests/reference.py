@@ -18,8 +18,8 @@ class Reference:
     tokens: list[int]
 
 
-def see(model, pixel_values, grid, layers):
-    """Image embeddings and the merge-group means of the chosen blocks, both in raster order of merged tokens."""
+def see_windows(model, pixel_values, grid, layers):
+    """Qwen2.5-VL: image embeddings and the merge-group means of the chosen blocks, both in raster order of merged tokens."""
     visual, seen, order = model.model.visual, {}, []
     original = visual.permute_input_for_window_attn
 
@@ -37,6 +37,24 @@ def see(model, pixel_values, grid, layers):
         hook.remove()
     visual.permute_input_for_window_attn = original
     return embeds, [seen[i][torch.argsort(order[0])] for i in layers]
+
+
+def look(model, batch, layers):
+    """What a family does with its pictures: positions (axes, 1, L), image embeddings, conditions, grids (rows, columns), window side."""
+    if "image_grid_thw" in batch:
+        grid = batch["image_grid_thw"]
+        positions, _ = model.model.get_rope_index(
+            batch["input_ids"], batch["mm_token_type_ids"], grid, attention_mask=batch["attention_mask"]
+        )
+        embeds, conditions = see_windows(model, batch["pixel_values"], grid, layers)
+        return positions, embeds, conditions, [(int(h) // 2, int(w) // 2) for _, h, w in grid], model.config.vision_config.window_size // 28
+    # LLaVA-1.5: CLIP's hidden states without their class token, 0 being the embeddings; positions count on.
+    states = model.model.vision_tower(batch["pixel_values"], output_hidden_states=True).hidden_states
+    embeds = model.model.multi_modal_projector(states[-2][:, 1:])
+    side = math.isqrt(embeds.shape[1])
+    conditions = [states[i][:, 1:].flatten(0, 1) for i in layers]
+    positions = torch.arange(batch["input_ids"].shape[1])[None, None]
+    return positions, embeds.flatten(0, 1), conditions, [(side, side)] * len(embeds), side
 
 
 def predict(weights, glimpse, maps, conditions, grids, window_side):
@@ -102,9 +120,13 @@ def keep_rule(logits, threshold=0.5, max_remain_ratio=None, min_remain_num=1, fi
 def run(model, glimpse, weights, batch, new_tokens=8, **rule) -> Reference:
     """One unpadded sample through glimpse, pruning and greedy decoding."""
     text, depth = model.model.language_model, model.config.text_config.num_hidden_layers
-    ids, grid = batch["input_ids"], batch["image_grid_thw"]
-    positions, _ = model.model.get_rope_index(ids, batch["mm_token_type_ids"], grid, attention_mask=batch["attention_mask"])
-    embeds, conditions = see(model, batch["pixel_values"], grid, glimpse["selected_visual_layers"])
+    ids = batch["input_ids"]
+    positions, embeds, conditions, grids, window_side = look(model, batch, glimpse["selected_visual_layers"])
+    axes = len(positions)
+
+    def angles(position):  # rotary embeddings of one axis take (1, L)
+        return text.rotary_emb(embeds, position if axes > 1 else position[0])
+
     hidden = text.embed_tokens(ids)
     is_image = ids[0] == model.config.image_token_id
     hidden[0, is_image] = embeds
@@ -127,7 +149,7 @@ def run(model, glimpse, weights, batch, new_tokens=8, **rule) -> Reference:
         y = block.input_layernorm(h)
         shape = (1, y.shape[1], -1, attention.head_dim)
         q, k, v = (f(y).view(shape).transpose(1, 2) for f in (attention.q_proj, attention.k_proj, attention.v_proj))
-        q, k = apply_rotary_pos_emb(q, k, *text.rotary_emb(h, position))
+        q, k = apply_rotary_pos_emb(q, k, *angles(position))
         if cache[i] is not None:
             k, v = torch.cat([cache[i][0], k], 2), torch.cat([cache[i][1], v], 2)
         cache[i] = (k, v)
@@ -151,9 +173,7 @@ def run(model, glimpse, weights, batch, new_tokens=8, **rule) -> Reference:
         if seen:
             taps[i] = seen[0][: len(is_image)][is_image]
     maps = torch.cat([taps[i] for i in glimpse["selected_layers"]], -1)
-    merged = [(int(h) // 2, int(w) // 2) for _, h, w in grid]
-    side = model.config.vision_config.window_size // 28
-    logits = predict(weights, glimpse, maps, conditions, merged, side)
+    logits = predict(weights, glimpse, maps, conditions, grids, window_side)
     keep = keep_rule(logits, **rule)
     stays = torch.ones(len(is_image) + rows, dtype=torch.bool)
     stays[len(is_image) :] = False
@@ -170,6 +190,6 @@ def run(model, glimpse, weights, batch, new_tokens=8, **rule) -> Reference:
         position += 1
         hidden = text.embed_tokens(torch.tensor([[tokens[-1]]]))
         for i in range(depth):
-            hidden = layer(i, hidden, torch.full((3, 1, 1), position))
+            hidden = layer(i, hidden, torch.full((axes, 1, 1), position))
         step = model.lm_head(text.norm(hidden[:, -1]))[0]
     return Reference(logits, keep, positions[:, 0], first, tokens)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from xla_flags import flags
+
 from gp_jax import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,9 +51,8 @@ def command(config: Path, out: Path, *options: str) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """Of a training process: so many fake devices, quick compilation, programs kept from process to process."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "GP_JAX_TRACEBACK": "1"}
+    """Of a training process: so many fake devices, programs kept from process to process."""
+    return os.environ | {"XLA_FLAGS": flags(devices), "JAX_PLATFORMS": "cpu", "GP_JAX_TRACEBACK": "1"}
 
 
 def run(config: Path, out: Path, *options: str, devices: int = 1) -> subprocess.CompletedProcess:

@@ -71,9 +71,9 @@ def test_decoder_attention_and_layer(pair):
 def test_vision_blocks_tower_and_merger(pair, grids):
     model, vlm = pair
     batch = tiny.inputs([[1, *grids, 1]])
-    from reference import see
+    from reference import see_windows
 
-    embeds, conditions = see(model, torch.tensor(batch["pixel_values"]), torch.tensor(batch["image_grid_thw"]), [0, 1, 2, 3])
+    embeds, conditions = see_windows(model, torch.tensor(batch["pixel_values"]), torch.tensor(batch["image_grid_thw"]), [0, 1, 2, 3])
     sample = read_samples(vlm.config, **batch)[0]
     features = vlm.model.vision(vision_input([sample], vlm.config, 1, sample.slots.size), (0, 1, 2, 3))
     np.testing.assert_allclose(features.tokens[0][sample.slot_of_token], embeds, **TOLERANCE)

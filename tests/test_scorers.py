@@ -277,11 +277,14 @@ def test_methods_keep_their_share_and_a_batch_equals_its_samples(vlm, method):
         np.testing.assert_allclose(together.first_logits[b], done.first_logits[0], atol=3e-5)
 
 
-def test_all_kept_is_dense_and_only_merging_changes_tokens(vlm):
+def test_all_kept_is_dense_and_only_merging_changes_tokens(vlm, monkeypatch):
     """Caches of different lengths decode as one does; a cut before layer 0 is as if the dropped tokens had never been there."""
-    dense = run(vlm, SAMPLES, None)
-    for method in ("fastv", "pyramiddrop", "visionzip"):
-        done = run(vlm, SAMPLES, Prune(method=method, fixed_remain_ratio=1.0))
+    dense, everything = run(vlm, SAMPLES, None), [Prune(method=m, fixed_remain_ratio=1.0) for m in ("fastv", "pyramiddrop", "visionzip")]
+    assert all(run(vlm, SAMPLES, prune).mask_logits is None for prune in everything), "nobody looks"
+    monkeypatch.setattr(Prune, "keeps_everything", False)
+    for prune in everything:
+        done = run(vlm, SAMPLES, prune)
+        assert done.mask_logits is not None
         np.testing.assert_array_equal(done.tokens, dense.tokens)
     for method, same in (("divprune", True), ("visionzip", False)):
         done = run(vlm, SAMPLES, Prune(method=method, fixed_remain_ratio=RATIO))

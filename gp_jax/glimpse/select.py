@@ -28,7 +28,8 @@ class Prune:
     reduce_threshold:   keep tokens whose importance (a probability) is above it.
     max_remain_ratio:   if that keeps a larger share of a sample's tokens, keep the best int(ratio * N) instead.
     min_remain_num:     if fewer are kept, add the best so many (None or 0: a sample may lose all).
-    fixed_remain_ratio: instead of all this, always keep the best int(ratio * N), at least one.
+    fixed_remain_ratio: instead of all this, always keep the best int(ratio * N), at least one. With 1 nobody looks: `generate`
+                        runs as with prune=None.
     anchor_positions:   corners that always stay, of "tl", "tr", "bl", "br" (samples with one image only).
     reference_masks:    one mask per sample instead of the glimpse, and exactly that is kept: a (rows, columns) or flat bool array
                         over its visual tokens, or a list of such arrays, one per image; None for a sample without images.
@@ -80,6 +81,11 @@ class Prune:
         }
         GlimpseConfig(selected_layers=(0,), reduce_layer=0, **rule).validate_rule()
 
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether no token can be dropped, whatever the scores."""
+        return self.fixed_remain_ratio == 1 and self.reference_masks is None and self.method != "nothing"
+
     @classmethod
     def from_config(cls, config: GlimpseConfig) -> "Prune":
         """The settings that a checkpoint carries."""
@@ -104,7 +110,9 @@ def anchor_indices(names: Sequence[str], grids: Sequence[tuple[int, int]]) -> li
     if not names or not grids:
         return []
     if len(grids) > 1:
-        raise GlimpseError(f"anchor_positions={tuple(names)} needs samples with one image, this one has {len(grids)}")
+        raise GlimpseError(
+            f"anchor_positions={tuple(names)} needs samples with one image, this one has {len(grids)} (images, or views of one)"
+        )
     rows, columns = grids[0]
     corner = {"tl": 0, "tr": columns - 1, "bl": (rows - 1) * columns, "br": rows * columns - 1}
     return [corner[name] for name in names]
