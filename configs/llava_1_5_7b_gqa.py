@@ -2,10 +2,8 @@
 
 The released hyper-parameters for LLaVA-1.5-7B: 20,000 questions of Visual-CoT's GQA, one epoch, 8 samples a step. Boxes are moved to the
 square that pictures are padded to, and the map is causal; the released training does neither: data.released_boxes=True and
-loss.answer_in_denominator=True bring that back. The prompt suffix is our choice: GQA's answers are single words. First
-(sentencepiece reads the tokenizer, of which that repository has no tokenizer.json):
+loss.answer_in_denominator=True bring that back. The prompt suffix is our choice: GQA's answers are single words. First:
 
-    pip install sentencepiece
     gp-jax prepare viscot_dataset/gqa_cot_train.jsonl --images viscot_images --out data/gqa
 """
 

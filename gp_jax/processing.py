@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its advice to install PyTorch does not apply here
 
 Area = tuple[float, float, float, float]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+SENTENCEPIECE = "tokenizer.model"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", SENTENCEPIECE)
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,35 @@ def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], l
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The folder's tokenizer. Raises: GlimpseError when it is damaged."""
+    """The folder's tokenizer. Raises: GlimpseError when it is damaged, or when what reads it is not installed."""
     from transformers import AutoTokenizer  # slow to import
     from transformers.utils import logging
 
+    only_pieces = (folder / SENTENCEPIECE).exists() and not (folder / "tokenizer.json").exists()
+    if only_pieces and find_spec("sentencepiece") is None:  # transformers would ask for tiktoken
+        raise GlimpseError(f"{folder / SENTENCEPIECE}: cannot be read without sentencepiece (pip install sentencepiece)")
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it also reads config.json and warns about the glimpse's model type
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        return llama_tokenizer(folder) if only_pieces else AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:  # a library's own errors, whatever they are, mean a tokenizer that cannot be read
         raise GlimpseError(f"{folder}: tokenizer files cannot be read ({' '.join(str(error).split())[:200]})") from error
     finally:
         logging.set_verbosity(level)
+
+
+def llama_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """A SentencePiece file's tokenizer, as the slow one of transformers 4 that Llama and LLaVA were trained with.
+
+    AutoTokenizer goes by config.json and gives "llava" one without SentencePiece's space in front. Settings that the file leaves out have
+    the defaults of then: `<s>` in front, and that space again behind every special token.
+    """
+    from transformers import LlamaTokenizer  # slow to import
+
+    settings, then = read_json(folder / "tokenizer_config.json", required=False), {"add_bos_token": True, "legacy": True}
+    return LlamaTokenizer.from_pretrained(
+        str(folder), **{name: default if settings.get(name) is None else settings[name] for name, default in then.items()}
+    )
 
 
 class Processor:
