@@ -8,7 +8,7 @@ B samples, M vision slots, T prompt rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -60,7 +60,9 @@ class Program:
         part = {f.name: slots * (config.merge_unit if f.name.startswith("patch") else 1) for f in fields(VisionInput)}
         vision = VisionInput(*(getattr(self.vision, name)[:, :size] for name, size in part.items()))
         features = pipeline.see(self.model, vision, watch=watched_blocks(self.plan, config))
-        return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, every - slots)] + [(0, 0)] * (x.ndim - 2)), features)
+        by_slot = replace(features, line_break=None)  # which is the model's, no slot's
+        padded = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, every - slots)] + [(0, 0)] * (x.ndim - 2)), by_slot)
+        return replace(padded, line_break=features.line_break)
 
     def prefill(self, length: int) -> dict[str, Array]:
         """The prompt in so many rows, and all that follows."""
