@@ -63,13 +63,6 @@ OUTPUTS = {
 }
 
 
-def window_fill(config: ModelConfig) -> tuple[int, int]:
-    """At worst so many (the second) of so many vision slots (the first) hold a token, plus a block: windows that a picture's border cuts
-    share a block only if two of them fit."""
-    side = config.vision.window_side
-    return side, side // 2 + 1
-
-
 def inference_buckets(
     config: ModelConfig,
     *,
@@ -93,9 +86,7 @@ def inference_buckets(
     for name, sizes in (("visual_tokens", visual_tokens), ("prompt", prompt), ("kept", kept)):
         for size in sizes:
             whole_number(name, size, 1)
-    unit, block = config.vision.merge_unit, config.vision.window_side**2
-    full, least = window_fill(config)
-    patches = [(slots_of(-(-size * full // least) * unit, config) + block) * unit for size in sorted(visual_tokens)]
+    patches = sorted({config.vision.slots_for(size) * config.vision.merge_unit for size in visual_tokens})
     prompt = sorted(prompt) or [-(-(size + 128) // 64) * 64 for size in sorted(visual_tokens)[-1:]]
     parts = (16, 8, 4, 2) if cuts < 2 else (4,)
     kept = sorted(kept) or sorted({-(-prompt[-1] // part // 16) * 16 or 1 for part in parts})

@@ -80,8 +80,7 @@ class LlavaProcessor(Processor):
 
     def limited(self, max_visual_tokens: int) -> "LlavaProcessor":
         """Itself: its pictures have the visual tokens they have. Raises: GlimpseError when these can be more."""
-        sizes = self.config.vision.pinpoints or ((1, 1),)
-        most = max(sum(r * c for r, c in self.plot(width, height).grids) for height, width in sizes)
+        most = self.config.vision.most_tokens
         if most > max_visual_tokens:
             raise GlimpseError(f"max_visual_tokens={max_visual_tokens}: this model's pictures have up to {most}, which nothing can change")
         return self

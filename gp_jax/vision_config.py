@@ -62,6 +62,22 @@ class VisionConfig:
         """Side of an attention window, in visual tokens."""
         return self.window_size // self.spatial_merge_size // self.patch_size
 
+    def slots_for(self, tokens: int) -> int:
+        """Vision slots that hold any one picture of so many visual tokens: at worst little more than half of each block is full, and a
+        block more, for windows that a picture's border cuts share one only if two of them fit."""
+        side = self.window_side
+        return -(-tokens * side // (side // 2 + 1)) // side**2 * side**2 + side**2
+
+    def tokens_in(self, slots: int) -> int:
+        """Visual tokens that a picture of any shape may have in so many vision slots."""
+        side = self.window_side
+        return (slots - side**2) * (side // 2 + 1) // side
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Visual tokens of the largest pictures. None: as many as one lets them have."""
+        return None
+
 
 @dataclass(frozen=True)
 class ClipConfig:
@@ -107,6 +123,20 @@ class ClipConfig:
     def window_side(self) -> int:
         """Side of a tile, in visual tokens: attention stays inside."""
         return self.image_size // self.patch_size
+
+    @property
+    def most_tokens(self) -> int:
+        """Visual tokens of the largest pictures: the overview's tile and those of the detail."""
+        details = [rows * columns // self.image_size**2 for rows, columns in self.pinpoints]
+        return (1 + max(details, default=0)) * self.window_side**2
+
+    def slots_for(self, tokens: int) -> int:
+        """Whole tiles: the border of LLaVA-1.5's pictures cuts none, and LLaVA-NeXT's may have all tiles of which few tokens are left."""
+        tile = self.window_side**2
+        return max(-(-tokens // tile) * tile, self.most_tokens)
+
+    def tokens_in(self, slots: int) -> int:
+        return slots
 
     @property
     def conditions(self) -> range:

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import tiny_llava as tiny
 
-from gp_jax import GlimpseVLM, Ladder, Ladders, Prune, inference_fn, inference_params
+from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, inference_buckets, inference_fn, inference_params
+from gp_jax.commands import compile as compiling
+from gp_jax.commands import export as exporting
+from gp_jax.exporting.inputs import picture_capacity
+from gp_jax.layout import pack_windows
+from gp_jax.pretrained.known import KNOWN
 
 NEW = 4
 
@@ -29,3 +34,58 @@ def test_gives_the_tokens_of_generate(vlm):
     np.testing.assert_array_equal(out["tokens"][:1], done.tokens)
     np.testing.assert_array_equal(out["keep"][0, : done.keep[0].size], done.keep[0])
     np.testing.assert_allclose(out["first_logits"][:1], done.first_logits, atol=2e-5)
+
+
+def test_buckets_hold_what_they_promise_and_no_tile_more(vlm):
+    """The tiny models, whose pictures have up to 16 and 16 + 4 x 16 visual tokens; LLaVA-1.5 with its 576."""
+    config, most = vlm.config, vlm.config.vision.most_tokens
+    assert most == (80 if config.vision.pinpoints else 16)
+    for capacity in (1, most):
+        buckets = inference_buckets(config, visual_tokens=(capacity,))
+        assert buckets.patches.rungs == (most,)
+        for size in ((90, 60), (64, 64), (20, 200), (400, 10)):
+            slots, _ = pack_windows(vlm.processor.plot(*size).seen, config.vision.window_side)
+            assert slots.size <= most
+    assert inference_buckets(config, visual_tokens=(most + 1,)).patches.rungs == (most + 16,)
+    assert picture_capacity(inference_buckets(config, visual_tokens=(most,)), config) == most
+    vlm.processor.limited(picture_capacity(inference_buckets(config, visual_tokens=(most,)), config))
+    big = KNOWN["llava-1.5-7b"]
+    assert inference_buckets(big, visual_tokens=(576,)).patches.rungs == (576,)
+    assert picture_capacity(inference_buckets(big, visual_tokens=(576,)), big) == 576
+
+
+def test_export_takes_the_models_own_number_of_visual_tokens(vlm, tmp_path, monkeypatch):
+    from gp_jax.exporting import write
+
+    most, seen = vlm.config.vision.most_tokens, []
+    monkeypatch.setattr(GlimpseVLM, "from_pretrained", lambda *args, **options: vlm)
+    monkeypatch.setattr(write, "export", lambda vlm, program, *_: seen.append(program.buckets) or {"bytes": 0})
+    argv = [str(vlm.folder), "--to", str(tmp_path / "out")]
+    exporting.run(exporting.parse(argv))
+    assert seen[0].patches.rungs == (most,)
+    with pytest.raises(GlimpseError, match=f"--visual-tokens {most - 1}: this model's pictures have up to {most}"):
+        exporting.run(exporting.parse([*argv, "--visual-tokens", str(most - 1)]))
+
+
+def test_compile_asks_for_the_models_own_number_of_visual_tokens(monkeypatch):
+    from gp_jax.ahead import generation
+    from gp_jax.training import ahead
+
+    asked = []
+
+    def generating(config, glimpse, topology, request, **_):
+        asked.append(request.visual_tokens)
+        raise GlimpseError("far enough")
+
+    def training(config, topology, *, visual_tokens, **_):
+        asked.append(visual_tokens)
+        raise GlimpseError("far enough")
+
+    monkeypatch.setattr(generation, "compile_generation", generating)
+    monkeypatch.setattr(ahead, "compile_training", training)
+    for model in ("llava-1.5-7b", "7b"):
+        for what, run in (("generate", compiling.generate), ("train", compiling.train)):
+            args = compiling.parse(["--model", model, "--what", what])
+            with pytest.raises(GlimpseError, match="far enough"):
+                run(args, *compiling.model_named(model), {})
+    assert asked == [576, 576, 4096, 2048]

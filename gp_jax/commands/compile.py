@@ -47,7 +47,7 @@ class Compile:
     batch: int | None = None
     """Samples, over all chips. [default: 8; train: 16 per micro-batch]"""
     visual_tokens: int | None = None
-    """Visual tokens of a sample. [default: 4096; train: 2048]"""
+    """Visual tokens of a sample. [default: 4096, train: 2048; LLaVA: those of its largest pictures]"""
     prompt_tokens: int = 64
     """Text tokens of a prompt."""
     answer_tokens: int | None = None
@@ -133,6 +133,8 @@ def generate(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", siz
     from gp_jax.ahead.generation import Request, compile_generation
 
     given = {f.name: getattr(args, f.name) for f in fields(Request) if getattr(args, f.name) is not None}
+    if args.visual_tokens is None and config.vision.most_tokens:
+        given["visual_tokens"] = config.vision.most_tokens
     request, plans = Request(**given), ("glimpse", "dense") if args.plan == "glimpse" else ("dense",)
     found = compile_generation(config, glimpse, args.topology, request, plans=plans, sizes=sizes, dtype=args.dtype, watch=ticking)
     words = (found, request, args.model, args.topology, args.dtype)
@@ -146,7 +148,8 @@ def train(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes:
     from gp_jax.training.ahead import compile_training, facts, report
 
     sizes = {"data": 1, "fsdp": -1 if -1 not in sizes.values() else 1, "tensor": 1} | sizes
-    options = {"batch": args.batch or 16, "visual_tokens": args.visual_tokens or 2048, "answer_tokens": args.answer_tokens or 32}
+    visual_tokens = args.visual_tokens or config.vision.most_tokens or 2048
+    options = {"batch": args.batch or 16, "visual_tokens": visual_tokens, "answer_tokens": args.answer_tokens or 32}
     options |= {"prompt_tokens": args.prompt_tokens, "dtype": args.dtype, "remat": args.remat}
     with ticking(f"the training step of {args.model} for {args.topology} (minutes)"):
         fit = compile_training(config, args.topology, **options, **sizes)

@@ -41,8 +41,9 @@ class Export:
     fastv-11.1, pyramiddrop-, visionzip-, divprune-, cdpruner-, vscan-11.1. [default: glimpse if there is one, else dense]"""
     batch: int = 1
     """Samples of a call; fewer are padded."""
-    visual_tokens: tuple[int, ...] = (1024,)
-    """Visual tokens of a sample, at most. Several sizes: the program takes the smallest that is enough."""
+    visual_tokens: tuple[int, ...] = ()
+    """Visual tokens of a sample, at most. Several sizes: the program takes the smallest that is enough. [default: 1024; LLaVA: those of
+    its largest pictures]"""
     prompt_length: tuple[int, ...] = ()
     """Rows of a prompt, visual tokens and glimpse included; as above. [default: the visual tokens and 128]"""
     kept: tuple[int, ...] = ()
@@ -75,8 +76,6 @@ class Export:
                 raise GlimpseError(f"--{name.replace('_', '-')} {' '.join(map(str, sizes))} must be positive and different")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise GlimpseError(f"--dtype {self.dtype} is not float32, bfloat16 or float16")
-        if not self.visual_tokens:
-            raise GlimpseError("--visual-tokens is empty")
         if not self.question.strip():
             raise GlimpseError("--question is empty")
         return platforms
@@ -116,11 +115,15 @@ def run(args: Export) -> None:
     vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=sys.stderr.isatty())
     name, prune = named_plan(args.plan, vlm.glimpse_config)
     plan, _ = resolve(prune, vlm.glimpse_config, vlm.config.text.num_hidden_layers)
-    sizes = dict(batch=args.batch, visual_tokens=args.visual_tokens, prompt=args.prompt_length, kept=args.kept, cuts=len(plan))
+    most = vlm.config.vision.most_tokens
+    visual_tokens = args.visual_tokens or (most or 1024,)
+    if most and max(visual_tokens) < most:
+        raise GlimpseError(f"--visual-tokens {max(visual_tokens)}: this model's pictures have up to {most}, which nothing can change")
+    sizes = dict(batch=args.batch, visual_tokens=visual_tokens, prompt=args.prompt_length, kept=args.kept, cuts=len(plan))
     buckets = inference_buckets(vlm.config, **sizes)
     program = Program(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
     if args.example and picture is None:
-        picture, vlm.processor = draw(), vlm.processor.limited(args.visual_tokens[-1])
+        picture, vlm.processor = draw(), vlm.processor.limited(max(visual_tokens))
     bar = tqdm(total=len(STEPS), bar_format="{desc} ({n}/{total}) {elapsed}", leave=False, disable=not sys.stderr.isatty())
 
     def tell(step: str) -> None:

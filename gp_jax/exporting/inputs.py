@@ -10,7 +10,7 @@ from gp_jax.config import ModelConfig
 from gp_jax.exporting.layout import FACTS, PROCESSOR
 from gp_jax.glimpse.select import Prune
 from gp_jax.images import MAX_PIXELS, ImageLike
-from gp_jax.inference import inference_inputs, window_fill
+from gp_jax.inference import inference_inputs
 from gp_jax.layout import read_samples
 from gp_jax.pretrained.files import read_json
 from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
@@ -55,6 +55,5 @@ def artifact_inputs(
 
 def picture_capacity(buckets: Ladders, config: ModelConfig) -> int:
     """Visual tokens that a picture of any shape may have (see `inference_buckets`)."""
-    slots, block = buckets.patches.rungs[-1] // config.vision.merge_unit, config.vision.window_side**2
-    full, least = window_fill(config)
-    return max(1, min((slots - block) * least // full, buckets.prompt.rungs[-1] - TEXT_ROWS))
+    slots = buckets.patches.rungs[-1] // config.vision.merge_unit
+    return max(1, min(config.vision.tokens_in(slots), buckets.prompt.rungs[-1] - TEXT_ROWS))
