@@ -45,17 +45,21 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
 class LlavaProcessor(Processor):
     """The layout of transformers: its image processors as the folder sets them up, its chat template."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Any, image_processor: "PilBackend", template: str | None = None):
-        super().__init__(config, tokenizer, image_processor)
-        self.template = template
+    template: str | None = None  # of the processor's own files, and the file; those of the tokenizer come second, as in transformers
+    template_file: Path = Path("tokenizer_config.json")
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> "LlavaProcessor":
         """As `Processor.load`; the chat template may stand in files of the processor."""
         processor = super().load(folder, config)
-        files = ("chat_template.json", "processor_config.json")
-        found = (read_json(folder / name, required=False).get("chat_template") for name in files)
-        processor.template = next((text for text in found if isinstance(text, str)), None)
+        for path in (folder / name for name in ("chat_template.jinja", "chat_template.json", "processor_config.json")):
+            if path.suffix == ".json":
+                text = read_json(path, required=False).get("chat_template")
+            else:
+                text = path.read_text(errors="replace") if path.is_file() else None
+            if isinstance(text, str):
+                processor.template, processor.template_file = text, path
+                break
         return processor
 
     @classmethod
@@ -127,15 +131,23 @@ class LlavaProcessor(Processor):
         return {name: np.asarray(made[name]) for name in names}
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The chat template's text, generation prompt included; vicuna_v1 where a folder has no template."""
-        tokenizer = self._tokenizer()
-        template = tokenizer.chat_template or self.template
+        """The chat template's text, generation prompt included; vicuna_v1 where a Vicuna's folder has no template.
+
+        Raises: GlimpseError when another decoder has none, or the template's file cannot be used.
+        """
+        tokenizer, text = self._tokenizer(), self.config.text
+        template = self.template or tokenizer.chat_template
+        if not template and text.num_key_value_heads != text.num_attention_heads:  # Vicuna shares no key heads; Mistral and Yi do
+            raise GlimpseError("this model folder has no chat template and its decoder is no Vicuna, whose prompt is known")
         if not template:
             return vicuna_v1(messages)
         parts = [  # its templates know lists of parts only
             {**m, "content": [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]} for m in messages
         ]
-        return tokenizer.apply_chat_template(parts, chat_template=template, tokenize=False, add_generation_prompt=True)
+        try:
+            return tokenizer.apply_chat_template(parts, chat_template=template, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # whatever a template may do
+            raise GlimpseError(f"{self.template_file}: the chat template fails ({' '.join(str(error).split())[:200]})") from error
 
 
 class OriginalLlavaProcessor(LlavaProcessor):

@@ -29,8 +29,8 @@ class GlimpseSettings:
     """rmsnorm or layernorm."""
     le_dropout_prob: float = 0.1
     """Dropout of the glimpse vectors."""
-    use_attention_logits: bool = True
-    """Raw attention logits; otherwise log-softmax."""
+    use_attention_logits: bool | None = None
+    """Raw attention logits; otherwise log-softmax. [default: as released, logits for Qwen2.5-VL, log-softmax for LLaVA]"""
     attn_fuse_type: str = "AttnFuserV1"
     """AttnFuserV1, AttnFuserV2 without visual conditions, or mean: no predictor, the mean of the glimpse's attention."""
     attn_fuse_size: int = 256

@@ -48,6 +48,11 @@ class VisionConfig:
         return tuple(sorted(self.fullatt_block_indexes, reverse=True))
 
     @property
+    def usual_logits(self) -> bool:
+        """The released choice of `use_attention_logits`."""
+        return True
+
+    @property
     def watchable(self) -> tuple[int, int]:
         """A shallow block and the last one whose attention sees whole pictures, for methods that read the tower's attention."""
         return self.fullatt_block_indexes[0], self.fullatt_block_indexes[-1]
@@ -147,6 +152,11 @@ class ClipConfig:
     def usual_conditions(self) -> tuple[int, ...]:
         """The released choice: 23, 17, 11, 5 of 24."""
         return tuple(range(self.depth - 1, 0, -max(1, self.depth // 4)))
+
+    @property
+    def usual_logits(self) -> bool:
+        """The released choice of `use_attention_logits`: log-softmax."""
+        return False
 
     @property
     def watchable(self) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The layout of LLaVA's own code: towers that are only named, files of torch.save, padded squares, vicuna_v1, boxes on the square."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -211,17 +212,27 @@ def test_lengths_known_beforehand_are_those_of_the_sample(vlm, size, rows):
 
 
 @pytest.mark.parametrize("size, cut, depth", [("7b", 21, 32), ("13b", 26, 40)])
-def test_shipped_configurations(size, cut, depth):
+@pytest.mark.parametrize("kind", ["gqa", "own_data"])
+def test_shipped_configurations(size, cut, depth, kind):
     from pathlib import Path
 
+    from gp_jax.commands import ask
+    from gp_jax.settings import GlimpseSettings
     from gp_jax.training.command import parse
 
-    path = Path(__file__).parents[1] / "configs" / f"llava_1_5_{size}_gqa.py"
-    config = parse(["--config", str(path)]).train().check()
-    glimpse = glimpse_config_of(config, KNOWN[f"llava-1.5-{size}"])
-    assert glimpse.reduce_layer == cut and glimpse.selected_layers == (cut,) and glimpse.le_layers == tuple(range(depth))
-    assert not glimpse.use_attention_logits and glimpse.selected_visual_layers == KNOWN[f"llava-1.5-{size}"].vision.usual_conditions
-    assert path.read_text().startswith(f'"""python train.py --config configs/{path.name}')
+    configs, known = Path(__file__).parents[1] / "configs", KNOWN[f"llava-1.5-{size}"]
+    path = configs / f"llava_1_5_{size}_{kind}.py"
+    if path.exists():  # own data: 7b only
+        config = parse(["--config", str(path)]).train().check()
+        glimpse = glimpse_config_of(config, known)
+        assert glimpse.reduce_layer == cut and glimpse.selected_layers == (cut,) and glimpse.le_layers == tuple(range(depth))
+        assert not glimpse.use_attention_logits and glimpse.selected_visual_layers == known.vision.usual_conditions
+        assert glimpse == glimpse_config_of(dataclasses.replace(config, glimpse=GlimpseSettings()), known), "the defaults are the released"
+        assert path.read_text().startswith(f'"""python train.py --config configs/{path.name}')
+    raw = dataclasses.replace(config, glimpse=GlimpseSettings(use_attention_logits=True)) if path.exists() else None
+    assert raw is None or glimpse_config_of(raw, known).use_attention_logits
+    args = ask.parse(["photo.png", "Who?", "--config", str(configs / f"llava_1_5_{size}.py")])
+    assert (args.model, args.glimpse) == (f"liuhaotian/llava-v1.5-{size}", f"ashun989/GlimpsePrune_LLaVA-1.5-{size.upper()}")
 
 
 def glimpse_config_of(config, model):

@@ -44,6 +44,8 @@ def inside(box: Box, size: tuple[int, int], area: Area) -> Box | None:
     if tuple(area) == (0, 0, *size):
         return box
     (width, height), (left, top, right, bottom) = size, area
+    if right <= left or bottom <= top:  # LLaVA-NeXT's detail of pictures longer than 72:1
+        return None
     x1, x2 = ((x * width - left) / (right - left) for x in box[::2])
     y1, y2 = ((y * height - top) / (bottom - top) for y in box[1::2])
     if x2 < 0 or y2 < 0 or x1 >= 1 or y1 >= 1:

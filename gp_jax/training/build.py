@@ -35,13 +35,14 @@ Progress = Callable[..., Iterable]  # (items, what they are, how many) -> the it
 
 def glimpse_config(settings: GlimpseSettings, model: ModelConfig) -> GlimpseConfig:
     """The released configuration's fields, defaults filled in for this model. Raises: GlimpseError naming a field that cannot be."""
-    depth = model.text.num_hidden_layers
+    depth, logits = model.text.num_hidden_layers, settings.use_attention_logits
     cut = middle_layer(depth) if settings.reduce_layer is None else settings.reduce_layer
     values = dataclasses.asdict(settings) | {
         "reduce_layer": cut,
         "selected_layers": settings.selected_layers or (cut,),
         "le_layers": tuple(range(depth)) if settings.le_layers is None else settings.le_layers,
         "selected_visual_layers": settings.selected_visual_layers or model.vision.usual_conditions,
+        "use_attention_logits": model.vision.usual_logits if logits is None else logits,
         "ori_attn_supervision": False,
     }
     del values["start"]
