@@ -34,7 +34,7 @@ def test_train_export_ask_and_eval(home, tmp_path, capsys):
         data=DataConfig(
             sources=(DataSource(str(home / "data")),), validation=(DataSource(str(home / "data"), split="val"),), shapes=1, threads=1
         ),
-        glimpse=GlimpseSettings(attn_fuse_size=16, visual_cond_size=16, attn_fuse_num_heads=2, use_attention_logits=False),
+        glimpse=GlimpseSettings(attn_fuse_size=16, visual_cond_size=16, attn_fuse_num_heads=2),
         optim=OptimConfig(learning_rate=1e-3),
         batch_size=8,
         accumulation=1,
