@@ -6,10 +6,11 @@
 
 The order of choice is a ranking. K is never held, its rows are computed as they are needed; the factor takes M x M floats.
 
-Qwen2.5-VL has no CLIP text tower. v are the visual tokens as the decoder gets them; relevance is their mean cosine to the embeddings of
-the instruction's tokens (text rows behind the first image, with the template's few), in the space that both share: the decoder's input.
+Qwen2.5-VL has no CLIP text tower, and LLaVA's checkpoints hold CLIP's vision tower alone. v are the visual tokens as the decoder gets
+them; relevance is their mean cosine to the embeddings of the instruction's tokens (text rows behind the first image, with the template's
+few), in the space that both share: the decoder's input.
 The released LLaVA code turns the sign of relevance because CLIP's patches oppose their caption; nothing says that these do, so here it
-is not turned.
+is not turned. On LLaVA this is therefore not the published baseline, which takes relevance from CLIP's text tower.
 """
 
 import jax

@@ -8,8 +8,8 @@ Max-min diversity, greedily: with d(i, j) = 1 - cos(v_i, v_j) between visual tok
 Later choices do not change earlier ones, so the order of choice is a ranking. The released code keeps round(r N), here it is int(r N) as
 for every method.
 
-Qwen2.5-VL: the tokens behind the 2x2 merger take the place of LLaVA's projected patches; no attention is needed. A sample with several
-images is one set.
+On LLaVA the tokens are the projected patches, as published, without the class token; on Qwen2.5-VL those behind the 2x2 merger. No
+attention is needed. A sample with several images is one set.
 """
 
 import jax
