@@ -45,6 +45,8 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
 class LlavaProcessor(Processor):
     """The layout of transformers: its image processors as the folder sets them up, its chat template."""
 
+    resizable = False
+
     def __init__(self, config: ModelConfig, tokenizer: Any, image_processor: "PilBackend", template: str | None = None):
         super().__init__(config, tokenizer, image_processor)
         self.template = template
@@ -78,7 +80,7 @@ class LlavaProcessor(Processor):
         if found != (side, side):
             raise GlimpseError(f"{path}: does not fit the model: pictures become {found[1]} x {found[0]} pixels (model: {side} x {side})")
 
-    def limited(self, max_visual_tokens: int) -> "LlavaProcessor":
+    def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "LlavaProcessor":
         """Itself: its pictures have the visual tokens they have. Raises: GlimpseError when these can be more."""
         sizes = self.config.vision.pinpoints or ((1, 1),)
         most = max(sum(r * c for r, c in self.plot(width, height).grids) for height, width in sizes)

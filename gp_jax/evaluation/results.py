@@ -28,6 +28,8 @@ class Prediction:
     seconds:           per stage of `clock.STAGES`; of a batch, this sample's share.
     cuts:              (last layer in front of a cut, visual tokens behind it), in order.
     cached:            visual tokens in the decode cache, averaged over layers; None: `kept` in every layer.
+    ratio:             the share that the plan was told to keep; None: it was told none, or (older files) it is not known.
+    sizes:             (width, height) of the pictures; empty in older files.
     """
 
     task: str
@@ -49,6 +51,8 @@ class Prediction:
     more_grids: tuple[tuple[int, int], ...] = ()
     cuts: tuple[tuple[int, int], ...] = ()
     cached: float | None = None
+    ratio: float | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def held(self) -> float:
@@ -81,6 +85,8 @@ class Prediction:
             values["cuts"] = tuple(tuple(cut) for cut in values["cuts"])
             values["grid"], values["keep"] = tuple(values["grid"]), tuple(values["keep"])
             values["more_grids"] = tuple(tuple(grid) for grid in values.get("more_grids", ()))
+            values["sizes"] = tuple(tuple(size) for size in values.get("sizes", ()))
+            values.setdefault("ratio", None)
             return cls(**{name: values[name] for name in (f.name for f in fields(cls))})
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise GlimpseError(f"not a prediction ({type(error).__name__}: {error}): {line[:80]!r}") from error
