@@ -16,6 +16,7 @@ from gp_jax.data.masks import evidence
 from gp_jax.data.record import Record
 from gp_jax.data.samples import decode, question_text
 from gp_jax.errors import GlimpseError
+from gp_jax.evaluation.memory import Peak
 from gp_jax.evaluation.metrics import iou, recall
 from gp_jax.evaluation.plans import EvalPlan, shrunk_grid
 from gp_jax.evaluation.results import Prediction, merge_predictions, part_path, read_parts, write_predictions
@@ -106,6 +107,7 @@ class Runner:
 
     def answers(self, plan: EvalPlan, parts: Sequence[Sequence[int]], bar: tqdm) -> Iterator[Prediction]:
         """Predictions, batch by batch."""
+        self.memory = Peak()
         ratio, processor = self.matched_retention() if plan.matched else plan.ratio, self.vlm.processor
         for part in parts:
             if not (found := list(self.loaded(part))):
@@ -157,6 +159,7 @@ class Runner:
             seconds={stage: seconds / batch for stage, seconds in answer.timings.items()},
             cuts=answer.cuts,
             cached=float(np.mean(answer.cached)),
+            peak=self.memory.bytes(),
         )
 
     def flops(self, prediction: Prediction) -> float:
