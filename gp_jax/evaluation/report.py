@@ -12,7 +12,7 @@ from gp_jax.evaluation.listing import listing, metric_names, places
 from gp_jax.evaluation.marks import chip
 from gp_jax.evaluation.page import CSS, JS
 from gp_jax.evaluation.rows import PlanRow
-from gp_jax.evaluation.tables import MAIN, Column, cost_columns, label, main_columns, part_warning, percent, warnings
+from gp_jax.evaluation.tables import MAIN, MISSING, Column, cost_columns, label, main_columns, part_warning, percent, warnings
 from gp_jax.report import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing from outside
@@ -90,7 +90,7 @@ class _Links:
         found = {"plan": self.plans.get(plan), "metric": self.metrics.get(metric), "against": self.plans.get(against)}
         data = "".join(f' data-{name}="{value}"' for name, value in found.items() if value is not None)
         data += f' data-{self.by}="{safe(group)}"' if group else ""
-        return f'<a href="#samples"{data}>{cell}</a>' if self.metrics else cell
+        return f'<a href="#samples"{data}>{cell}</a>' if self.metrics and cell != MISSING else cell
 
 
 def _split(cell: str) -> str:
