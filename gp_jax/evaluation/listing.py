@@ -8,7 +8,7 @@ from gp_jax.evaluation.gallery import clean
 from gp_jax.evaluation.lines import Lines
 from gp_jax.evaluation.tables import label
 
-LONGEST = 400  # characters of a text; the line in predictions.jsonl has all of it
+LONGEST, SHORTER, MANY = 400, 80, 20_000  # characters of a text, and of more texts than so many; predictions.jsonl has all of them
 
 
 def places(lines: Lines) -> dict[tuple[str, str], int]:
@@ -27,20 +27,21 @@ def listing(lines: Lines, plans: Sequence[str], metric: str) -> str:
     samples: [task, id, question, answer, family] each; answers: per sample, per number of a plan 0 or [text, line, value of each
     metric or null]; main: number of the metric by which an answer is right.
     """
+    longest = LONGEST if len(lines.predictions) <= MANY else SHORTER
+
+    def short(text: str) -> str:
+        text = clean(text)
+        return text if len(text) <= longest else text[:longest] + "…"
+
     numbers, names, known = {plan: i for i, plan in enumerate(plans)}, metric_names(lines), places(lines)
     samples: list[list[str]] = [[] for _ in known]
     answers: list[list] = [[0] * len(plans) for _ in known]
     for p in lines.predictions:
         place = known[p.task, p.sample]
-        samples[place] = samples[place] or [clean(p.task), clean(p.sample), _short(p.question), _short(p.answer), clean(p.family)]
+        samples[place] = samples[place] or [clean(p.task), clean(p.sample), short(p.question), short(p.answer), clean(p.family)]
         values = [p.metrics.get(name, math.nan) for name in names]
         shown = [round(float(value), 4) if math.isfinite(value) else None for value in values]
-        answers[place][numbers[p.plan]] = [_short(p.prediction), lines.numbers.get(p.key, 0), *shown]
+        answers[place][numbers[p.plan]] = [short(p.prediction), lines.numbers.get(p.key, 0), *shown]
     main = names.index(metric) if metric in names else -1
     data = dict(plans=list(map(clean, plans)), metrics=[clean(label(name)) for name in names], main=main, samples=samples, answers=answers)
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _short(text: str) -> str:
-    text = clean(text)
-    return text if len(text) <= LONGEST else text[:LONGEST] + "…"

@@ -16,6 +16,11 @@ from gp_jax.evaluation.tables import MAIN, MISSING, Column, cost_columns, label,
 from gp_jax.report import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing from outside
+MEMORY = (
+    "Prefill time: stages glimpse and finish. Peak memory: of the whole process or its first device while it answered the plan, with "
+    "weights, compilation and what earlier plans left behind; plans that each had a run of their own can be compared. n/a: hidden by an "
+    "earlier plan's peak, or not measured."
+)
 RETENTION = (
     "Retention, decode cache: share of the visual tokens that the cache holds while the answer is written. Retention, prefill: share "
     "that an average decoder layer sees while the question is read; layers before a cut see all of them."
@@ -37,7 +42,7 @@ def write_report(
     Args:
         rows: of `rows.aggregate`. breakdown: of `rows.breakdown`. samples: for the gallery; 100 with 7 plans are 5 to 8 MB.
         notes: what was run, one line each; "model: x" shows the part before the colon in bold.
-        lines: all answers, to which every number leads; those of a long run make the page long: 10,000 are 2 to 5 MB.
+        lines: all answers, to which every number leads; 10,000 short ones add 2 MB.
         metric: the one in table, plots and breakdown; others get columns at the second table's end.
     """
     from gp_jax.evaluation.plots import retention_plot, time_plot, time_retention_plot  # slow to import
@@ -59,6 +64,7 @@ def write_report(
         f"lies outside; n: samples, where a number has fewer than its plan. {RETENTION} A number leads to the answers behind it.</p>",
         "<h2>Cost and other metrics</h2>",
         _table(rows, cost_columns(rows, metric), links),
+        f'<p class="caption">{MEMORY}</p>',
         "<h2>Accuracy against cost</h2>",
         f'<div class="plots">{"".join(f"<figure>{plot}</figure>" for plot in plots)}</div>',
         f'<div class="legend">{legend}</div>',

@@ -121,7 +121,7 @@ def cost_columns(rows: Sequence[PlanRow], metric: str = MAIN) -> list[Column]:
         PLAN,
         Column("KV cache", "visual tokens, per answer", lambda row: size(row.kv_bytes)),
         Column("tokens generated", "per answer", lambda row: f"{row.tokens:.1f}"),
-        Column("peak memory", "of a process", lambda row: size(row.peak) if row.peak is not None else "n/a"),
+        Column("peak memory", "whole process", lambda row: size(row.peak) if row.peak is not None else "n/a"),
         *map(phase, PHASES),
         Column("same answer as dense", "%", same, against=DENSE),
         *map(mean, others),
