@@ -17,6 +17,7 @@ from gp_jax.data.masks import evidence
 from gp_jax.data.record import Record
 from gp_jax.data.samples import decode, question_text
 from gp_jax.errors import GlimpseError
+from gp_jax.evaluation.memory import Peak
 from gp_jax.evaluation.metrics import iou, recall
 from gp_jax.evaluation.plans import EvalPlan, matching_ratio, shrunk_grid
 from gp_jax.evaluation.results import Prediction, merge_predictions, part_path, read_parts, write_predictions
@@ -132,7 +133,7 @@ class Runner:
 
     def answers(self, plan: EvalPlan, ratio: float | None, parts: Sequence[Sequence[int]], bar: tqdm) -> Iterator[Prediction]:
         """Predictions, batch by batch. ratio: what is to be kept, for plans that are told."""
-        processor = self.vlm.processor
+        self.memory, processor = Peak(), self.vlm.processor
         for part in parts:
             if not (found := list(self.loaded(part))):
                 continue
@@ -186,6 +187,7 @@ class Runner:
             cached=float(np.mean(answer.cached)),
             ratio=ratio,
             sizes=tuple(tuple(size) for size in self.task.entries[number].sizes),
+            peak=self.memory.bytes(),
         )
 
     def flops(self, prediction: Prediction) -> float:

@@ -16,11 +16,12 @@ CHUNK = 1 << 21  # resampled values held at a time
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the ends of its 95 % interval."""
+    """A mean with the ends of its 95 % interval. n: values behind it."""
 
     mean: float
     low: float
     high: float
+    n: int
 
     @property
     def clear(self) -> bool:
@@ -49,7 +50,7 @@ def bootstrap(values: ArrayLike, weights: ArrayLike | None = None, seed: int = 0
         found = parts[drawn].sum(axis=1)
         means.append(found[total > 0] / total[total > 0])  # a set may hold weights of zero only
     low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
-    return Interval(float(parts.sum() / weights.sum()), float(low), float(high))
+    return Interval(float(parts.sum() / weights.sum()), float(low), float(high), int(n))
 
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike, seed: int = 0, samples: int = 2000) -> Interval:
