@@ -162,7 +162,7 @@ class GlimpseVLM:
             if stream:
                 stream(tokens[:, -1])
         clock.lap("decode")
-        return Generation(tokens=tokens, timings=clock.seconds, **outcome(filled, samples, bool(plan)))
+        return Generation(tokens=tokens, timings=clock.seconds, **outcome(self.engine, filled, samples, bool(plan)))
 
     def answer(
         self,
@@ -227,7 +227,7 @@ class GlimpseVLM:
             inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
         samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
         filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), stop_at_scores=True)
-        _, logits = per_token(filled, samples)
+        _, logits = per_token(self.engine.fetch(filled.scores), samples)
         maps = [split_tokens(1 / (1 + np.exp(-row)), sample.grids) for row, sample in zip(logits, samples, strict=True)]
         return maps[0] if isinstance(questions, str) else maps
 

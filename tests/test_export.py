@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.export
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from gp_jax import GlimpseVLM, Prune, artifact_inputs, cli
+from gp_jax import GlimpseVLM, Prune, artifact_inputs, cli, make_mesh
+from gp_jax.sharding import parameter_sharding
 from gp_jax.tiny import make_checkpoint, make_picture
 
 # `pip install jax orbax-checkpoint` and nothing else: these must not be needed.
@@ -74,9 +79,37 @@ def test_the_readme_runs_without_gp_jax(home):
     assert out["kept"].tolist() == [keep.sum() for keep in done.keep]
 
 
-def test_every_platform_is_inside(home):
-    import jax.export
+def test_parameters_come_back_on_any_mesh(home, tmp_path):
+    """What one device wrote on eight, for the same program; what eight wrote on eight in another arrangement."""
+    folder, text = home / "out", GlimpseVLM.from_pretrained(home / "model").config.text
+    program = jax.export.deserialize(bytearray((folder / "program.jax_export").read_bytes()))
+    (shapes, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
 
+    def on(mesh: Mesh) -> dict:
+        def placed(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            sharding = parameter_sharding(".".join(part.key for part in path), x.shape, mesh, text)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree_util.tree_map_with_path(placed, shapes)
+
+    mesh = make_mesh(2, 2, 2)
+    params = ocp.load(folder / "params", on(mesh))
+    embedding = params["decoder"]["embed_tokens"]
+    assert embedding.sharding == NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
+    assert embedding.addressable_shards[0].data.shape == (272 // 2, 64 // 2)
+    inputs = jax.device_put(dict(np.load(folder / "example.npz")), NamedSharding(mesh, PartitionSpec("data")))
+    found, expected = jax.jit(program.call)(params, inputs), np.load(folder / "expected.npz")
+    assert len(found["tokens"].sharding.device_set) == 8
+    for name in ("tokens", "keep", "kept"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+    ocp.save(tmp_path / "again", params)
+    again = ocp.load(tmp_path / "again", on(make_mesh(1, 4, 2)))
+    assert again["decoder"]["embed_tokens"].addressable_shards[0].data.shape == (272 // 2, 64 // 4)
+    jax.tree.map(np.testing.assert_array_equal, again, ocp.load(folder / "params"))
+
+
+def test_every_platform_is_inside(home):
     program = jax.export.deserialize(bytearray((home / "out" / "program.jax_export").read_bytes()))
     assert program.platforms == ("cpu", "tpu", "cuda")
     assert "tpu_custom_call" in program.mlir_module(), "the TPU's attention kernel"
