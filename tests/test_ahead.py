@@ -106,7 +106,7 @@ def test_the_vision_tower_of_another_family_is_vision():
     }
     assert stages["layer, 256 rows"] == stages["head behind 256 rows"] == "decoder prefill"
     table = report.totals(found, "dense")
-    assert table["vision"]["flops_xla"] == pytest.approx(table["vision"]["flops_sizes"], rel=0.2)
+    assert 0 < table["vision"]["flops_sizes"] < table["vision"]["flops_xla"], "XLA counts more than products"
 
 
 def test_reports(compiled):

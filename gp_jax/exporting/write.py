@@ -49,7 +49,7 @@ class Program:
 def beside(folder: Path) -> tuple[Path, Path, Path]:
     """The folder itself, the one that is written first, and the one where an earlier export waits until that is in its place."""
     place = folder.resolve()
-    return place, place.with_name(f".{place.name}.partial"), place.with_name(f".{place.name}.old")
+    return place, place.parent / f".{place.name}.partial", place.parent / f".{place.name}.old"
 
 
 def is_export(folder: Path) -> bool:
