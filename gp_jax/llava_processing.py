@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -45,7 +45,7 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
 class LlavaProcessor(Processor):
     """The layout of transformers: its image processors as the folder sets them up, its chat template."""
 
-    resizable = False
+    shrinks: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, tokenizer: Any, image_processor: "PilBackend", template: str | None = None):
         super().__init__(config, tokenizer, image_processor)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -65,9 +65,11 @@ class Processor:
     """Tokenizer, chat template and image processor of one model folder. The tokenizer may be missing: ready-made inputs need none.
 
     This one is Qwen2.5-VL's; others change how pictures become arrays and text becomes tokens.
+
+    shrinks: whether pictures can be given with fewer visual tokens (`limited`, `fitted`).
     """
 
-    resizable = True  # whether pictures can be given with fewer visual tokens (`fitted`)
+    shrinks: ClassVar[bool] = True
 
     def __init__(self, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase | None", image_processor: "PilBackend"):
         self.config, self.tokenizer, self.image_processor = config, tokenizer, image_processor

@@ -104,7 +104,7 @@ def test_shares_and_seeds_of_random():
 
 def test_pictures_of_a_fixed_size_are_not_scaled_down():
     """Found before anything is answered."""
-    assert not LlavaProcessor.resizable and Processor.resizable
+    assert not LlavaProcessor.shrinks and Processor.shrinks
     for names in (["dense", "downsample-25"], ["glimpse", "downsample"]):
         with pytest.raises(GlimpseError, match=f"'{names[1]}'.*fewer visual tokens"):
             make_plans(names, GlimpseConfig((0,), 0), resizable=False)

@@ -85,7 +85,7 @@ def evaluate(config: EvalConfig) -> Path | None:
         raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
     options = dict(mesh=make_mesh(data=len(devices), devices=devices)) if len(devices) > 1 else {}
     vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, **options)
-    plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.resizable), Path(config.out)
+    plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks), Path(config.out)
     digests = [weights_digest(find_folder(name, ALL_FILES)) for name in (config.model, config.glimpse) if name]
     identity = config.identity() | {"weights": digests}
     if first:
