@@ -47,8 +47,8 @@ class Args:
     """Count the buckets that the engine pads to."""
     check: bool = False
     """Also compile the plan's stages for this machine and print XLA's count."""
-    json: Path | None = None
-    """Write everything there."""
+    out: Path = Path("runs/bench/flops")
+    """Folder of flops.json and flops.png."""
 
 
 def model_named(name: str, after: int | None) -> tuple["ModelConfig", "GlimpseConfig"]:
@@ -134,6 +134,11 @@ def xla(config: "ModelConfig", glimpse: "GlimpseConfig | None", work: "Workload"
     return found
 
 
+def beside(counted: dict[str, tuple[int, float]], rest: dict[str, int]) -> dict[str, tuple[int, int, float]]:
+    """Per program: FLOPs of products, of everything else where that was counted, and by XLA. Args: of `xla` and `elementwise.besides`."""
+    return {name: (here, sum(rest.get(part, 0) for part in name.split(" + ")), there) for name, (here, there) in counted.items()}
+
+
 def table(dense: dict[str, "Cost"], plan: dict[str, "Cost"], layers: dict[str, "Cost"]) -> str:
     """A line per stage. layers: the dense model's, divided where the plan is."""
     scale, sign = (1e9, "G") if plan["total"].flops > 1e12 else (1e6, "M")
@@ -150,6 +155,7 @@ def table(dense: dict[str, "Cost"], plan: dict[str, "Cost"], layers: dict[str, "
 
 def main(args: Args) -> None:
     """Prints, and writes."""
+    from benchmarks.elementwise import besides
     from gp_jax.buckets import Ladders
     from gp_jax.flops import Workload, stages
 
@@ -170,14 +176,40 @@ def main(args: Args) -> None:
             raise GlimpseError(f"--check: at most {CHECK_WIDTH} wide and {CHECK_TOKENS} visual tokens, a multiple of {whole}")
         if args.triangle or args.padded:
             raise GlimpseError("--check: counts what runs, without --triangle and --padded")
-        found = xla(config, ranker, work, cuts)
-        print("\n" + f"{'MFLOP':<28}{'here':>12}{'XLA':>12}{'ratio':>8}")
-        for name, (here, there) in found.items():
-            print(f"{name:<28}{here / 1e6:>12,.2f}{there / 1e6:>12,.2f}{here / there:>8.1%}")
-    if args.json:
-        costs = {kind: {k: dataclasses.asdict(c) for k, c in found.items()} for kind, found in (("dense", dense), ("pruned", plan))}
-        settings = {name: value for name, value in vars(args).items() if name != "json"}
-        args.json.write_text(json.dumps(settings | {"after": cuts[0][0]} | costs | {"xla": found}, indent=2) + "\n")
+        found = beside(xla(config, ranker, work, cuts), besides(config, ranker, work, cuts))
+        print("\n" + f"{'MFLOP':<28}{'products':>12}{'the rest':>12}{'XLA':>12}{'ratio':>8}")
+        for name, (products, rest, there) in found.items():
+            print(f"{name:<28}{products / 1e6:>12,.2f}{rest / 1e6:>12,.2f}{there / 1e6:>12,.2f}{(products + rest) / there:>8.1%}")
+    costs = {kind: {k: dataclasses.asdict(c) for k, c in own.items()} for kind, own in (("dense", dense), ("pruned", plan))}
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    args.out.mkdir(parents=True, exist_ok=True)
+    hidden = args.out / ".flops.partial"
+    hidden.write_text(json.dumps(settings | {"after": cuts[0][0]} | costs | {"xla": found}, indent=2) + "\n")
+    hidden.replace(args.out / "flops.json")
+    plot(args, dense, plan)
+
+
+def plot(args: Args, dense: dict[str, "Cost"], plan: dict[str, "Cost"]) -> None:
+    """FLOPs and bytes of every stage, dense and pruned, stacked."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    from gp_jax.flops import SUMS
+
+    figure, both = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    names = list(dict.fromkeys(name for costs in (dense, plan) for name in costs if name not in SUMS))
+    for axes, kind, scale, label in zip(both, ("flops", "bytes"), (1e12, 1e9), ("TFLOP", "GB"), strict=True):
+        below = [0.0, 0.0]
+        for number, name in enumerate(names):
+            sizes = [getattr(costs[name], kind) / scale if name in costs else 0.0 for costs in (dense, plan)]
+            axes.bar(["dense", "pruned"], sizes, bottom=below, label=name, color=pyplot.get_cmap("tab20")(number % 20))
+            below = [a + b for a, b in zip(below, sizes, strict=True)]
+        axes.set_ylabel(label)
+    both[1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
+    figure.suptitle(f"{args.model}: {args.visual_tokens} visual tokens, {args.retention:.1%} kept, {args.new_tokens} new tokens")
+    figure.savefig(args.out / "flops.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -61,8 +61,11 @@ def run_ours(folder: Path, dtype: str, retention: str, side: str, new_tokens: st
     import jax
     from flax import nnx
 
+    from benchmarks.contenders import resident
     from gp_jax import GlimpseVLM, Prune
 
+    jax.devices()
+    python = resident()
     vlm = GlimpseVLM.from_pretrained(folder, dtype=dtype)
     weights, loaded = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(vlm.model))), time.perf_counter()
     image, tokens = picture(int(side)), int(new_tokens)
@@ -77,11 +80,42 @@ def run_ours(folder: Path, dtype: str, retention: str, side: str, new_tokens: st
         stages |= dict(decode=seconds["decode"], glimpse=seconds["glimpse"], finish=seconds["finish"])
         return stages | dict(total=sum(stages[name] for name in STAGES))
 
+    decode = vlm.engine.decode
+
+    def measured(filled, *args):
+        last["kv"] = cache_bytes(filled.stream.kv)
+        return decode(filled, *args)
+
+    vlm.engine.decode = measured
     request()
-    ready = dict(load=loaded - started, first=time.perf_counter() - loaded, weights=weights / 2**20)
-    text = vlm.config.text
-    row = 2 * text.num_key_value_heads * text.head_dim * (2 if dtype == "bfloat16" else 4)
-    serve(ready, request, lambda: dict(visual_cache=row * sum(last["cached"]) / 2**20))
+    vlm.engine.decode = decode  # the timed requests run as they are
+    ready = dict(load=loaded - started, first=time.perf_counter() - loaded, weights=weights / 2**20, python=python)
+    prompt = vlm.processor([[image]], [QUESTION]).inputs["input_ids"].shape[1]
+    ready |= analytic(vlm, prompt - last["total"], last["total"], float(retention), 2 if dtype == "bfloat16" else 4)
+    held, needed = last["kv"]
+    serve(ready, request, lambda: dict(cache=held / 2**20, cache_needed=needed / 2**20))
+
+
+def cache_bytes(kv: tuple) -> tuple[int, float]:
+    """Bytes of the caches' arrays, and of these what rows of the prompt fill: the rest is padding."""
+    sizes = [(layer.key.nbytes + layer.value.nbytes, float(layer.valid.mean())) for layer in kv]
+    return sum(size for size, _ in sizes), sum(size * share for size, share in sizes)
+
+
+def analytic(vlm, text: int, visual: int, retention: float, itemsize: int) -> dict[str, float]:
+    """From sizes alone: FLOPs of the decoder's prefill, MiB of its cache, and MiB of the activations of one block, the largest: what goes
+    in, comes out and lies between its products (float32, as they accumulate)."""
+    from gp_jax.flops import Workload, stages
+
+    config, glimpse = vlm.config, vlm.glimpse_config if retention < 1 else None
+    work = Workload(visual * config.vision.merge_unit, visual, text, 1)
+    found = stages(config, glimpse, work, ((glimpse.reduce_layer, retention),) if glimpse else (), itemsize=itemsize)
+
+    def block(rows: int, size) -> int:
+        return 4 * rows * (6 * size.hidden_size + 2 * size.intermediate_size)
+
+    most = max(block(work.patches, config.vision), block(text + visual, config.text))
+    return dict(flops=found["decoder prefill"].flops, cache_analytic=found["kv cache"].bytes / 2**20, block=most / 2**20)
 
 
 def run_transformers(folder: Path, dtype: str, side: str, new_tokens: str) -> None:
@@ -131,43 +165,7 @@ def run_transformers(folder: Path, dtype: str, side: str, new_tokens: str) -> No
     serve(dict(load=loaded - started, first=time.perf_counter() - loaded, weights=weights), request)
 
 
-def run_roofline() -> None:
-    """What the machine can do: FLOP/s of a product in both precisions, bytes/s of reading weights once (a matrix times a vector)."""
-    from gp_jax.allocator import keep_memory
-
-    keep_memory()
-    import jax
-    import jax.numpy as jnp
-
-    def rate(function, work: float, *args) -> float:
-        function(*args).block_until_ready()
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            function(*args).block_until_ready()
-            times.append(time.perf_counter() - start)
-        return work / sorted(times)[2] / 1e9
-
-    rates, key, n = {}, jax.random.key(0), 2048
-    for dtype in (jnp.float32, jnp.bfloat16):
-        x = jax.random.normal(key, (n, n), dtype)
-        product = jax.jit(lambda a, b: jnp.einsum("ik,jk->ij", a, b, preferred_element_type=jnp.float32))
-        rates[f"{x.dtype.name} GFLOP/s"] = rate(product, 2 * n**3, x, x)
-    import numpy as np
-
-    big = np.ones(2**28, np.float32)  # 1 GiB, far beyond any cache
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        big.sum()
-        times.append(time.perf_counter() - start)
-    rates["read GB/s, one core"] = big.nbytes / sorted(times)[2] / 1e9
-    total = jax.jit(jnp.sum)
-    rates["read GB/s"] = rate(total, big.nbytes, jnp.asarray(big))
-    serve(rates, dict)
-
-
-WORKERS = {"ours": run_ours, "transformers": run_transformers, "roofline": run_roofline}
+WORKERS = {"ours": run_ours, "transformers": run_transformers}
 
 
 def tokens_per(contender: Contender, args: Args) -> float:
@@ -193,7 +191,7 @@ def main(args: Args) -> int:
                 worker, *more = ways[name]
                 print(f"starting {name} {dtype}", file=sys.stderr)
                 field.append(Contender(f"{name} {dtype}", "benchmarks.generate", worker, folder, dtype, *more, *size))
-        roofline = Contender("roofline", "benchmarks.generate", "roofline")
+        roofline = Contender("roofline", "benchmarks.roofline")
         with tqdm(total=len(field) * (args.rounds + 1), unit="request") as bar:
             interleave(field, args.rounds, progress=lambda name: (bar.set_description(name), bar.update()))
         ends = {contender.name: contender.end() for contender in field}
@@ -210,6 +208,7 @@ def report(args: Args, field: list[Contender], ends: dict[str, dict], roofline: 
     for c in field:
         row = "".join(f"{c.median(stage):14.3f}" for stage in (*STAGES, "total"))
         print(f"{c.name:24}{row}{tokens_per(c, args):10.1f}{c.spread('total'):8.1%}{ends[c.name]['peak']:10.0f}")
+        print(f"{'  spread':24}" + "".join(f"{c.spread(stage):14.1%}" for stage in (*STAGES, "total")))
     named, ratios = {c.name: c for c in field}, {}
     for dtype in args.dtypes:
         ours, dense, theirs = (named.get(f"{name} {dtype}") for name in ("pruned", "dense", "transformers"))
@@ -222,6 +221,12 @@ def report(args: Args, field: list[Contender], ends: dict[str, dict], roofline: 
                 ratios[f"{title} {dtype}"] = {s: one.median(s) / other.median(s) for s in (*STAGES, "total")}
     for title, values in ratios.items():
         print(f"{title:32}" + "".join(f"{stage} {value:5.2f}   " for stage, value in values.items()))
+    for dtype in args.dtypes:
+        if f"pruned / dense {dtype}" in ratios:
+            work = named[f"pruned {dtype}"].ready["flops"] / named[f"dense {dtype}"].ready["flops"]
+            time_ratio = ratios[f"pruned / dense {dtype}"]["prefill"]
+            ratios[f"pruned / dense {dtype}"]["prefill flops"] = work
+            print(f"prefill {dtype}: pruned / dense {time_ratio:.3f} in time, {work:.3f} in FLOPs: {time_ratio / work:.2f} x")
     best = {
         name: min((named[f"{name} {d}"].median("total") for d in args.dtypes if f"{name} {d}" in named), default=None)
         for name in args.contenders
@@ -234,14 +239,27 @@ def report(args: Args, field: list[Contender], ends: dict[str, dict], roofline: 
         print(
             f"{c.name:24}weights {c.ready['weights']:6.0f} MiB: {bound:5.1f} ms/token at least; load {c.ready['load']:.1f} s, "
             f"first answer {c.ready['first']:.1f} s, resident before {ends[c.name]['resident']:.0f} MiB"
-            + (f", visual cache {ends[c.name]['visual_cache']:.2f} MiB" if "visual_cache" in ends[c.name] else "")
         )
+        if "cache" in ends[c.name]:
+            print("\n".join(f"{'':24}{line}" for line in memory(c.ready, ends[c.name])))
     args.out.mkdir(parents=True, exist_ok=True)
     found = {c.name: dict(ready=c.ready, requests=c.results, end=ends[c.name]) for c in field}
     scratch = args.out / ".generate.partial"
     scratch.write_text(json.dumps(dict(contenders=found, ratios=ratios, roofline=roofline), indent=1))
     scratch.replace(args.out / "generate.json")
     plot(args, field)
+
+
+def memory(ready: dict, end: dict) -> tuple[str, str]:
+    """The cache and the peak of one of ours, beside what they should be."""
+    padding = 1 - end["cache_needed"] / end["cache"]
+    bound = 1.25 * (ready["weights"] + ready["block"] + end["cache"])
+    return (
+        f"cache {end['cache']:.2f} MiB in arrays, {end['cache_needed']:.2f} without padding ({padding:.1%}), from sizes "
+        f"{ready['cache_analytic']:.2f} ({end['cache_needed'] / ready['cache_analytic']:.3f} x)",
+        f"peak {end['peak'] - ready['python']:.0f} MiB above the {ready['python']:.0f} of Python and JAX; weights + a block's activations "
+        f"{ready['block']:.0f} + cache, and 25 %: {bound:.0f}",
+    )
 
 
 def plot(args: Args, field: list[Contender]) -> None:
@@ -266,6 +284,6 @@ def plot(args: Args, field: list[Contender]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 2 and sys.argv[1] == "worker":
         name, *rest = sys.argv[2:]
-        WORKERS[name](*(Path(rest[0]), *rest[1:]) if rest else ())
+        WORKERS[name](Path(rest[0]), *rest[1:])
     else:
         sys.exit(main(tyro.cli(Args, prog="python -m benchmarks.generate")))

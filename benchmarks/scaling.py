@@ -1,12 +1,15 @@
 """Time, memory and compilation over the size of a request: python -m benchmarks.scaling [--tokens 256 1024] [--batches 1 4] [--size mid]
 
 Every point (visual tokens, batch) is a process of its own that answers dense and at every retention in turns, so that its ratios come
-from one interleaved run. Pictures are square unless --photos names files, which are then asked about as they are.
+from one interleaved run. Pictures are square unless --photos names files, which are then asked about as they are. Every point compiles
+for itself, into an empty cache, dense first: a retention's programs are those that it needs besides. What is measured is written after
+every point.
 """
 
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,8 +30,8 @@ class Args:
     """Samples of a request."""
     most: int = 16384
     """Visual tokens of a request, at most: larger points are left out."""
-    retentions: tuple[float, ...] = (0.02, 0.074, 0.25, 0.5, 1.0)
-    """Shares of the visual tokens that the cut keeps."""
+    retentions: tuple[float, ...] = (0.02, 0.074, 0.25, 0.5, 0.75, 0.9, 1.0)
+    """Shares of the visual tokens that the cut keeps; at 1 nothing is cut."""
     photos: tuple[Path, ...] = ()
     """Pictures to ask about instead, one point each and one with all of them as a batch."""
     size: Literal["large", "mid", "small"] = "mid"
@@ -105,27 +108,48 @@ def main(args: Args) -> int:
             name = " + ".join(photo.name for photo in photos) or f"{batch} x {tokens}"
             bar.set_description(name)
             options = (scratch, args.dtype, tokens, batch, args.new_tokens, ",".join(kinds), *photos)
-            contender = Contender(name, "benchmarks.scaling", *options)
+            empty = tempfile.mkdtemp(prefix="compiled.", dir=scratch)
+            contender = Contender(name, "benchmarks.scaling", *options, JAX_COMPILATION_CACHE_DIR=empty)
             interleave([contender], args.rounds, warm=0)
             end = contender.end()
             for kind in ("dense", *kinds):
                 times = {stage: contender.median(f"{kind} {stage}") for stage in (*STAGES, "total")}
                 ratio = times["total"] / contender.median("dense total")
-                entry = dict(request=name, tokens=contender.ready["visual"], batch=int(batch), kept=kind, seconds=times, ratio=ratio)
+                noise = contender.spread(f"{kind} total") + contender.spread("dense total")
+                entry = dict(
+                    request=name, tokens=contender.ready["visual"], batch=int(batch), kept=kind, seconds=times, ratio=ratio, noise=noise
+                )
                 entry |= dict(spread=contender.spread(f"{kind} total"), peak=end["peaks"][kind], **contender.ready["compiled"][kind])
                 found.append(entry | dict(results=[{k: v for k, v in r.items() if k.startswith(f"{kind} ")} for r in contender.results]))
                 row = "".join(f"{value:13.3f}" for value in times.values())
                 label = kind if kind == "dense" else f"{float(kind):.1%}"
                 tail = f"{ratio:9.2f}{entry['peak']:8.0f}{entry['programs']:10}{entry['compiling']:11.1f}"
                 tqdm.write(f"{name[-24:]:>24}{label:>8}{row}{tail}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    hidden = args.out / ".scaling.partial"
-    hidden.write_text(json.dumps(found, indent=1))
-    hidden.replace(args.out / "scaling.json")
+            write(args.out, found)
     plot(args, found)
-    slower = [e for e in found if e["kept"] not in ("dense", "1.0") and e["ratio"] > 1]
-    print(f"pruned requests slower than dense: {len(slower)} of {sum(e['kept'] not in ('dense', '1.0') for e in found)}")
+    print("\n".join(verdict(found)))
     return 0
+
+
+def write(out: Path, found: list[dict]) -> None:
+    """What has been measured so far, whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    hidden = out / ".scaling.partial"
+    hidden.write_text(json.dumps(found, indent=1))
+    hidden.replace(out / "scaling.json")
+
+
+def verdict(found: list[dict]) -> Iterator[str]:
+    """How many pruned requests were slower than dense by more than the noise of the two, and which."""
+    pruned = [entry for entry in found if entry["kept"] != "dense"]
+    slower = [entry for entry in pruned if entry["ratio"] > 1 + entry["noise"]]
+    above = sum(entry["ratio"] > 1 for entry in pruned)
+    yield (
+        f"pruned requests slower than dense: {len(slower)} of {len(pruned)}, beyond the noise of the point (the spreads of both, half the "
+        f"distance between quartiles each); {above} have a ratio above 1"
+    )
+    for entry in slower:
+        yield f"  {entry['request']}, {float(entry['kept']):.1%} kept: {entry['ratio']:.2f} x dense, noise {entry['noise']:.1%}"
 
 
 def plot(args: Args, found: list[dict]) -> None:

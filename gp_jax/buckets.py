@@ -6,7 +6,7 @@ Largest rung = everything fits or an error: a bucket never changes a result.
 import bisect
 from dataclasses import dataclass
 
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, TooLong
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,10 @@ class Ladder:
             raise GlimpseError(f"ladder '{self.name}' must be positive and ascending, not {list(self.rungs)}")
 
     def fit(self, length: int) -> int:
-        """The smallest rung >= `length`. Raises: GlimpseError past the last rung."""
+        """The smallest rung >= `length`. Raises: TooLong, a GlimpseError, past the last rung."""
         index = bisect.bisect_left(self.rungs, length)
         if index == len(self.rungs):
-            raise GlimpseError(
-                f"{length} is longer than the '{self.name}' ladder, which ends at {self.rungs[-1]}; raise Ladders.{self.name}"
-            )
+            raise TooLong(f"{length} is longer than the '{self.name}' ladder, which ends at {self.rungs[-1]}; raise Ladders.{self.name}")
         return self.rungs[index]
 
     def upto(self, length: int) -> tuple[int, ...]:

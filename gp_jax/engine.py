@@ -25,7 +25,7 @@ from gp_jax.parts import Parts
 from gp_jax.plan import Plan, merges, needs_glimpse, tapped_layers, watched_blocks
 from gp_jax.scorers.glimpse import importance
 from gp_jax.scorers.scorer import Cut
-from gp_jax.sharding import batch_sharding, replicated
+from gp_jax.sharding import batch_sharding, fetch, put, replicated
 from gp_jax.trees import DecodeState, KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
 
 
@@ -154,15 +154,19 @@ class Engine:
     def split(self, tree: object, samples: int, axis: int = 0) -> object:
         """Host arrays to the devices, samples (along `axis`) split over the mesh; scalars are replicated."""
         split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
-        return jax.tree.map(lambda x: jax.device_put(x, split if np.ndim(x) > axis else whole), tree)
+        return jax.tree.map(lambda x: put(x, split if np.ndim(x) > axis else whole), tree)
 
     def place(self, tree: object) -> object:
         """Host arrays to the devices, the same on each."""
-        return jax.device_put(tree, replicated(self.mesh))
+        return jax.tree.map(lambda x: put(x, replicated(self.mesh)), tree)
+
+    def fetch(self, tree: object) -> object:
+        """Device arrays as numpy, the same and whole in every process: what the host decides by them is decided alike everywhere."""
+        return fetch(tree, self.mesh)
 
     def read(self, need: jax.Array) -> int:
         """A number that the host needs to go on; it waits for it."""
-        return int(need)
+        return int(self.fetch(need))
 
     def prompt(self, samples: Sequence[Sample], batch: int, length: int, rows: int) -> PromptInput:
         """Padded prompts on the devices."""
@@ -225,10 +229,11 @@ class Engine:
         active, position = self.split((active, position), batch)
         kv = filled.stream.kv
         state = self.start(filled.logits, settings, active, position, slots=self.ladders.decode.fit(max_new_tokens))
-        steps, ended = 1, np.asarray(state.done).all()
+        steps, ended = 1, self.fetch(state.done).all()
         while steps < max_new_tokens and not ended:
             if stream:
-                yield np.array(state.tokens)[:count, :steps]
+                yield np.array(self.fetch(state.tokens)[:count, :steps])
             state = self.advance(kv, state, settings, np.int32(steps + 1 if stream else max_new_tokens))
-            steps, ended = int(state.step), np.asarray(state.done).all()
-        yield np.array(state.tokens)[:count, :steps]
+            step, done = self.fetch((state.step, state.done))
+            steps, ended = int(step), done.all()
+        yield np.array(self.fetch(state.tokens)[:count, :steps])

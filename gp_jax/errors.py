@@ -3,3 +3,7 @@
 
 class GlimpseError(ValueError):
     """Bad input or setting: one line that names the file, field or setting at fault."""
+
+
+class TooLong(GlimpseError):
+    """A length is past the last rung of its ladder."""

@@ -17,13 +17,15 @@ from jax import Array
 
 from gp_jax.buckets import Ladder, Ladders
 from gp_jax.config import GlimpseConfig, ModelConfig
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, TooLong
 from gp_jax.glimpse.select import Prune
-from gp_jax.layout import Sample, prompt_input, slots_of, vision_input
+from gp_jax.images import MAX_PIXELS, ImageLike
+from gp_jax.layout import ARRAYS, Sample, prompt_input, read_samples, slots_of, vision_input
 from gp_jax.lvlm import LVLM
 from gp_jax.ops.target import PLATFORMS, targeting
 from gp_jax.plan import Plan, needs_glimpse
 from gp_jax.pretrained.params import abstract_model, flat_params
+from gp_jax.processing import Processor
 from gp_jax.program import Program
 from gp_jax.requests import AUTO, keep_rules, next_positions, resolve, sampling_settings, whole_number
 
@@ -133,6 +135,47 @@ def inference_inputs(
     return inputs
 
 
+def fitting_inputs(
+    processor: Processor,
+    pictures: Sequence[Sequence[ImageLike]],
+    questions: Sequence[str],
+    glimpse: GlimpseConfig | None,
+    prune: Prune | Plan | str | None,
+    buckets: Ladders,
+    *,
+    system: str | None = None,
+    shrink: bool = True,
+) -> tuple[dict[str, np.ndarray | None], dict[str, np.ndarray]]:
+    """A request from pictures (a list per question), which are scaled down where the program's sizes are too small for them.
+
+    Args: shrink: no: such pictures are an error. LLaVA's, whose number of visual tokens is fixed, always are.
+    Returns: the processor's arrays, as `GlimpseVLM.generate` takes them, and the program's inputs. Raises: GlimpseError.
+    """
+    config = processor.config
+
+    def request(processor: Processor) -> tuple[dict, list[Sample]]:
+        raw = processor(pictures, questions, system, MAX_PIXELS).inputs
+        return raw, read_samples(config, *(raw.get(name) for name in ARRAYS))
+
+    raw, samples = request(processor)
+    try:
+        return raw, inference_inputs(samples, config, glimpse, prune, buckets)
+    except TooLong:
+        text = max(sample.ids.size - sample.count for sample in samples)
+        text += glimpse.rows if needs_glimpse(_resolved(prune, glimpse, config)[0]) else 0
+        most = picture_capacity(buckets, config, text, max(map(len, pictures)))
+        if not shrink or not processor.shrinks or most < 1:
+            raise
+    raw, samples = request(processor.limited(most))
+    return raw, inference_inputs(samples, config, glimpse, prune, buckets)
+
+
+def picture_capacity(buckets: Ladders, config: ModelConfig, text: int, pictures: int) -> int:
+    """Visual tokens that each of a sample's pictures may have, whatever its shape (see `inference_buckets`). text: its other rows."""
+    slots = buckets.patches.rungs[-1] // config.vision.merge_unit
+    return min(config.vision.tokens_in(slots, pictures), buckets.prompt.rungs[-1] - text) // max(1, pictures)
+
+
 def inference_fn(
     config: ModelConfig,
     plan: Prune | Plan | str | None = AUTO,
@@ -160,6 +203,9 @@ def inference_fn(
     """
     plan, _ = _resolved(plan, glimpse, config)
     buckets = buckets or inference_buckets(config, cuts=len(plan))
+    if not slots_of(most := buckets.patches.rungs[-1], config):
+        window = config.vision.merge_unit * config.vision.window_side**2
+        raise GlimpseError(f"{most} patches are less than an attention window of this model, {window}; raise Ladders.patches")
     whole_number("max_new_tokens", max_new_tokens, 1)
     if attention not in KERNELS:
         raise GlimpseError(f"attention={attention!r} is not one of {', '.join(KERNELS)}")

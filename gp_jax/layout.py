@@ -110,6 +110,9 @@ def rope_positions(image_token: np.ndarray, grids: Sequence[tuple[int, int]], ax
     return (before[None] + place).astype(np.int32)
 
 
+ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "image_sizes")  # what a processor returns
+
+
 def read_samples(
     config: ModelConfig,
     input_ids: np.ndarray,

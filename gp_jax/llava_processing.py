@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -45,6 +45,7 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
 class LlavaProcessor(Processor):
     """The layout of transformers: its image processors as the folder sets them up, its chat template."""
 
+    shrinks: ClassVar[bool] = False
     template: str | None = None  # of the processor's own files, and the file; those of the tokenizer come second, as in transformers
     template_file: Path = Path("tokenizer_config.json")
 
@@ -82,7 +83,7 @@ class LlavaProcessor(Processor):
         if found != (side, side):
             raise GlimpseError(f"{path}: does not fit the model: pictures become {found[1]} x {found[0]} pixels (model: {side} x {side})")
 
-    def limited(self, max_visual_tokens: int) -> "LlavaProcessor":
+    def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "LlavaProcessor":
         """Itself: its pictures have the visual tokens they have. Raises: GlimpseError when these can be more."""
         most = self.config.vision.most_tokens
         if most > max_visual_tokens:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -84,7 +84,11 @@ class Processor:
     """Tokenizer, chat template and image processor of one model folder. The tokenizer may be missing: ready-made inputs need none.
 
     This one is Qwen2.5-VL's; others change how pictures become arrays and text becomes tokens.
+
+    shrinks: whether pictures can be given with fewer visual tokens (`limited`, `fitted`).
     """
+
+    shrinks: ClassVar[bool] = True
 
     def __init__(self, config: ModelConfig, tokenizer: "PreTrainedTokenizerBase | None", image_processor: "PilBackend"):
         self.config, self.tokenizer, self.image_processor = config, tokenizer, image_processor
@@ -136,11 +140,14 @@ class Processor:
     def check_trial(cls, config: ModelConfig, trial: Mapping[str, np.ndarray], path: Path) -> None:
         """Raises: GlimpseError when what a picture became does not fit the model."""
 
-    def limited(self, max_visual_tokens: int) -> "Processor":
-        """The same, with larger pictures scaled down to at most so many visual tokens each."""
+    def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "Processor":
+        """The same, with larger pictures scaled down to at most so many visual tokens each, and smaller ones up to about the least."""
+        if min_visual_tokens > max_visual_tokens:
+            raise GlimpseError(f"min_visual_tokens={min_visual_tokens} is more than max_visual_tokens={max_visual_tokens}")
         side = self.config.vision.patch_size * self.config.vision.spatial_merge_size
         least, most = self._pixel_limits()
         most = min(most, max_visual_tokens * side * side)
+        least = max(least, min_visual_tokens * side * side)
         image_processor = copy.deepcopy(self.image_processor)
         image_processor.size = type(image_processor.size)(shortest_edge=min(least, most), longest_edge=most)
         return type(self)(self.config, self.tokenizer, image_processor)

@@ -50,7 +50,9 @@ class Program:
         ]
         slots = jnp.arange(vision.token_image.shape[1]) + 1
         used = jnp.max(jnp.where(vision.token_image >= 0, slots, 0))
-        self.features = at_rung([slots_of(rung, self.model.config) for rung in self.buckets.patches.rungs], used, self.see)
+        # Samples fill whole attention windows: several rungs may come to the same slots, and short ones to none.
+        rungs = sorted({slots_of(rung, self.model.config) for rung in self.buckets.patches.rungs} - {0})
+        self.features = at_rung(rungs, used, self.see)
         done = at_rung(self.buckets.prompt.rungs, jnp.max(jnp.sum(self.prompt.valid, axis=1)), self.prefill)
         return self.in_prompt_order(done)
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gp_jax.engine import Prefilled
+from gp_jax.engine import Engine, Prefilled
 from gp_jax.images import overlay, side_by_side
 from gp_jax.layout import Sample
+from gp_jax.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -85,31 +86,34 @@ def split_tokens(values: np.ndarray, grids: tuple[tuple[int, int], ...]) -> list
     return [part.reshape(grid) for part, grid in zip(np.split(values, np.cumsum(sizes)[:-1]), grids, strict=True)] if grids else []
 
 
-def per_token(filled: Prefilled, samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+Scores = Sequence[tuple[np.ndarray, np.ndarray]]  # per cut: logits (B, M), keep (B, M), on the host
+
+
+def per_token(scores: Scores, samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Keep mask and importance logits of the last cut, per sample in prompt order; all kept, logits 0 without a cut."""
-    if not filled.scores:
+    if not scores:
         return [np.ones(sample.count, bool) for sample in samples], [np.zeros(sample.count, np.float32) for sample in samples]
-    logits, keep = (np.asarray(x) for x in filled.scores[-1])
+    logits, keep = scores[-1]
     return tuple([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
 
 
-def per_layer(filled: Prefilled, samples: Sequence[Sample], layers: int) -> tuple[np.ndarray, np.ndarray]:
+def per_layer(plan: Plan, scores: Scores, samples: Sequence[Sample], layers: int) -> tuple[np.ndarray, np.ndarray]:
     """`seen` and `cached` of a Generation."""
     seen = np.repeat([[sample.count] for sample in samples], layers, axis=1)
     cached = seen.copy()
-    for cut, (_, keep) in zip(filled.plan, filled.scores, strict=True):
-        kept = np.asarray(keep)[: len(samples)].sum(axis=1, keepdims=True)
+    for cut, (_, keep) in zip(plan, scores, strict=True):
+        kept = keep[: len(samples)].sum(axis=1, keepdims=True)
         seen[:, cut.after + 1 :] = kept
         cached[:, 0 if cut.past else cut.after + 1 :] = kept
     return seen, cached
 
 
-def outcome(filled: Prefilled, samples: Sequence[Sample], pruned: bool) -> dict[str, Any]:
+def outcome(engine: Engine, filled: Prefilled, samples: Sequence[Sample], pruned: bool) -> dict[str, Any]:
     """The fields of a Generation that prefill decides."""
-    keep, mask_logits = per_token(filled, samples)
-    seen, cached = per_layer(filled, samples, len(filled.stream.kv))
-    positions = np.asarray(filled.stream.positions)
-    lengths = np.asarray(filled.stream.valid)[: len(samples)].sum(axis=1)
+    scores, logits, positions, valid = engine.fetch((filled.scores, filled.logits, filled.stream.positions, filled.stream.valid))
+    keep, mask_logits = per_token(scores, samples)
+    seen, cached = per_layer(filled.plan, scores, samples, len(filled.stream.kv))
+    lengths = valid[: len(samples)].sum(axis=1)
     padded = np.ones((positions.shape[0], len(samples), lengths.max()), np.int32)
     mask = np.zeros(padded.shape[1:], np.int32)
     for b, length in enumerate(lengths):
@@ -118,7 +122,7 @@ def outcome(filled: Prefilled, samples: Sequence[Sample], pruned: bool) -> dict[
     return dict(
         keep=keep,
         mask_logits=mask_logits if pruned else None,
-        first_logits=np.asarray(filled.logits)[: len(samples)],
+        first_logits=logits[: len(samples)],
         positions=padded,
         attention_mask=mask,
         seen=seen,

@@ -10,7 +10,7 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -114,13 +114,32 @@ def replicated(mesh: Mesh | None) -> jax.sharding.Sharding:
 
 
 def spread(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Host values, the same in every process, to global arrays."""
+    """Host values and random keys, the same in every process, to global arrays."""
 
     def place(value: Any) -> jax.Array:
+        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(value)), impl=jax.random.key_impl(value))
         value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     return jax.tree.map(place, tree)
+
+
+def put(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A host value to its devices, which other processes may hold; `jax.device_put` would send it between them to compare."""
+    return jax.device_put(value, sharding) if sharding.is_fully_addressable else spread(value, sharding)
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def fetch(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays of a mesh to the host, whole in every process. Where the mesh spans processes, all of them must call it."""
+    if mesh is not None and mesh.is_multi_process:
+        tree = _gather(mesh)(tree)  # a process can read only what its own devices hold
+    return jax.tree.map(np.asarray, tree)
 
 
 def start_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:

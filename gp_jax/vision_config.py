@@ -73,10 +73,10 @@ class VisionConfig:
         side = self.window_side
         return -(-tokens * side // (side // 2 + 1)) // side**2 * side**2 + side**2
 
-    def tokens_in(self, slots: int) -> int:
-        """Visual tokens that a picture of any shape may have in so many vision slots."""
+    def tokens_in(self, slots: int, pictures: int = 1) -> int:
+        """Visual tokens that so many pictures of any shape may have together in so many vision slots."""
         side = self.window_side
-        return (slots - side**2) * (side // 2 + 1) // side
+        return (slots - pictures * side**2) * (side // 2 + 1) // side
 
     @property
     def most_tokens(self) -> int | None:
@@ -140,7 +140,7 @@ class ClipConfig:
         tile = self.window_side**2
         return max(-(-tokens // tile) * tile, self.most_tokens)
 
-    def tokens_in(self, slots: int) -> int:
+    def tokens_in(self, slots: int, pictures: int = 1) -> int:
         return slots
 
     @property

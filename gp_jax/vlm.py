@@ -16,8 +16,8 @@ from gp_jax.engine import Engine
 from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.select import Prune
 from gp_jax.images import MAX_PIXELS, ImageLike
-from gp_jax.inference import inference_buckets, inference_inputs
-from gp_jax.layout import read_samples
+from gp_jax.inference import fitting_inputs, inference_buckets, inference_inputs
+from gp_jax.layout import ARRAYS, read_samples
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained import files, params, saving
 from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
@@ -30,7 +30,6 @@ from gp_jax.warmup import WarmUp
 
 VIDEO_HINT = ": only still images are supported"
 DTYPES = ("float32", "bfloat16", "float16")
-ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "image_sizes")  # what a processor returns
 ALL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.pt")
 
 
@@ -162,7 +161,7 @@ class GlimpseVLM:
             if stream:
                 stream(tokens[:, -1])
         clock.lap("decode")
-        return Generation(tokens=tokens, timings=clock.seconds, **outcome(filled, samples, bool(plan)))
+        return Generation(tokens=tokens, timings=clock.seconds, **outcome(self.engine, filled, samples, bool(plan)))
 
     def answer(
         self,
@@ -227,7 +226,7 @@ class GlimpseVLM:
             inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
         samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
         filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), stop_at_scores=True)
-        _, logits = per_token(filled, samples)
+        _, logits = per_token(self.engine.fetch(filled.scores), samples)
         maps = [split_tokens(1 / (1 + np.exp(-row)), sample.grids) for row, sample in zip(logits, samples, strict=True)]
         return maps[0] if isinstance(questions, str) else maps
 
@@ -239,16 +238,20 @@ class GlimpseVLM:
         buckets: Ladders | None = None,
         prune: Prune | str | None = AUTO,
         inputs: dict | None = None,
+        shrink: bool = True,
     ) -> dict[str, np.ndarray]:
         """A request as `inference_fn` takes it: a dict of numpy arrays (`inference.INPUTS`), ready for `np.savez`.
 
-        Args: images, questions: as for `answer`; or inputs: a dict as for `generate`; prune, buckets: as for `inference_fn`.
+        Args: images, questions: as for `answer`; or inputs: a dict as for `generate`; prune, buckets: as for `inference_fn`; shrink:
+            scale `images` that are too large down to what the buckets hold; else they are an error.
         """
         plan, prune = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
+        buckets = buckets or inference_buckets(self.config, cuts=len(plan))
         if inputs is None:
-            inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
+            own, questions = as_batch(images, questions)
+            return fitting_inputs(self.processor, own, questions, self.glimpse_config, prune, buckets, shrink=shrink)[1]
         samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
-        return inference_inputs(samples, self.config, self.glimpse_config, prune, buckets or inference_buckets(self.config, cuts=len(plan)))
+        return inference_inputs(samples, self.config, self.glimpse_config, prune, buckets)
 
     def _prepare(self, images: Any, questions: str | Sequence[str], system: str | None, max_image_pixels: int) -> Prepared:
         return self.processor(*as_batch(images, questions), system, max_image_pixels)

@@ -31,6 +31,8 @@ class Handler(BaseHTTPRequestHandler):
         first = sum(text == other["messages"][1]["content"] for _, other in self.server.requests) == 1
         if "denied" in text:
             return self.reply(401, {"error": "no key"})
+        if "blocked" in text:
+            return self.reply(403, {"error": "moderation"})
         if "broken" in text or ("busy" in text and first):
             return self.reply(503, {"error": "later"}, {"Retry-After": "0"})
         if "refused" in text:

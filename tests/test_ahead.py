@@ -1,9 +1,11 @@
 """Generation compiled for TPUs that are not here: with the TPU compiler where it is installed, and with fake devices in their place."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -17,8 +19,10 @@ from gp_jax.ahead.topology import choose_sizes, generation_of, inference_mesh, p
 from gp_jax.commands import compile as command
 from gp_jax.flops import SIZES
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
-from gp_jax.sharding import make_mesh
+from gp_jax.settings import GlimpseSettings
+from gp_jax.sharding import make_mesh, replicated
 from gp_jax.tiny import CONFIG
+from gp_jax.training.build import glimpse_config as chosen_glimpse
 
 LADDERS = Ladders(
     Ladder("patches", (1024,)), Ladder("prompt", (256,)), Ladder("kept", (64, 128)), Ladder("decode", (32,)), Ladder("batch", (1, 2, 4, 8))
@@ -49,7 +53,7 @@ def compiled():
 def test_the_programs_are_those_of_the_engine(compiled):
     found, _ = compiled
     pruned, dense = found.plans["glimpse"].runs, found.plans["dense"].runs
-    assert pruned["vision block, windows"] == dense["vision block, windows"] == 2 and pruned["vision block, whole image"] == 2
+    assert pruned["vision block in windows"] == dense["vision block in windows"] == 2 and pruned["vision block whole"] == 2
     assert pruned["layer, 256 rows"] == pruned["glimpse rows"] == 4 and pruned["glimpse attention"] == 1 and pruned["layer, 64 rows"] == 2
     assert dense["layer, 256 rows"] == 6 and "score" not in dense and "compact to 64 rows" not in dense
     assert pruned["decode, cache of 64 rows"] == dense["decode, cache of 256 rows"] == 1
@@ -64,6 +68,45 @@ def test_memory_holds_weights_and_what_lives_between_programs(compiled):
     text = model_config(CONFIG, {}).text
     row = 2 * text.num_key_value_heads // 2 * text.head_dim * 4 * text.num_hidden_layers  # float32, two of the mesh's devices share heads
     assert found.plans["dense"].cache == row * (256 + 32) and found.plans["glimpse"].cache == row * (64 + 32)
+
+
+def test_every_program_has_its_own_name(monkeypatch):
+    """Two of one label are two lines and two counts."""
+    monkeypatch.setattr(compiling, "targeting", lambda backend: contextlib.nullcontext())
+    compiler = compiling.Compiler(make_mesh(2, 2, 2), 0, lambda *_: "doubled", lambda name: contextlib.nullcontext(), frozenset())
+    compiler.begin()
+
+    def doubled(_, x):
+        return 2 * x
+
+    for dtype in ("float32", "int32", "float32"):
+        compiler(doubled, None, compiling.Value((8, 4), dtype, replicated(compiler.mesh), compiler.memory))
+    assert [p.name for p in compiler.own.ran] == ["doubled", "doubled (2)", "doubled"]
+
+
+def test_the_vision_tower_of_another_family_is_vision():
+    whole = SIZES["llava-1.5-7b"]
+    vision = dataclasses.replace(
+        whole.vision, hidden_size=32, num_heads=4, depth=2, intermediate_size=64, image_size=112, out_hidden_size=64, select_layer=1
+    )
+    text = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
+    config = dataclasses.replace(whole, vision=vision, text=dataclasses.replace(whole.text, vocab_size=128, **text))
+    ladders = dataclasses.replace(LADDERS, patches=Ladder("patches", (64,)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "targeting", lambda backend: contextlib.nullcontext())
+        options = dict(plans=("dense",), dtype="float32", ladders=ladders, mesh=make_mesh(2, 2, 2))
+        glimpse = chosen_glimpse(GlimpseSettings(), config)
+        found = compile_generation(config, glimpse, "v5e:2x4", Request(4, 64, 20, 8), **options)
+    stages = {p.name: p.stage for p in found.programs}
+    assert {name for name, stage in stages.items() if stage == "vision"} == {
+        "clip tower embed",
+        "clip block run",
+        "patches only",
+        "two layers",
+    }
+    assert stages["layer, 256 rows"] == stages["head behind 256 rows"] == "decoder prefill"
+    table = report.totals(found, "dense")
+    assert 0 < table["vision"]["flops_sizes"] < table["vision"]["flops_xla"], "XLA counts more than products"
 
 
 def test_reports(compiled):
@@ -155,7 +198,17 @@ def test_what_does_not_fit_is_one_line():
     error = RuntimeError("RESOURCE_EXHAUSTED: ... required for HLO temporaries (512.00G) exceeds available HBM (30.75G).")
     assert str(compiling.shortage(error)) == "needs 512.00 GiB of 30.75 GiB per chip"
     assert "does not fit: RESOURCE_EXHAUSTED" in str(compiling.shortage(RuntimeError("RESOURCE_EXHAUSTED: another way")))
+    kernel = "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 18.00M of 16.00M vmem. Exceeded vmem capacity by 2.00M."
+    assert str(compiling.shortage(RuntimeError(kernel))) == f"does not fit: {kernel}", "a kernel's memory is not the chip's"
     assert compiling.shortage(RuntimeError("INTERNAL")) is None
+
+
+def command_line(*options: object, **more: object) -> subprocess.CompletedProcess:
+    """`gp-jax compile` as a user runs it."""
+    drop = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    environment = {k: v for k, v in os.environ.items() if k not in drop} | {k: str(v) for k, v in more.items()}
+    argv = [sys.executable, "-m", "gp_jax", "compile", *map(str, options)]
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
 
 
 @libtpu
@@ -173,18 +226,27 @@ def test_topologies(monkeypatch):
 
 
 @libtpu
+def test_weights_that_do_not_fit_are_exit_status_1():
+    done = command_line("--model", "72b", "--topology", "v5e:1x1")
+    assert done.returncode == 1
+    assert re.search(r"^gp-jax: v5e:1x1: the weights alone need 13\d\.\d\d GiB of 15\.75 GiB per chip$", done.stderr, re.MULTILINE), (
+        done.stderr
+    )
+
+
+@libtpu
 def test_the_tpu_compiler_takes_every_program(tmp_path):
     """A small configuration through the command; it attends with splash attention and stores no rows x rows."""
     vision = CONFIG["vision_config"] | {"depth": 2, "fullatt_block_indexes": [1]}
     small = CONFIG | {"num_hidden_layers": 2, "vision_config": vision, "selected_layers": [0], "reduce_layer": 0, "le_layers": [0, 1]}
     (tmp_path / "config.json").write_text(json.dumps(small | {"selected_visual_layers": [1]}))
     options = ["--model", tmp_path, "--topology", "v5e:2x2", "--batch", "2", "--visual-tokens", "600", "--json", tmp_path / "report.json"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
-    argv = [sys.executable, "-m", "gp_jax", "compile", *map(str, options)]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
+    done = command_line(*options, "--tensor", "4", XDG_CACHE_HOME=tmp_path / "cache")
     assert done.returncode == 0, done.stderr[-2000:]
+    assert not (tmp_path / "cache" / "gp_jax").exists(), "nothing could read these programs back"
+    assert "note: 2 key-value heads do not divide over tensor=4: they are replicated\n" in done.stderr and "Warning" not in done.stderr
     assert ": fits" in done.stdout and "no array of rows x rows" in done.stdout and "compiled score in" in done.stderr
     programs = {p["name"]: p for p in json.loads((tmp_path / "report.json").read_text())["programs"]}
     rows = Ladders().prompt.fit(600 + 64 + 1)  # visual, text and glimpse rows
     assert programs[f"layer, {rows} rows"]["facts"]["splash"] == 1
-    assert programs["vision block, whole image"]["facts"]["splash"] == 1 and programs["predictor block"]["facts"]["splash"] == 1
+    assert programs["vision block whole"]["facts"]["splash"] == 1 and programs["predictor block"]["facts"]["splash"] == 1

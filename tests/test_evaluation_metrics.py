@@ -165,8 +165,8 @@ def test_bootstrap_is_repeatable_and_covers():
     draws = [bootstrap(rng.random(200) < 0.6, seed=i, samples=500) for i in range(200)]
     assert 0.89 < np.mean([one.low <= 0.6 <= one.high for one in draws]) < 0.99
     assert bootstrap([0, 1, 1, 0, 1], seed=3) == bootstrap([0, 1, 1, 0, 1], seed=3) != bootstrap([0.0, 1, 1, 0, 0.9], seed=3)
-    assert bootstrap(np.ones(40)) == Interval(1.0, 1.0, 1.0)
-    assert bootstrap([0.25]) == Interval(0.25, 0.25, 0.25)
+    assert bootstrap(np.ones(40)) == Interval(1.0, 1.0, 1.0, 40)
+    assert bootstrap([0.25]) == Interval(0.25, 0.25, 0.25, 1)
 
 
 def test_bootstrap_in_pieces_is_the_same(monkeypatch):
@@ -182,7 +182,7 @@ def test_weights_are_sums_over_sums():
     found, same = bootstrap(values, weights), bootstrap(values, np.full(50, 7.0))
     assert found.mean == pytest.approx((values * weights).sum() / weights.sum()) and found.low < found.mean < found.high
     assert same.low == pytest.approx(bootstrap(values).low)
-    assert bootstrap([1.0, 0.0, 0.0], [1, 0, 0]) == Interval(1.0, 1.0, 1.0), "sets without weight do not count"
+    assert bootstrap([1.0, 0.0, 0.0], [1, 0, 0]) == Interval(1.0, 1.0, 1.0, 3), "sets without weight do not count"
 
 
 def test_pairs_are_drawn_together():

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
-from gp_jax import Ladder, Ladders, tiny
-from gp_jax.evaluation.plans import make_plans, shrunk_grid
+from gp_jax import GlimpseError, Ladder, Ladders, tiny
+from gp_jax.config import GlimpseConfig
+from gp_jax.evaluation.plans import make_plan, make_plans, matching_ratio, shrunk_grid
 from gp_jax.evaluation.results import read_predictions
 from gp_jax.evaluation.rows import aggregate
 from gp_jax.evaluation.runner import Runner, Task
+from gp_jax.llava_processing import LlavaProcessor
+from gp_jax.processing import Processor
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.vlm import GlimpseVLM
 
@@ -35,11 +38,10 @@ def found(tmp_path_factory):
 
 def test_both_retentions(found):
     _, plans = found
-    mean = {p.sample: sum(q.kept for q in plans["glimpse"]) / sum(q.total for q in plans["glimpse"]) for p in plans["dense"]}
     for name, own in plans.items():
         for p in own:
             n, share = p.total, p.kept / p.total
-            least = {"fastv-25": 0.25, "pyramiddrop-25": 0.25, "vscan-10": 0.1, "visionzip": mean[p.sample]}.get(name)
+            least = {"fastv-25": 0.25, "pyramiddrop-25": 0.25, "vscan-10": 0.1, "visionzip": p.ratio}.get(name)
             if least is not None:
                 assert p.kept == max(1, int(least * n)) == len(p.keep)
             seen = {
@@ -57,6 +59,67 @@ def test_both_retentions(found):
             if name == "downsample-25":
                 rows, columns = plans["dense"][[q.sample for q in plans["dense"]].index(p.sample)].grid
                 assert p.grid == shrunk_grid((rows, columns), 0.25) and n == rows * columns and len(p.keep) == p.kept
+
+
+def nearest(totals: list[int], kept: int) -> int:
+    """The sum nearest to `kept` of max(1, int(r N)), over every r at which one of them grows."""
+    ratios = {k / n for n in set(totals) for k in range(1, n + 1)}
+    return min((sum(max(1, int(r * n)) for n in totals) for r in ratios), key=lambda amount: (abs(amount - kept), -amount))
+
+
+def test_plans_that_match_the_glimpse_keep_as_many(found):
+    """On the engine; and for the grids of many scenes, where the mean share would lose half a token of each."""
+    runner, plans = found
+    totals, kept = [p.total for p in plans["glimpse"]], sum(p.kept for p in plans["glimpse"])
+    assert sum(p.kept for p in plans["visionzip"]) == nearest(totals, kept)
+    sizes = [entry.sizes for entry in ScenesSource("test", 200, 0).entries]
+    grids = [[grid for size in own for grid in runner.vlm.processor.plot(*size).grids] for own in sizes]
+    totals = [sum(rows * columns for rows, columns in own) for own in grids]
+    for share in (0.02, 0.074, 0.111, 0.5, 1.0):
+        kept = int(share * sum(totals))
+        ratio = matching_ratio(grids, kept)
+        amount = sum(max(1, int(ratio * n)) for n in totals)
+        assert amount == nearest(totals, kept)
+        assert share == 0.02 or abs(amount - kept) <= 0.01 * kept, "one or two tokens of each are too coarse for that"
+        if share == 0.074:
+            assert sum(max(1, int(share * n)) for n in totals) < 0.99 * kept, "what rounding down would lose"
+        small = matching_ratio(grids, kept, shrink=True)
+        assert (
+            abs(sum(rows * columns for own in grids for rows, columns in (shrunk_grid(grid, small) for grid in own)) - kept) <= 0.1 * kept
+        )
+    assert matching_ratio(grids, 0) == 1e-6 and matching_ratio([], 0) == 1e-6
+
+
+def test_shares_and_seeds_of_random():
+    plain, seeded, fixed = (make_plan(name, None) for name in ("random", "random-3", "random-3-11.1"))
+    rules = [plan.rule([], 0.2 if plan.matched else plan.ratio) for plan in (plain, seeded, fixed)]
+    assert [(rule.seed, rule.fixed_remain_ratio) for rule in rules] == [(0, 0.2), (3, 0.2), (3, pytest.approx(0.111))]
+    assert plain.matched and seeded.matched and not fixed.matched
+    for name in ("random-11.1", "random-", "random--1", "random-1e2", "random-nan", "random-x", "random-1-"):
+        with pytest.raises(GlimpseError, match=f"'{name}'"):
+            make_plan(name, None)
+    with pytest.raises(GlimpseError, match="random-0-11.1"):
+        make_plan("random-11.1", None)
+
+
+def test_pictures_of_a_fixed_size_are_not_scaled_down():
+    """Found before anything is answered."""
+    assert not LlavaProcessor.shrinks and Processor.shrinks
+    for names in (["dense", "downsample-25"], ["glimpse", "downsample"]):
+        with pytest.raises(GlimpseError, match=f"'{names[1]}'.*fewer visual tokens"):
+            make_plans(names, GlimpseConfig((0,), 0), resizable=False)
+    assert len(make_plans(["dense", "downsample-25"], None)) == 2
+
+
+def test_limits_on_visual_tokens(found):
+    """As lmms-eval's model argument: small pictures are scaled up, large ones down."""
+    processor = found[0].vlm.processor
+    side = processor.config.vision.patch_size * processor.config.vision.spatial_merge_size
+    both = processor.limited(40, 16)
+    tokens = {size: [np.prod(p.plot(side * size, side * size).grids[0]) for p in (processor, both)] for size in (2, 5, 12)}
+    assert [own[0] for own in tokens.values()] == [4, 25, 144] and [own[1] for own in tokens.values()] == [16, 25, 36]
+    with pytest.raises(GlimpseError, match="min_visual_tokens=41"):
+        processor.limited(40, 41)
 
 
 def test_costs(found):

@@ -7,40 +7,21 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_tools import NASTY, PREDICTIONS, Page, made
 
 from gp_jax import GlimpseError
-from gp_jax.evaluation import tables
+from gp_jax.evaluation import exports, tables
 from gp_jax.evaluation.gallery import Sample, shown_size
-from gp_jax.evaluation.plots import retention_plot, time_plot
+from gp_jax.evaluation.lines import Lines
+from gp_jax.evaluation.plots import retention_plot, time_plot, time_retention_plot
 from gp_jax.evaluation.report import write_report
-from gp_jax.evaluation.results import Prediction, read_predictions, write_predictions
+from gp_jax.evaluation.results import Prediction, line_numbers, read_predictions, write_predictions
 from gp_jax.evaluation.rows import aggregate, breakdown
 from gp_jax.evaluation.statistics import Interval
-
-VOID = {"meta", "img", "input", "br", "link", "hr"}
-NASTY = "</script><img src=x onerror=alert(1)> \"quoted\" & 'so' $x$ \u8d64\u3044"
-
-
-def made(sample: str, plan: str, prediction: str, **changes) -> Prediction:
-    values = dict(kept=64, total=64, prefill_retention=1.0, metrics={"exact_match": float(prediction == "red")}, family="color")
-    values |= dict(seconds={"vision": 0.1, "decode": 0.3, "compile": 9.0}) | changes
-    return Prediction(task="scenes", sample=sample, plan=plan, question="which color?", answer="red", prediction=prediction, **values)
-
-
-PREDICTIONS = [
-    made("1", "dense", "red"),
-    made("2", "dense", "Red."),
-    made("3", "dense", "red", family="text", total=32, kept=32),
-    made("1", "cut", "red", kept=16, prefill_retention=0.5, seconds={"vision": 0.1, "decode": 0.1}),
-    made("2", "cut", "red", kept=0, prefill_retention=0.5, seconds={"vision": 0.1, "decode": 0.3}),
-    made("4", "cut", "blue", family="text", total=32, kept=4, prefill_retention=0.25, seconds={}),
-]
-
 
 # Results --------------------------------------------------------------------------------------------------------------------
 
@@ -62,6 +43,11 @@ def test_predictions_come_back(tmp_path):
     assert len(read_predictions(path)) == 3
     write_predictions(path, [made("1", "dense", "again")])
     assert [p.prediction for p in read_predictions(path)] == ["again", "Red.", "\ud800"]
+    assert line_numbers(path) == {("scenes", "1", "dense"): 4, ("scenes", "2", "dense"): 2, ("scenes", "3", "dense"): 3}
+
+    old = json.loads(PREDICTIONS[0].to_json())
+    del old["peak"]
+    assert Prediction.from_json(json.dumps(old)).peak is None, "written before there was one"
 
 
 @pytest.mark.parametrize("line", ["{}", "[]", "null", "{", json.dumps(vars(PREDICTIONS[0]) | {"metrics": 3})])
@@ -115,24 +101,25 @@ def test_breakdown():
 
 def rows_for_tables():
     first, second = aggregate(PREDICTIONS, flops=lambda p: p.total + p.kept)
-    second = dataclasses.replace(second, plan="a|b", metrics={"exact_match": Interval(0.712, 0.671, 0.75)})
-    return [first, dataclasses.replace(second, differences={"exact_match": Interval(-0.032, -0.051, -0.0001)})]
+    second = dataclasses.replace(second, plan="a|b", metrics={"exact_match": Interval(0.712, 0.671, 0.75, 3)})
+    return [first, dataclasses.replace(second, differences={"exact_match": Interval(-0.032, -0.051, -0.0001, 2)})]
 
 
 def test_tables():
     rows = rows_for_tables()
     lines = tables.text(rows).splitlines()
-    assert len(lines) == 6 and len({line.rfind("ms") for line in lines[4:]}) == 1, "aligned"
-    assert lines[5].split("  ")[0] == "a|b" and "71.2 (67.1 to 75.0)" in lines[5] and "-3.2 (-5.1 to +0.0)" in lines[5]
+    assert len(lines) == 7 and len({line.rfind("ms") for line in lines[4:6]}) == 1, "aligned"
+    assert lines[5].split("  ")[0] == "a|b" and "71.2 (67.1 to 75.0) " in lines[5] and "-3.2 (-5.1 to +0.0), n = 2 " in lines[5]
     assert "87.5" in lines[5] and "12.5" in lines[5] and "300 ms" in lines[5]
-    marked = tables.markdown(rows).splitlines()
-    assert len(marked) == 4 and marked[3].startswith("| a\\|b | 71.2 (") and all(line.count(" | ") == 7 for line in marked)
-    read = list(csv.DictReader(io.StringIO(tables.as_csv(rows))))
+    assert lines[6].startswith("warning: exact match: Only 3 samples")
+    marked = tables.markdown(rows).split("\n")
+    assert marked[3].startswith("| a\\|b | 71.2 (") and all(line.count(" | ") == 7 for line in marked[:4])
+    read = list(csv.DictReader(io.StringIO(exports.as_csv(rows))))
     assert [row["plan"] for row in read] == ["dense", "a|b"] and float(read[1]["exact_match_difference_low"]) == -0.051
-    assert read[0]["exact_match_difference_low"] == "" and float(read[1]["pruned"]) == 0.875
-    loaded = json.loads(tables.as_json(rows))
-    assert loaded[1]["metrics"]["exact_match"] == {"mean": 0.712, "low": 0.671, "high": 0.75}
-    assert tables.text([]) and tables.markdown([]) and tables.as_csv([]) and json.loads(tables.as_json([])) == []
+    assert read[0]["exact_match_difference_low"] == "" and float(read[1]["pruned"]) == 0.875 and read[1]["exact_match_difference_n"] == "2"
+    loaded = json.loads(exports.as_json(rows))
+    assert loaded[1]["metrics"]["exact_match"] == {"mean": 0.712, "low": 0.671, "high": 0.75, "n": 3}
+    assert tables.text([]) and tables.markdown([]) and exports.as_csv([]) and json.loads(exports.as_json([])) == []
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(12.345, "12.35 s"), (0.5, "500 ms"), (0.0123, "12.3 ms"), (math.nan, "-")])
@@ -143,52 +130,24 @@ def test_durations(seconds, shown):
 # The page -------------------------------------------------------------------------------------------------------------------
 
 
-class Page(HTMLParser):
-    """Opens and closes every element, and keeps what there is to check."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.words, self.errors = [], [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        names = [name for name, _ in attributes]
-        self.errors += [f"{tag}: {names}"] if len(names) != len(set(names)) else []
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.errors.append(f"</{tag}>")
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.words.append(data)
-
-    def all(self, tag, **wanted):
-        return [found for name, found in self.tags if name == tag and all(found.get(k.rstrip("_")) == v for k, v in wanted.items())]
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
+    (path.parent / "out").mkdir()
     rng = np.random.default_rng(0)
     samples = []
     for number, size in enumerate([(64, 64), (300, 200), (1200, 900)]):
         picture = Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), np.uint8))
         keeps = {"dense": np.ones((4, 4), bool), NASTY: rng.random((4, 4)) < 0.3}
         said = {"dense": "red", NASTY: ["", NASTY, "red\x00\ud800"][number]}
-        samples.append(
-            Sample(f"question {number} {NASTY}", "red", f"family {number % 2}", picture, keeps, said, {"dense": True, NASTY: False})
-        )
+        right, lines = {"dense": True, NASTY: False}, {"dense": number + 1, NASTY: number + 4}
+        words = (f"question {number} {NASTY}", "red", f"family {number % 2}")
+        samples.append(Sample(*words, picture, keeps, said, right, task="scenes", id=str(number + 1), lines=lines))
     predictions = [dataclasses.replace(p, plan=NASTY if p.plan == "cut" else p.plan) for p in PREDICTIONS]
     notes = [f"command: {NASTY}", "seed: 0", "no colon"]
-    write_report(path, f"Title {NASTY}", aggregate(predictions), breakdown(predictions), samples, notes)
+    write_predictions(path.parent / "out" / "predictions.jsonl", predictions)
+    lines = Lines(predictions, line_numbers(path.parent / "out" / "predictions.jsonl"), path.parent / "out" / "predictions.jsonl")
+    write_report(path, f"Title {NASTY}", aggregate(predictions), breakdown(predictions), samples, notes, lines)
     return path
 
 
@@ -202,7 +161,7 @@ def test_the_page_is_well_formed(page):
     ids = [found["id"] for _, found in page.tags if "id" in found]
     assert len(ids) == len(set(ids))
     names = {f"#{name}" for name in ids}
-    assert {found["href"] for _, found in page.tags if "href" in found} <= names
+    assert {found["href"] for _, found in page.tags if "href" in found} <= names | {"out/predictions.jsonl"}
 
 
 def test_the_page_needs_nothing_from_outside(report, page):
@@ -211,12 +170,12 @@ def test_the_page_needs_nothing_from_outside(report, page):
     assert not page.all("link") and not any("src" in found for found in page.all("script"))
     assert all(found["src"].startswith("data:image/jpeg;base64,") for found in page.all("img"))
     assert set(re.findall(r"url\(([^)]*)\)", text)) <= {f"#{found['id']}" for _, found in page.tags if "id" in found}
-    assert [p.name for p in report.parent.iterdir()] == ["report.html"], "nothing temporary is left"
+    assert {p.name for p in report.parent.iterdir()} == {"out", "report.html"}, "nothing temporary is left"
 
 
 def test_strangers_words_stay_words(page):
     words = "".join(page.words)
-    assert words.count(NASTY) >= 3 + 2 + 1 and len(page.all("script")) == 1
+    assert words.count(NASTY) >= 3 + 2 + 1 and len(page.all("script")) == 2
     assert not any(name.startswith("on") for _, found in page.tags for name in found)
     assert "red\ufffd\ufffd" in words
 
@@ -224,9 +183,9 @@ def test_strangers_words_stay_words(page):
 def test_every_sample_is_there(page):
     found = page.all("article")
     assert [a["data-family"] for a in found] == ["family 0", "family 1", "family 0"]
-    assert all(f"question {i}" in a["data-words"] for i, a in enumerate(found))
+    assert [a["id"] for a in found] == ["card-0", "card-1", "card-2"]
     assert [f["data-right"] for f in page.all("figure") if "data-plan" in f] == ["1", "0"] * 3
-    assert len(page.all("svg")) == 2 and len(page.all("table")) == 2
+    assert len(page.all("svg")) == 3 and len(page.all("table")) == 4
     words = "".join(page.words)
     assert "16 of 16 tokens (100%)" in words and "Only 3 samples" in words and "nothing" in words
 
@@ -245,7 +204,7 @@ def test_the_overlay_dims_what_was_dropped(tmp_path):
     keep = np.zeros((2, 2), bool)
     keep[0, 1] = True
     sample = Sample("q", "a", "f", Image.new("RGB", (32, 32), (200, 40, 40)), {"cut": keep}, {"cut": "a"}, {"cut": True})
-    write_report(tmp_path / "r.html", "t", [], {}, [sample], [])
+    write_report(tmp_path / "r.html", "t", [], {}, [sample], [], Lines())
     uri = Page((tmp_path / "r.html").read_text()).all("img")[0]["src"]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), int)
     assert pixels[8, 56].max() > 180 and pixels[8, 8].max() < 90 and pixels[56, 56].max() < 90
@@ -253,16 +212,16 @@ def test_the_overlay_dims_what_was_dropped(tmp_path):
 
 def test_plots(page):
     rows = aggregate(PREDICTIONS)
-    for plot in (retention_plot, time_plot):
+    for plot, height in ((retention_plot, "exact match, %"), (time_plot, "exact match, %"), (time_retention_plot, "time per answer, ms")):
         svg = plot(rows)
-        assert "currentColor" in svg and "#010203" not in svg and "exact match, %" in svg
+        assert "currentColor" in svg and "#010203" not in svg and svg.count(height) == 2, "on the axis and for screen readers"
         assert not Page(svg).errors
     assert "time per answer, ms" in time_plot(rows) and "time per answer, s" in time_plot([dataclasses.replace(rows[0], seconds=2.0)])
-    assert retention_plot([]) and retention_plot(rows, "no such metric")
+    assert retention_plot([]) and time_retention_plot([]) and retention_plot(rows, "no such metric")
 
 
 def test_without_times_there_is_no_plot_of_them(tmp_path):
     rows = aggregate([made("1", "dense", "red", seconds={})])
-    write_report(tmp_path / "r.html", "t", rows, {}, [], [])
+    write_report(tmp_path / "r.html", "t", rows, {}, [], [], Lines())
     found = Page((tmp_path / "r.html").read_text())
     assert len(found.all("svg")) == 1 and not found.all("form") and not found.errors

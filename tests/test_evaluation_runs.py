@@ -76,7 +76,7 @@ def options(home: Path, out: Path, *more: str) -> list[str]:
 def table(out: Path) -> list[dict]:
     """Without what differs from run to run."""
     rows = json.loads((out / "table.json").read_text())
-    return [{name: value for name, value in row.items() if name not in ("seconds", "stages")} for row in rows]
+    return [{name: value for name, value in row.items() if name not in ("seconds", "stages", "phases", "peak", "source")} for row in rows]
 
 
 def left_out(out: Path) -> dict[str, str]:

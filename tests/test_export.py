@@ -7,11 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.export
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from gp_jax import GlimpseVLM, Prune, artifact_inputs, cli
+from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, artifact_inputs, cli, make_mesh
+from gp_jax.exporting import write
+from gp_jax.exporting.layout import FACTS
+from gp_jax.sharding import parameter_sharding
 from gp_jax.tiny import make_checkpoint, make_picture
 
 # `pip install jax orbax-checkpoint` and nothing else: these must not be needed.
@@ -74,9 +81,37 @@ def test_the_readme_runs_without_gp_jax(home):
     assert out["kept"].tolist() == [keep.sum() for keep in done.keep]
 
 
-def test_every_platform_is_inside(home):
-    import jax.export
+def test_parameters_come_back_on_any_mesh(home, tmp_path):
+    """What one device wrote on eight, for the same program; what eight wrote on eight in another arrangement."""
+    folder, text = home / "out", GlimpseVLM.from_pretrained(home / "model").config.text
+    program = jax.export.deserialize(bytearray((folder / "program.jax_export").read_bytes()))
+    (shapes, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
 
+    def on(mesh: Mesh) -> dict:
+        def placed(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            sharding = parameter_sharding(".".join(part.key for part in path), x.shape, mesh, text)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree_util.tree_map_with_path(placed, shapes)
+
+    mesh = make_mesh(2, 2, 2)
+    params = ocp.load(folder / "params", on(mesh))
+    embedding = params["decoder"]["embed_tokens"]
+    assert embedding.sharding == NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
+    assert embedding.addressable_shards[0].data.shape == (272 // 2, 64 // 2)
+    inputs = jax.device_put(dict(np.load(folder / "example.npz")), NamedSharding(mesh, PartitionSpec("data")))
+    found, expected = jax.jit(program.call)(params, inputs), np.load(folder / "expected.npz")
+    assert len(found["tokens"].sharding.device_set) == 8
+    for name in ("tokens", "keep", "kept"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+    ocp.save(tmp_path / "again", params)
+    again = ocp.load(tmp_path / "again", on(make_mesh(1, 4, 2)))
+    assert again["decoder"]["embed_tokens"].addressable_shards[0].data.shape == (272 // 2, 64 // 4)
+    jax.tree.map(np.testing.assert_array_equal, again, ocp.load(folder / "params"))
+
+
+def test_every_platform_is_inside(home):
     program = jax.export.deserialize(bytearray((home / "out" / "program.jax_export").read_bytes()))
     assert program.platforms == ("cpu", "tpu", "cuda")
     assert "tpu_custom_call" in program.mlir_module(), "the TPU's attention kernel"
@@ -89,8 +124,18 @@ def test_every_platform_is_inside(home):
 def test_inputs_follow_the_request(home):
     picture = Image.open(home / "scene.png")
     folder, large = home / "out", picture.resize((900, 900))
-    small = artifact_inputs(folder, large, "Which?", shrink=True)
+    small = artifact_inputs(folder, large, "Which?")
     assert 100 < (small["image_slot"][0] >= 0).sum() <= 200
+    several = artifact_inputs(folder, [[large, large.resize((900, 400))], None], ["Which?", "Why?"])
+    assert 100 < (several["image_slot"][0] >= 0).sum() <= 200
+    with pytest.raises(GlimpseError, match="ladder"):
+        artifact_inputs(folder, large, "Which?", shrink=False)
+    fits = picture.resize((392, 364))  # 182 tokens: what fits is left as it is
+    assert (artifact_inputs(folder, fits, "Which?")["image_slot"][0] >= 0).sum() == 14 * 13
+    with pytest.raises(GlimpseError, match="prompt.*ladder"):
+        artifact_inputs(folder, large, "Which? " * 300)
+    with pytest.raises(GlimpseError, match=r"prune: method 'fastv' is not what .*out was exported for, plan glimpse$"):
+        artifact_inputs(folder, picture, "Which?", prune=Prune(method="fastv", fixed_remain_ratio=0.2))
     capped = artifact_inputs(folder, picture, "Which?", prune=Prune(max_remain_ratio=0.25))
     assert capped["cut0_cap"].tolist() == [48, 0] and artifact_inputs(folder, picture, "Which?")["cut0_cap"].tolist() == [192, 0]
 
@@ -121,6 +166,8 @@ def test_errors_are_one_line_and_leave_nothing(home, capsys, monkeypatch, tmp_pa
         ([model, "--to", to, "--plan", "fastv"], "--plan fastv: say how much to keep"),
         ([model, "--to", to, "--plan", "glimps"], "did you mean 'glimpse'?"),
         ([model, "--to", to, "--image", tmp_path / "none.png"], "no such file"),
+        ([model, "--to", to, "--max-new-tokens", 9000], "--max-new-tokens 9000: the example"),
+        ([model, "--to", "."], "--to .: exists and is not an earlier export"),
         ([tmp_path / "nowhere", "--to", to], "no such folder"),
     ):
         assert message in fails(capsys, monkeypatch, *argv)
@@ -128,11 +175,75 @@ def test_errors_are_one_line_and_leave_nothing(home, capsys, monkeypatch, tmp_pa
 
 
 def test_a_failed_export_leaves_the_old_one(home, monkeypatch):
-    from gp_jax.exporting import write
-
     before = (home / "out" / "README.md").read_bytes()
     monkeypatch.setattr(write, "lower", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.run(["export", str(home / "model"), "--to", str(home / "out")])
     assert (home / "out" / "README.md").read_bytes() == before
     assert not (home / ".out.partial").exists()
+
+
+def small_program(**more) -> write.Program:
+    buckets = Ladders(Ladder("patches", (512,)), Ladder("prompt", (192,)), Ladder("kept", (64,)), batch=Ladder("batch", (1,)))
+    return write.Program(Prune(), **dict(buckets=buckets, max_new_tokens=2, platforms=("cpu",)) | more)
+
+
+@pytest.mark.parametrize("more, shrink, message", [({}, False, "ladder"), ({"max_new_tokens": 10_000}, True, "Ladders.decode")])
+def test_an_example_that_is_too_large_is_found_before_the_work(home, monkeypatch, tmp_path, more, shrink, message):
+    vlm, photo = GlimpseVLM.from_pretrained(home / "model"), Image.new("RGB", (1500, 1100), "red")
+    monkeypatch.setattr(write, "lower", lambda *_: 1 / 0)
+    with pytest.raises(GlimpseError, match=message):
+        write.export(vlm, small_program(**more), tmp_path / "out", (photo, "Why?"), shrink)
+    with pytest.raises(ZeroDivisionError):  # scaled down it is no obstacle
+        write.export(vlm, small_program(), tmp_path / "out", (photo, "Why?"))
+
+
+def earlier(folder: Path, text: str = "{}") -> Path:
+    folder.mkdir()
+    (folder / FACTS).write_text(text)
+    return folder
+
+
+def test_folders_that_cannot_be_replaced_are_refused_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(earlier(tmp_path / "here"))
+    for name in (".", tmp_path / "here"):
+        with pytest.raises(GlimpseError, match="is where this command runs"):
+            write.check_target(Path(name))
+    busy = earlier(tmp_path / "mount")
+
+    def rename(self, target):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch, pytest.raises(GlimpseError, match=r"mount: cannot be replaced \(Device or resource busy\)"):
+        patch.setattr(Path, "rename", rename)
+        write.check_target(busy)
+    write.check_target(busy)
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "mount"}
+
+
+def test_an_earlier_export_is_never_lost(monkeypatch, tmp_path):
+    old = earlier(tmp_path / ".out.old", "1")  # of a run that was killed between its two renames
+    write.check_target(tmp_path / "out")
+    assert (tmp_path / "out" / FACTS).read_text() == "1" and not old.exists()
+    earlier(old, "0")  # killed behind them
+    write.check_target(tmp_path / "out")
+    assert (tmp_path / "out" / FACTS).read_text() == "1" and not old.exists()
+    old.mkdir()
+    (old / "thesis.txt").write_text("")
+    with pytest.raises(GlimpseError, match="out.old is in the way"):
+        write.check_target(tmp_path / "out")
+
+
+def test_what_cannot_take_its_place_puts_the_old_one_back(home, monkeypatch, tmp_path):
+    to, rename = earlier(tmp_path / "out", "1"), Path.rename
+
+    def failing(self, target):
+        if self.name == ".out.partial":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    vlm = GlimpseVLM.from_pretrained(home / "model")
+    with pytest.raises(GlimpseError, match="cannot be written"):
+        write.export(vlm, small_program(), to)
+    assert (to / FACTS).read_text() == "1" and [path.name for path in tmp_path.iterdir()] == ["out"]

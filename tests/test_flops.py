@@ -12,7 +12,8 @@ from flax import nnx
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks.flops import model_named, xla
+from benchmarks.flops import beside, model_named, xla
+from benchmarks.scaling import Args, verdict
 from gp_jax import GlimpseError, Ladder, Ladders
 from gp_jax.config import ClipConfig, GlimpseConfig, ModelConfig, TextConfig, VisionConfig
 from gp_jax.engine import Engine
@@ -176,3 +177,21 @@ def test_published_share_of_prefill():
 def test_what_cannot_be_is_said(work, cuts, message):
     with pytest.raises(GlimpseError, match=message):
         stages(SMALL, GLIMPSE, work, cuts)
+
+
+def test_what_is_no_product_stands_beside():
+    counted = {"vision + merger": (90, 100.0), "layers 0..5 + glimpse rows": (50, 60.0), "head": (7, 7.0)}
+    rest = {"vision": 9, "layers 0..5": 10, "layers 6..7": 1}
+    assert beside(counted, rest) == {
+        "vision + merger": (90, 9, 100.0),
+        "layers 0..5 + glimpse rows": (50, 10, 60.0),
+        "head": (7, 0, 7.0),
+    }
+
+
+def test_slower_than_dense_is_beyond_the_noise_at_every_retention():
+    entries = [dict(request="1 x 256", kept=kept, ratio=ratio, noise=0.05) for kept, ratio in (("dense", 1), ("0.25", 0.9), ("0.9", 1.04))]
+    assert "slower than dense: 0 of 2" in next(verdict(entries)) and "1 have a ratio above 1" in next(verdict(entries))
+    lines = list(verdict([*entries, dict(request="4 x 64", kept="1.0", ratio=1.06, noise=0.05)]))
+    assert "slower than dense: 1 of 3" in lines[0] and lines[1:] == ["  4 x 64, 100.0% kept: 1.06 x dense, noise 5.0%"]
+    assert {0.75, 0.9, 1.0} <= {*Args.retentions}

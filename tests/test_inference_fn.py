@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
@@ -12,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, inference_buckets, inference_fn, inference_params, make_mesh
 from gp_jax.inference import INPUTS, OUTPUTS
 from gp_jax.ops.attention import attend
+from gp_jax.ops.layers import product
 from gp_jax.ops.target import targeting
 from gp_jax.sharding import parameter_sharding
 
@@ -160,3 +162,22 @@ def test_errors_name_what_is_wrong(vlm):
     batch = vlm.inference_inputs(inputs=tiny.inputs([[5]]), prune=None, buckets=BUCKETS)
     with pytest.raises(GlimpseError, match="params: decoder.embed_tokens is missing"):
         function(vlm, None)({"decoder": {}}, batch)
+
+
+def test_ladders_whose_rungs_are_less_than_a_window_or_come_to_the_same(vlm):
+    """The engine's default ladders are of this kind: fine at their lower end, where a tile of CLIP does not fit."""
+    fine = ladders(patches=(8, 96, 100, 256), prompt=(64,), kept=(32,), batch=(5,))
+    infer = jax.jit(function(vlm, None, fine, new=2, eos_token_id=None))
+    same(vlm, infer, inference_params(vlm.model), SAMPLES, None, fine, eos_token_id=None)
+    with pytest.raises(GlimpseError, match="8 patches are less than an attention window of this model, .*raise Ladders.patches"):
+        function(vlm, None, ladders(patches=(8,), prompt=(64,), kept=(32,), batch=(5,)))
+
+
+def test_a_lone_row_is_doubled_for_a_cpu_alone():
+    """In bfloat16: CPU's matrix times vector is slow; a TPU's program must not compute, nor count, the other row."""
+    row, weight = jnp.ones((1, 8), jnp.bfloat16), jnp.ones((4, 8), jnp.bfloat16)
+    shapes = {}
+    for platforms in (("cpu",), ("cpu", "tpu", "cuda"), ("xla",), ("tpu",), ("cuda",)):
+        with targeting(*platforms):
+            shapes[platforms] = "[2,8]" in str(jax.make_jaxpr(lambda x: product(x, weight))(row))
+    assert shapes == {("cpu",): True, ("cpu", "tpu", "cuda"): True, ("xla",): True, ("tpu",): False, ("cuda",): False}

@@ -16,8 +16,10 @@ from gp_jax import GlimpseError, GlimpseVLM, Prune
 from gp_jax.data.masks import evidence
 from gp_jax.data.record import Entry, Record
 from gp_jax.data.samples import SampleMaker
+from gp_jax.exporting.write import write_processor
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
 from gp_jax.pretrained.known import KNOWN
+from gp_jax.processors import load_processor
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,17 @@ def test_save_and_load_again(vlm, tmp_path):
     for name, value in torch.load(vlm.folder / "glimpse" / "new_modules_gp.pt", weights_only=True)["attn_fuser"].items():
         assert torch.equal(saved["attn_fuser"][name], value)
     assert json.loads((tmp_path / "glimpse" / "config.json").read_text())["model_type"] == "llava_llama_gp"
+
+
+def test_an_export_takes_the_towers_processor_file_along(model, tmp_path):
+    """`artifact_inputs` reads the exported folder alone; the model's own has no preprocessor_config.json."""
+    folder = tiny.save_original(tmp_path / "model", model, inside=False)
+    assert not (folder / "preprocessor_config.json").exists()
+    vlm = GlimpseVLM.from_pretrained(folder, ladders=tiny.LADDERS)
+    write_processor(vlm, tmp_path / "processor")
+    again, photo = load_processor(tmp_path / "processor", vlm.config), tiny.photo(90, 60)
+    np.testing.assert_array_equal(again.arrays([photo])["pixel_values"], vlm.processor.arrays([photo])["pixel_values"])
+    assert (tmp_path / "processor" / "preprocessor_config.json").is_file()
 
 
 @pytest.mark.parametrize("size", [(90, 60), (41, 133), (70, 70)], ids=str)

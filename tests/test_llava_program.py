@@ -8,7 +8,7 @@ import tiny_llava as tiny
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, inference_buckets, inference_fn, inference_params
 from gp_jax.commands import compile as compiling
 from gp_jax.commands import export as exporting
-from gp_jax.exporting.inputs import picture_capacity
+from gp_jax.inference import picture_capacity
 from gp_jax.layout import pack_windows
 from gp_jax.pretrained.known import KNOWN
 
@@ -47,11 +47,11 @@ def test_buckets_hold_what_they_promise_and_no_tile_more(vlm):
             slots, _ = pack_windows(vlm.processor.plot(*size).seen, config.vision.window_side)
             assert slots.size <= most
     assert inference_buckets(config, visual_tokens=(most + 1,)).patches.rungs == (most + 16,)
-    assert picture_capacity(inference_buckets(config, visual_tokens=(most,)), config) == most
-    vlm.processor.limited(picture_capacity(inference_buckets(config, visual_tokens=(most,)), config))
+    assert picture_capacity(inference_buckets(config, visual_tokens=(most,)), config, 128, 1) == most
+    vlm.processor.limited(picture_capacity(inference_buckets(config, visual_tokens=(most,)), config, 128, 1))
     big = KNOWN["llava-1.5-7b"]
     assert inference_buckets(big, visual_tokens=(576,)).patches.rungs == (576,)
-    assert picture_capacity(inference_buckets(big, visual_tokens=(576,)), big) == 576
+    assert picture_capacity(inference_buckets(big, visual_tokens=(576,)), big, 128, 1) == 576
 
 
 def test_export_takes_the_models_own_number_of_visual_tokens(vlm, tmp_path, monkeypatch):

@@ -204,10 +204,12 @@ def test_all_that_can_be_asked_is(scenes):
         things = list(scene.things)
         for kind in SHAPES:
             found = called(things, kind)
-            assert (f"describe the {kind}." in asked) == (len(found) == 1 and found[0].group == "shape")
+            panel = kind == "square" and any(thing.group == "chart" for thing in things)
+            assert (f"describe the {kind}." in asked) == (len(found) == 1 and found[0].group == "shape" and not panel)
         for word in COLORS:
             found = [thing for thing in named(things) if color(thing) == word]
-            assert (f"what does the {word} shape look like?" in asked) == (len(found) == 1 and found[0].group == "shape")
+            alone = len(found) == 1 and found[0].group == "shape" and not tag(things, word)
+            assert (f"what does the {word} shape look like?" in asked) == alone
             assert (f"what number is on the {word} tag?" in asked) == (len(tag(things, word)) == 1)
         count = len(tiny(things)[1])
         assert ("what is the tiny object?" in asked) == (count == 1)
@@ -271,3 +273,18 @@ def test_a_thing_in_the_way_takes_the_question_away():
                 )
                 more = dataclasses.replace(scene, things=(*scene.things, extra))
                 assert not any(a.topic == "side" and a.words == ask.words for a in asks(more))
+
+
+def test_names_of_one_word_fit_no_tag_and_no_chart(scenes):
+    """A tag is a rectangle of one color, a chart stands on a square panel."""
+    asked = Counter()
+    for scene in scenes:
+        tags = {color(thing) for thing in scene.things if thing.group == "tag"}
+        charted = any(thing.group == "chart" for thing in scene.things)
+        for question in questions(scene):
+            word = re.search(r"the (\w+) shapes?\b", question.question)
+            assert not word or word[1] not in tags, question
+            assert not (charted and re.search(r"the square\b", question.question)), question
+            asked["color"] += bool(word)
+            asked["square"] += "the square" in question.question
+    assert asked["color"] > 100 and asked["square"] > 20

@@ -19,7 +19,7 @@ from gp_jax.ops.received import attention_received
 from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.plan import PUBLISHED, SCORER_OF, SCORERS, Cut
 from gp_jax.requests import cut_inputs, resolve
-from gp_jax.scorers import attention, cdpruner, vscan
+from gp_jax.scorers import attention, cdpruner, visionzip, vscan
 from gp_jax.scorers.scorer import Scoring
 
 SAMPLES = [[5, (9, 11), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
@@ -121,7 +121,7 @@ def test_cdpruner_goes_on_when_nothing_is_new():
     assert turn[1] == 0 and sorted(turn[:5].tolist()) == [0, 1, 2, 3, 4] and turn[5] == 6
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("ratio", [0.04, 0.111, 0.5, 1.0])
 def test_visionzip(vlm, scene, ratio):
     samples, features = scene[0], scene[3]
     x = scoring(vlm, scene, "visionzip", ratio)
@@ -133,7 +133,7 @@ def test_visionzip(vlm, scene, ratio):
     for b, n in enumerate(COUNTS):
         received, keys, tokens = of(features.received[3], samples, b), of(features.keys[3], samples, b), of(features.tokens, samples, b)
         count = kept(ratio, n)
-        few = max(1, count * 5 // 32) if count > 1 else 0
+        few = max(1, int(0.05 * n) if count > 0.05 * n else count * 5 // 32) if count > 1 else 0
         dominant = np.argsort(-received, kind="stable")[: count - few]
         rest = np.setdiff1d(np.arange(n), dominant)
         targets = rest[:: max(1, rest.size // max(few, 1))][:few]
@@ -145,6 +145,20 @@ def test_visionzip(vlm, scene, ratio):
             for target in set(home.tolist()):
                 expected[target] += tokens[np.array(joined)[home == target]].mean(axis=0)
         np.testing.assert_allclose(of(merged, samples, b)[sorted(found[b])], expected[sorted(found[b])], atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 19, 99, 576, 1280, 2049])
+def test_visionzips_parts(n):
+    """As released: r - 0.05 dominant and 0.05 contextual without a class token, 54 + 10 of 64 with one."""
+    for ratio in (0.02, 0.05, 0.111, 0.222, 0.333):
+        count = kept(ratio, n)
+        few = int(visionzip.contextual_count(jnp.int32(count), jnp.int32(n), class_token=False))
+        assert 0 <= few < count and (few >= 1 or count == 1)
+        if ratio > 0.05 and n > 19:
+            dominant, contextual = max(1, int((ratio - 0.05) * n)), max(int(0.05 * n), 1)
+            assert few == contextual and count - few in (dominant, dominant + 1)
+    for count, few in ((64, 10), (128, 20), (192, 30), (2, 1), (1, 0), (0, 0)):
+        assert visionzip.contextual_count(jnp.int32(count), jnp.int32(n), class_token=True) == few
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.15, 0.4])
@@ -221,8 +235,26 @@ def test_the_tower_is_watched_where_it_attends(vlm, scene):
         x = block(x, angles, vision.patch_image if index in (1, 3) else windows)
 
 
+def test_vscan_in_the_decoder(vlm, scene):
+    """The last token's attention to what is there, mean over heads, from queries and keys without rope."""
+    samples, stream = scene[0], pipeline.run(vlm.model, scene[4], 0, DEPTH // 2)
+    x = scoring(vlm, scene, "vscan", 0.3, cut=1, stream=stream)
+    assert x.cut.after == DEPTH // 2 - 1 and x.cut.scorer == "vscan"
+    ours, layer = vscan.score(x), vlm.model.decoder.layers[DEPTH // 2]
+    hidden, attention_of, text = layer.input_layernorm(stream.hidden), layer.self_attn, vlm.config.text
+    q, k = (np.asarray(f(hidden), np.float64) for f in (attention_of.q_proj, attention_of.k_proj))
+    q, k = (rearrange(a, "b t (n h) -> b n t h", h=text.head_dim) for a in (q, k))
+    k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
+    for b in (0, 1, 3):
+        rows = np.flatnonzero(np.asarray(stream.valid)[b])
+        logits = np.einsum("nh,nth->nt", q[b, :, int(stream.tap_row[b])], k[b][:, rows]) / text.head_dim**0.5
+        share = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).mean(0)
+        visual = np.asarray(stream.image_slot)[b, rows] >= 0
+        np.testing.assert_allclose(of(ours, samples, b), np.log(share[visual]), atol=1e-5)
+
+
 def test_next_layers_attention_is_what_that_layer_pays(vlm, scene):
-    """PyramidDrop and VScan score with the layer behind the cut: equal to its own recorded attention."""
+    """PyramidDrop scores with the layer behind the cut: equal to its own recorded attention."""
     samples, vision, features, made, stream = scene
     x = scoring(vlm, scene, "pyramiddrop", 0.3, cut=1)
     after = x.cut.after

@@ -1,5 +1,6 @@
 """Eight fake devices: the sharded model gives the unsharded model's results, and parameters lie where the table says."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 import tiny_models as tiny
 from jax.sharding import PartitionSpec
 
-from gp_jax import GlimpseError, GlimpseVLM, Prune, make_mesh
+from gp_jax import GlimpseError, GlimpseVLM, Ladder, Prune, make_mesh
 from gp_jax.sharding import parameter_sharding
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
@@ -22,15 +23,25 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8)], ids=str)
-def test_sharded_equals_unsharded(folder, shape):
-    plain = GlimpseVLM.from_pretrained(folder, glimpse=folder / "glimpse", ladders=tiny.LADDERS)
+@pytest.fixture(scope="module")
+def plain(folder):
+    return GlimpseVLM.from_pretrained(folder, glimpse=folder / "glimpse", ladders=tiny.LADDERS)
+
+
+# With the rows that samples are padded to: 3 do not divide over data x fsdp and lie whole on every device.
+MESHES = [((8, 1, 1), 8), ((1, 8, 1), 8), ((2, 2, 2), 4), ((2, 2, 2), 3), ((1, 1, 8), 4)]
+
+
+@pytest.mark.parametrize(("shape", "rows"), MESHES, ids=str)
+def test_sharded_equals_unsharded(folder, plain, shape, rows):
+    ladders = dataclasses.replace(tiny.LADDERS, batch=Ladder("batch", (rows,)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # replicated heads are announced; tested below
         mesh = make_mesh(*shape)
-        sharded = GlimpseVLM.from_pretrained(folder, glimpse=folder / "glimpse", ladders=tiny.LADDERS, mesh=mesh)
-    for prune in (Prune(max_remain_ratio=0.3), None) if shape == (2, 2, 2) else (Prune(max_remain_ratio=0.3),):
-        a, b = (vlm.generate(**tiny.inputs(SAMPLES), prune=prune, max_new_tokens=8, eos_token_id=None) for vlm in (plain, sharded))
+        sharded = GlimpseVLM.from_pretrained(folder, glimpse=folder / "glimpse", ladders=ladders, mesh=mesh)
+    for prune in (Prune(max_remain_ratio=0.3), None) if (shape, rows) == ((2, 2, 2), 4) else (Prune(max_remain_ratio=0.3),):
+        inputs = tiny.inputs(SAMPLES[:rows])
+        a, b = (vlm.generate(**inputs, prune=prune, max_new_tokens=5, eos_token_id=None) for vlm in (plain, sharded))
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_allclose(a.first_logits, b.first_logits, atol=1e-4)
         for x, y in zip(a.keep, b.keep, strict=True):
@@ -38,6 +49,8 @@ def test_sharded_equals_unsharded(folder, shape):
     weight = sharded.model.decoder.layers[0].mlp.gate_proj.weight[...]
     assert weight.sharding.spec == PartitionSpec("tensor", "fsdp")
     assert weight.addressable_shards[0].data.shape == (48 // shape[2], 32 // shape[1])
+    held = sharded.engine.split(np.zeros((rows, 2)), rows).addressable_shards[0].data.shape[0]
+    assert held == (3 if rows == 3 else rows // (shape[0] * shape[1]))
 
 
 def test_heads_that_do_not_divide_are_replicated_with_one_warning(folder):

@@ -1,11 +1,13 @@
 """Programs compiled instead of run: `Compiler` stands in the place of `parts.Parts`, `CompilingEngine` in that of the engine, and the
 engine's own code decides which programs there are. Values are shapes with a place on the mesh, and it is noted how long they live."""
 
+import contextlib
 import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +22,17 @@ from gp_jax.layout import Sample
 from gp_jax.ops.target import targeting
 from gp_jax.parts import Kind, Parts
 from gp_jax.sharding import batch_sharding, replicated
+from gp_jax.trees import DecodeState, VisionFeatures
+
+VISION, PREFILL, FIRST, DECODE = STAGES = ("vision", "decoder prefill", "first token", "decode token")
 
 
 @dataclass
 class Program:
     """A compiled program. Bytes and FLOPs are one chip's and one run's."""
 
-    name: str
-    function: str
+    name: str  # its own: no other program of the same compiler has it
+    stage: str  # of generation, see `CompilingEngine`
     seconds: float  # to trace and compile, beside what other threads compile
     arguments: int
     temporary: int
@@ -84,11 +89,22 @@ class Compiler(Parts):
         super().__init__(mesh)
         self.weights, self.label, self.watch, self.rows = weights, label, watch, rows
         self.compiled: dict[tuple, Future] = {}  # of (Program, outputs)
+        self.names: dict[tuple, str] = {}
+        self.used: Counter[str] = Counter()
         self.lock, self.own = threading.RLock(), threading.local()
 
     def begin(self) -> None:
         """A new request, of this thread."""
-        self.own.memory, self.own.ran, self.own.current = Memory(), [], ""
+        self.own.memory, self.own.ran, self.own.current, self.own.stage = Memory(), [], "", PREFILL
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """What is called inside belongs to this stage of generation."""
+        before, self.own.stage = self.own.stage, name
+        try:
+            yield
+        finally:
+            self.own.stage = before
 
     @property
     def memory(self) -> "Memory":
@@ -106,13 +122,17 @@ class Compiler(Parts):
         """Compiles a program that is new; notes that it runs."""
         given, tree = jax.tree.flatten((leaves, args))
         key = program, kind, tree, tuple(sorted(static.items())), tuple((v.shape, v.dtype, getattr(v, "sharding", None)) for v in given)
-        self.own.current = self.label(function, args, static)
         with self.lock:
             new = key not in self.compiled
             future = self.compiled.setdefault(key, Future())
+            if new:
+                name = self.label(function, args, static)
+                self.used[name] += 1  # programs of one label are told apart: their types or weights differ
+                self.names[key] = f"{name} ({self.used[name]})" if self.used[name] > 1 else name
+        self.own.current = self.names[key]
         if new:
             try:
-                future.set_result(self.compile(program, function, kind, leaves, args, static))
+                future.set_result(self.compile(self.names[key], program, function, kind, leaves, args, static))
             except BaseException as error:
                 future.set_exception(error)
         record, outputs = future.result()
@@ -125,9 +145,10 @@ class Compiler(Parts):
         """In the order in which they were begun."""
         return tuple(future.result()[0] for future in self.compiled.values())
 
-    def compile(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> tuple:
+    def compile(
+        self, name: str, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict
+    ) -> tuple:
         """Returns: the record and the outputs as shapes with shardings."""
-        name = self.label(function, args, static)
         args = jax.tree.map(lambda v: v.plain if isinstance(v, Value) else v, args)
         start = time.perf_counter()
         with self.watch(name), targeting("tpu"):
@@ -137,7 +158,7 @@ class Compiler(Parts):
         memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
         record = Program(
             name=name,
-            function=function.__qualname__,
+            stage=self.own.stage,
             seconds=seconds,
             arguments=memory.argument_size_in_bytes,
             temporary=memory.temp_size_in_bytes,
@@ -156,11 +177,26 @@ class Compiler(Parts):
 
 
 class CompilingEngine(Engine):
-    """The engine on shapes. `slots` vision slots stand for the samples' pictures, `kept` rows for what a cut leaves."""
+    """The engine on shapes. `slots` vision slots stand for the samples' pictures, `kept` rows for what a cut leaves.
+
+    It also says which stage a program belongs to, since it knows what it calls it for, whatever the model's parts are called.
+    """
 
     def __init__(self, *args: Any, parts: Compiler, slots: int, kept: Sequence[int], **options: Any):
         super().__init__(*args, parts=parts, **options)
         self.slots, self.kept = slots, list(kept)
+
+    def see(self, *args: Any, **options: Any) -> VisionFeatures:
+        with self.call.stage(VISION):
+            return super().see(*args, **options)
+
+    def start(self, *args: Any, **options: Any) -> DecodeState:
+        with self.call.stage(FIRST):
+            return super().start(*args, **options)
+
+    def advance(self, *args: Any, **options: Any) -> DecodeState:
+        with self.call.stage(DECODE):
+            return super().advance(*args, **options)
 
     def split(self, tree: object, samples: int, axis: int = 0) -> object:
         split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
@@ -177,12 +213,15 @@ class CompilingEngine(Engine):
 
 
 def shortage(error: Exception) -> GlimpseError | None:
-    """What the compiler says when a program does not fit, in one line; None when it says something else."""
+    """What the compiler says when a program does not fit, in one line; None when it says something else.
+
+    Only where it speaks of HBM the numbers are a chip's: other memories (vmem) are too small for one kernel, and its own words say so.
+    """
     reason = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" not in reason:
         return None
     number = r"([\d.]+)([KMGT])"
-    forms = (f"Used {number} of {number}", rf"\({number}\) exceeds available HBM \({number}\)")
+    forms = (f"Used {number} of {number} hbm", rf"\({number}\) exceeds available HBM \({number}\)")
     found = next((match for form in forms if (match := re.search(form, reason))), None)
     if not found:
         return GlimpseError(f"does not fit: {reason[:300]}")

@@ -1,6 +1,7 @@
 """The programs of generation, compiled for a topology: what the engine runs for a batch of equal requests, dense and pruned."""
 
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -110,14 +111,8 @@ def weight_bytes(config: ModelConfig, glimpse: GlimpseConfig | None, dtype: jnp.
 
 
 def label(function: Callable, args: tuple, static: dict) -> str:
-    """A program's name."""
+    """A program's name: the function's own in words, with the length that it is for."""
     name = {
-        "PatchEmbed.__call__": "vision patches",
-        "patch_angles": "vision angles",
-        "VisionBlock.in_windows": "vision block, windows",
-        "VisionBlock.whole": "vision block, whole image",
-        "pooled": "vision condition",
-        "PatchMerger.__call__": "vision merger",
         "GlimpsePrompt.per_layer": "glimpse vectors",
         "row_angles": "rope angles",
         "prefill_layer": "layer",
@@ -127,11 +122,11 @@ def label(function: Callable, args: tuple, static: dict) -> str:
         "predictor_layer": "predictor block",
         "stacked": "predictor outputs",
         "last_head": "predictor's last output",
-    }.get(function.__qualname__, function.__qualname__)
+    }.get(function.__qualname__) or words(function.__qualname__)
     if name == "layer":
         return f"layer, {args[0].shape[1]} rows"
-    if name in ("project_maps", "read_out"):
-        return f"predictor projection, {args[0].shape[-1]} wide"
+    if name in ("project maps", "read out"):
+        return f"predictor {'projection' if name == 'project maps' else 'read-out'}, {args[0].shape[-1]} wide"
     if name == "rope angles":
         return f"{name}, {args[0].shape[-1]} rows"
     if name == "embed":
@@ -144,6 +139,11 @@ def label(function: Callable, args: tuple, static: dict) -> str:
         lengths = sorted({kv.valid.shape[1] for kv in args[0]})
         return f"decode, cache of {' and '.join(map(str, lengths))} rows"
     return name
+
+
+def words(name: str) -> str:
+    """ "ClipBlock.run" -> "clip block run"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[._]+", " ", name.removesuffix(".__call__")).lower().strip()
 
 
 def quiet(name: str) -> AbstractContextManager:

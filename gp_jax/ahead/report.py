@@ -3,23 +3,16 @@
 import dataclasses
 from collections.abc import Iterator
 
-from gp_jax.ahead.compiling import Program
+from gp_jax.ahead.compiling import DECODE, PREFILL, VISION, Program
 from gp_jax.ahead.generation import Compiled, Generation, Request
 
 GIB = 2**30
-DECODE, FIRST = "advance", "start"
+COUNTED = (VISION, PREFILL, DECODE)  # the first token's choice is no work
 
 
 def parts(plan: Compiled, programs: dict[str, Program]) -> dict[str, list[tuple[Program, int]]]:
     """A plan's programs by stage, with their runs."""
-    found: dict[str, list] = {"vision": [], "decoder prefill": [], "decode token": []}
-    for name, runs in plan.runs.items():
-        program = programs[name]
-        vision = name.startswith("vision")
-        stage = "vision" if vision else "decode token" if program.function in (DECODE, FIRST) else "decoder prefill"
-        if program.function != FIRST:
-            found[stage].append((program, runs))
-    return found
+    return {stage: [(programs[name], runs) for name, runs in plan.runs.items() if programs[name].stage == stage] for stage in COUNTED}
 
 
 def totals(generation: Generation, name: str) -> dict[str, dict[str, float]]:
@@ -29,7 +22,7 @@ def totals(generation: Generation, name: str) -> dict[str, dict[str, float]]:
         chips *= size
     table = {}
     for stage, programs in parts(plan, {p.name: p for p in generation.programs}).items():
-        keys = ("vision", "merger") if stage == "vision" else (stage,)
+        keys = ("vision", "merger") if stage == VISION else (stage,)
         table[stage] = {
             "flops_xla": chips * sum(p.flops * runs for p, runs in programs),
             "flops_sizes": sum(plan.sizes[key].flops for key in keys),
@@ -45,7 +38,7 @@ def ratios(generation: Generation) -> dict[str, dict[str, float]]:
     if len(generation.plans) < 2:
         return {}
     pruned, dense = (totals(generation, name) for name in ("glimpse", "dense"))
-    found = {s: {k: pruned[s][k] / dense[s][k] for k in dense[s] if dense[s][k]} for s in dense if s != "vision"}
+    found = {s: {k: pruned[s][k] / dense[s][k] for k in dense[s] if dense[s][k]} for s in dense if s != VISION}
     return found | {"kv cache": {"bytes": generation.plans["glimpse"].cache / generation.plans["dense"].cache}}
 
 

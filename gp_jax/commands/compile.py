@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 import time
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,9 +17,10 @@ from gp_jax.errors import GlimpseError
 if TYPE_CHECKING:
     from gp_jax.config import GlimpseConfig, ModelConfig
 
-# The TPU compiler runs without a TPU when told not to look for one.
+# The TPU compiler runs without a TPU when told not to look for one. Its programs are not kept: without a TPU nothing can read them back.
 WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "0",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -117,14 +119,22 @@ def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
 
 def run(args: Compile) -> None:
     """Runs `gp-jax compile`."""
+    os.environ.update(WITHOUT_TPU)  # before anything imports JAX
     args.check()
-    os.environ.update(WITHOUT_TPU)
     sizes = args.sizes()
     from gp_jax.ahead.topology import generation_of
 
     generation_of(args.topology)
     model = model_named(args.model)
-    (train if args.train or args.what == "train" else generate)(args, *model, sizes)
+    with warnings.catch_warnings():
+        warnings.showwarning = note
+        (train if args.train or args.what == "train" else generate)(args, *model, sizes)
+
+
+def note(message: Warning | str, *_: Any) -> None:
+    """A warning as one readable line."""
+    with ticking.lock:
+        print(f"note: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def generate(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:

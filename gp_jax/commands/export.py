@@ -56,6 +56,8 @@ class Export:
     """auto: on TPU the splash kernel; xla: none, for programs that several TPU chips share."""
     image: Path | None = None
     """Picture of the example. [default: a drawn one]"""
+    shrink: bool = True
+    """Scale the example's picture down where it has more visual tokens than the program holds; otherwise that is an error."""
     question: str = "What is there?"
     """Question of the example."""
     example: bool = True
@@ -78,6 +80,12 @@ class Export:
             raise GlimpseError(f"--dtype {self.dtype} is not float32, bfloat16 or float16")
         if not self.question.strip():
             raise GlimpseError("--question is empty")
+        from gp_jax.buckets import Ladders
+
+        if self.example and self.max_new_tokens > (most := Ladders().decode.rungs[-1]):
+            raise GlimpseError(
+                f"--max-new-tokens {self.max_new_tokens}: the example is checked with generate, which makes {most} (or --no-example)"
+            )
         return platforms
 
 
@@ -123,7 +131,7 @@ def run(args: Export) -> None:
     buckets = inference_buckets(vlm.config, **sizes)
     program = Program(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
     if args.example and picture is None:
-        picture, vlm.processor = draw(), vlm.processor.limited(max(visual_tokens))
+        picture = draw()
     bar = tqdm(total=len(STEPS), bar_format="{desc} ({n}/{total}) {elapsed}", leave=False, disable=not sys.stderr.isatty())
 
     def tell(step: str) -> None:
@@ -132,7 +140,7 @@ def run(args: Export) -> None:
         if bar.disable:
             print(f"{step} ...", file=sys.stderr)
 
-    done = export(vlm, program, args.to, (picture, args.question) if args.example else None, tell)
+    done = export(vlm, program, args.to, (picture, args.question) if args.example else None, args.shrink or not args.image, tell)
     bar.close()
     print(f"wrote {args.to}: {done['bytes'] / 1e6:.1f} MB for {', '.join(platforms)}, plan {name}")
     if done.get("equal") is not None:

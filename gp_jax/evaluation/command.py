@@ -67,6 +67,7 @@ def evaluate(config: EvalConfig) -> Path | None:
 
     from gp_jax.compiled import keep_compiled
     from gp_jax.evaluation.plans import make_plans
+    from gp_jax.evaluation.results import merge_predictions
     from gp_jax.evaluation.runner import Runner
     from gp_jax.evaluation.scores import add_verdicts
     from gp_jax.evaluation.summary import summarise
@@ -84,11 +85,12 @@ def evaluate(config: EvalConfig) -> Path | None:
         raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
     options = dict(mesh=make_mesh(data=len(devices), devices=devices)) if len(devices) > 1 else {}
     vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, **options)
-    plans, out = make_plans(config.plans, vlm.glimpse_config), Path(config.out)
+    plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks), Path(config.out)
     digests = [weights_digest(find_folder(name, ALL_FILES)) for name in (config.model, config.glimpse) if name]
     identity = config.identity() | {"weights": digests}
     if first:
         claim(out, identity)
+        merge_predictions(out / "predictions.jsonl")  # a killed run's parts: what is answered from here on is newer than all of them
     wait_for_all("the folder is claimed")
     if not first and not (out / "made_with.json").exists():
         raise GlimpseError(f"out={config.out}: the processes of a run must share this folder")

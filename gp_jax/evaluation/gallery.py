@@ -4,7 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
@@ -25,6 +25,7 @@ class Sample:
     picture: upright RGB; keeps: per plan (rows, columns) bool over its visual tokens; predictions, right: per plan; a plan that is not
     in `right` has not been scored.
     boxes: evidence, (x0, y0, x1, y1) as shares of the picture, outlined in the first plan's picture.
+    task, id: its name; lines: per plan, where its answer stands in predictions.jsonl.
     """
 
     question: str
@@ -35,11 +36,19 @@ class Sample:
     predictions: Mapping[str, str]
     right: Mapping[str, bool]
     boxes: Sequence[tuple[float, float, float, float]] = ()
+    task: str = ""
+    id: str = ""
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+
+def clean(text: object) -> str:
+    """What UTF-8 or HTML cannot hold becomes a replacement character."""
+    return NOT_TEXT.sub("\ufffd", str(text))
 
 
 def safe(text: object) -> str:
-    """For HTML, attributes included. What UTF-8 or HTML cannot hold becomes a replacement character."""
-    return escape(NOT_TEXT.sub("\ufffd", str(text)), quote=True)
+    """The same for HTML, attributes included."""
+    return escape(clean(text), quote=True)
 
 
 def shown_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -70,33 +79,35 @@ def picture_uri(picture: Image.Image, keep: np.ndarray | None, boxes: Sequence[t
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def cards(samples: Sequence[Sample], plans: Sequence[str]) -> str:
-    """HTML. plans: in the order of the table, by which they are numbered."""
-    return "".join(_card(sample, plans) for sample in samples)
+def cards(samples: Sequence[Sample], plans: Sequence[str], places: Mapping[tuple[str, str], int]) -> str:
+    """HTML. plans: in the order of the table, by which they are numbered. places: the numbers of samples in the list, by task and id."""
+    return "".join(_card(sample, plans, places.get((sample.task, sample.id))) for sample in samples)
 
 
-def _card(sample: Sample, plans: Sequence[str]) -> str:
+def _card(sample: Sample, plans: Sequence[str], place: int | None) -> str:
     known = {number: plan for number, plan in enumerate(plans) if plan in sample.predictions}
-    words = " ".join([sample.question, sample.answer, sample.family, *(sample.predictions[plan] for plan in known.values())])
     width, height = shown_size(sample.picture.size)
     figures = []
-    for place, (number, plan) in enumerate(known.items()):
-        boxes = sample.boxes if place == 0 else ()
+    for number, plan in known.items():
+        boxes = sample.boxes if not figures else ()
         keep, right = sample.keeps.get(plan), sample.right.get(plan)
         code, mark, meaning = ("", "?", "not scored") if right is None else ("1", "✓", "right") if right else ("0", "✗", "wrong")
         kept = "" if keep is None else f"{int(keep.sum())} of {keep.size} tokens ({keep.mean():.0%})"
+        line = f"line {sample.lines[plan]}" if plan in sample.lines else ""
         said = f"<q>{safe(sample.predictions[plan])}</q>" if sample.predictions[plan].strip() else "<i>nothing</i>"
         figures.append(
             f'<figure data-plan="{number}" data-right="{code}">'
             f'<img loading="lazy" decoding="async" width="{width}" height="{height}" alt="kept by {safe(plan)}" '
             f'src="{picture_uri(sample.picture, keep, boxes)}">'
             f"<figcaption><span>{chip(number)} <b>{safe(plan)}</b></span> <small>{kept}</small>"
+            f'<small class="line">{line}</small>'
             f'<span class="said"><span class="mark" title="{meaning}">{mark}</span> {said}</span>'
             f"</figcaption></figure>"
         )
+    named = "" if place is None else f' id="card-{place}" data-number="{place}"'
     return (
-        f'<article class="card" data-family="{safe(sample.family)}" data-words="{safe(words.lower())}">'
+        f'<article class="card"{named} data-family="{safe(sample.family)}">'
         f'<header><h3>{safe(sample.question)}</h3><p><span class="family">{safe(sample.family)}</span> '
-        f"answer: <b>{safe(sample.answer)}</b></p></header>"
+        f'answer: <b>{safe(sample.answer)}</b> <small class="id">{safe(f"{sample.task}:{sample.id}")}</small></p></header>'
         f'<div class="plans">{"".join(figures)}</div></article>\n'
     )

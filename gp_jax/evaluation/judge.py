@@ -18,7 +18,9 @@ from gp_jax.evaluation.settings import JudgeConfig
 from gp_jax.evaluation.verdicts import Question, Verdicts, digest, read_cache, read_score, request
 
 TRY_AGAIN = {408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
-HOPELESS = {401, 403, 404, 405}  # the next request would get the same answer
+HOPELESS = {401, 405}  # the next request would get the same answer
+REFUSED = {403, 404}  # one question (moderation), or all of them
+REFUSALS = 5  # such answers one after the other, with no verdict in between: all of them
 GIVE_UP = 10  # requests that failed one after the other, each after all of its tries: the server is gone
 LONGEST_WAIT = 120.0  # seconds between tries
 
@@ -53,7 +55,7 @@ class _Asking:
 
     def __init__(self, config: JudgeConfig, cache: Path, verdicts: Verdicts, quiet: bool | None):
         self.config, self.cache, self.verdicts, self.quiet = config, cache, verdicts, quiet
-        self.next_start, self.failed, self.hopeless = 0.0, 0, ""
+        self.next_start, self.failed, self.refused, self.hopeless = 0.0, 0, 0, ""
 
     async def all(self, todo: dict[str, Question]) -> None:
         """Asks them all; every verdict is on disk before the next is waited for."""
@@ -93,7 +95,7 @@ class _Asking:
             await self.turn()
             try:
                 verdict = await self.once(client, question)
-                self.failed = 0
+                self.failed = self.refused = 0
                 return verdict
             except Hopeless as error:
                 self.hopeless = str(error)
@@ -130,7 +132,9 @@ class _Asking:
             raise _Again(f"status {reply.status_code}", _seconds(reply.headers.get("retry-after")))
         if reply.status_code != 200:
             said = " ".join(reply.text.split())[:120]
-            raise (Hopeless if reply.status_code in HOPELESS else Failed)(f"status {reply.status_code} {said}".rstrip())
+            self.refused += reply.status_code in REFUSED
+            hopeless = reply.status_code in HOPELESS or self.refused >= REFUSALS
+            raise (Hopeless if hopeless else Failed)(f"status {reply.status_code} {said}".rstrip())
         try:
             content = reply.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:

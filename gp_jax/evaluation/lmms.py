@@ -63,9 +63,9 @@ def prune_rule(vlm: "GlimpseVLM", prune: bool, changes: Mapping[str, Any]) -> Pr
 class ChatModel:
     """Answers lmms-eval's requests.
 
-    Model arguments: pretrained; glimpse; dtype; devices (that share a batch, -1: all); prune (false: dense); max_visual_tokens (of a
-    picture); system_prompt; and of the keep rule reduce_threshold, max_remain_ratio, fixed_remain_ratio, min_remain_num, method, after,
-    seed. --batch_size is questions at a time.
+    Model arguments: pretrained; glimpse; dtype; devices (that share a batch, -1: all); prune (false: dense); max_visual_tokens and
+    min_visual_tokens (of a picture); system_prompt; and of the keep rule reduce_threshold, max_remain_ratio, fixed_remain_ratio,
+    min_remain_num, method, after, seed. --batch_size is questions at a time.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class ChatModel:
         devices: int = 1,
         prune: bool = True,
         max_visual_tokens: int | None = None,
+        min_visual_tokens: int | None = None,
         system_prompt: str | None = None,
         **options: Any,
     ):
@@ -90,8 +91,8 @@ class ChatModel:
         own = jax.local_devices()[: devices if devices > 0 else None]
         mesh = make_mesh(data=len(own), devices=own) if len(own) > 1 else None
         self.vlm = GlimpseVLM.from_pretrained(pretrained, glimpse, dtype, mesh=mesh)
-        if max_visual_tokens:
-            self.vlm.processor = self.vlm.processor.limited(max_visual_tokens)
+        if max_visual_tokens or min_visual_tokens:
+            self.vlm.processor = self.vlm.processor.limited(max_visual_tokens or 1 << 20, min_visual_tokens or 0)
         self.prune = prune_rule(self.vlm, prune, {name: options[name] for name in RULE if options.get(name) is not None})
         self.batch_size, self.system_prompt = int(options.get("batch_size") or 1), system_prompt
         self.kept = self.total = 0

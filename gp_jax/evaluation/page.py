@@ -41,35 +41,107 @@ td.clear { font-weight: 600; }
 .plans figure.large { grid-column: span 2; } .plans figure.large img { max-height: none; cursor: zoom-out; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; } figcaption > * { display: block; } figcaption small { color: var(--soft); }
 q { unicode-bidi: isolate; }
+td a { color: inherit; text-decoration: underline dotted; text-underline-offset: .2em; }
+td a:hover { text-decoration: underline; }
+h2 { scroll-margin-top: .5rem; } .card { scroll-margin-top: 5rem; } .id { color: var(--soft); margin-left: .6em; }
+.list { max-height: 26rem; overflow: auto; border: 1px solid var(--line); border-radius: 8px; margin: .8rem 0; }
+.list[hidden] { display: none; }
+.list table { width: 100%; font-size: .85rem; } .list thead th { position: sticky; top: 0; background: var(--ground); min-width: 0; }
+.list th, .list td { text-align: left; white-space: normal; overflow-wrap: anywhere; padding: .2rem .5rem; }
+.list .right { color: var(--right); } .list .wrong { color: var(--wrong); } .list button { margin: .5rem; font: inherit; }
 figure[data-right="1"] .said { color: var(--right); } figure[data-right="0"] .said { color: var(--wrong); }
 """
 
-JS = """
-const form = document.getElementById('filters'), shown = document.getElementById('shown');
-const gallery = document.getElementById('gallery');
-const cards = [...document.querySelectorAll('.card')].map(card => ({card, figures: [...card.querySelectorAll('figure')]}));
-function filter() {
-  const {family, plan, outcome, words} = form.elements, wanted = words.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  let count = 0;
-  for (const {card, figures} of cards) {
-    const own = figures.filter(f => plan.value === '' || f.dataset.plan === plan.value);
-    const right = f => f.dataset.right === '1', wrong = f => f.dataset.right === '0';
-    const fits = {'': () => true, right: () => own.some(right), wrong: () => own.some(wrong),
-      mixed: () => figures.some(right) && figures.some(wrong)}[outcome.value]();
-    const show = fits && own.length > 0 && (family.value === '' || card.dataset.family === family.value)
-      && wanted.every(word => card.dataset.words.includes(word));
-    card.hidden = !show;
-    figures.forEach(f => { f.hidden = !own.includes(f); });
-    count += show;
-  }
-  gallery.classList.toggle('single', plan.value !== '');
-  shown.textContent = `${count} of ${cards.length} samples`;
+LOGIC = """
+function matching(data, wanted) {  // [[sample, [plans]]] that fit; wanted: task, family, plan, metric, against, outcome, words
+  const number = text => text === '' ? -1 : Number(text);
+  const plan = number(wanted.plan), metric = number(wanted.metric), against = number(wanted.against), found = [];
+  const words = wanted.words.toLowerCase().split(/\\s+/).filter(Boolean);
+  const has = own => own && (metric < 0 || own[2 + metric] !== null);
+  data.samples.forEach((sample, i) => {
+    const [task, id, question, answer, family] = sample, all = data.answers[i];
+    if ((wanted.task !== '' && task !== wanted.task) || (wanted.family !== '' && family !== wanted.family)) return;
+    if (against >= 0 && !has(all[against])) return;
+    const plans = all.map((own, p) => p).filter(p => (plan < 0 || p === plan) && has(all[p]));
+    if (!plans.length) return;
+    const right = p => isRight(data, i, p) === true, wrong = p => isRight(data, i, p) === false;
+    const every = all.map((own, p) => p).filter(p => all[p]);
+    if (wanted.outcome === 'mixed' && !(every.some(right) && every.some(wrong))) return;
+    const shown = wanted.outcome === 'right' ? plans.filter(right) : wanted.outcome === 'wrong' ? plans.filter(wrong) : plans;
+    if (!shown.length) return;
+    const text = words.length ? [`${task}:${id}`, question, answer, family, ...plans.map(p => all[p][0])].join(' ').toLowerCase() : '';
+    if (!words.every(word => text.includes(word))) return;
+    found.push([i, plan >= 0 && against >= 0 && against !== plan ? [...shown, against] : shown]);
+  });
+  return found;
 }
-form.hidden = false;
+function isRight(data, sample, plan) {  // null: not scored
+  const value = data.main < 0 ? null : data.answers[sample][plan][2 + data.main];
+  return value === null ? null : value >= 0.5;
+}
+"""
+
+JS = (
+    LOGIC
+    + """
+const data = JSON.parse(document.getElementById('data').textContent);
+const form = document.getElementById('filters'), shown = document.getElementById('shown'), gallery = document.getElementById('gallery');
+const list = document.getElementById('list'), body = list.querySelector('tbody'), more = list.querySelector('button');
+const cards = [...document.querySelectorAll('.card')].map(card => ({card, figures: [...card.querySelectorAll('figure')]}));
+const pictured = new Set(cards.map(({card}) => Number(card.dataset.number)));
+const NAMES = ['task', 'family', 'plan', 'metric', 'against', 'outcome', 'words'], STEP = 200;
+let rows = [], drawn = 0;
+function draw() {  // only as many lines as are looked at
+  const part = document.createDocumentFragment();
+  for (const [i, p] of rows.slice(drawn, drawn + STEP)) {
+    const [task, id, question, answer] = data.samples[i], [text, line, ...values] = data.answers[i][p], right = isRight(data, i, p);
+    const metric = form.elements.metric.value === '' ? data.main : Number(form.elements.metric.value);
+    const name = document.createElement(pictured.has(i) ? 'a' : 'span'), row = document.createElement('tr');
+    name.textContent = `${task}:${id}`;
+    if (pictured.has(i)) name.href = `#card-${i}`;
+    const mark = right === null ? '?' : right ? '✓' : '✗', value = metric < 0 || values[metric] === null ? '' : values[metric];
+    for (const cell of [name, data.plans[p], line || '', `${mark} ${value}`, question, answer, text]) {
+      const td = document.createElement('td');
+      td.append(cell);
+      row.append(td);
+    }
+    row.children[3].className = right === null ? '' : right ? 'right' : 'wrong';
+    part.append(row);
+  }
+  body.append(part);
+  drawn = Math.min(rows.length, drawn + STEP);
+  more.hidden = drawn >= rows.length;
+  more.textContent = `${rows.length - drawn} more`;
+}
+function filter() {
+  const wanted = Object.fromEntries(NAMES.map(name => [name, form.elements[name].value])), found = matching(data, wanted);
+  const kept = new Map(found);
+  rows = found.flatMap(([i, plans]) => plans.map(p => [i, p]));
+  for (const {card, figures} of cards) {
+    const plans = kept.get(Number(card.dataset.number));
+    card.hidden = !plans;
+    const all = wanted.plan === '' && wanted.metric === '';
+    figures.forEach(f => { f.hidden = !all && !(plans || []).includes(Number(f.dataset.plan)); });
+  }
+  gallery.classList.toggle('single', wanted.plan !== '' && wanted.against === '');
+  const seen = cards.filter(({card}) => !card.hidden).length;
+  shown.textContent = `${rows.length} answers to ${found.length} of ${data.samples.length} samples; ${seen} with pictures below`;
+  body.replaceChildren();
+  drawn = list.scrollTop = 0;
+  draw();
+}
+form.hidden = list.hidden = false;
 form.addEventListener('input', filter);
 form.addEventListener('submit', event => event.preventDefault());
+form.addEventListener('reset', () => setTimeout(filter));
+more.addEventListener('click', draw);
 document.addEventListener('click', event => {
   if (event.target.matches('.plans img')) event.target.closest('figure').classList.toggle('large');
+  const link = event.target.closest('td a[href="#samples"]');
+  if (!link) return;
+  for (const name of NAMES) form.elements[name].value = link.dataset[name] || '';
+  filter();
 });
 filter();
 """
+)

@@ -28,6 +28,9 @@ class Prediction:
     seconds:           per stage of `clock.STAGES`; of a batch, this sample's share.
     cuts:              (last layer in front of a cut, visual tokens behind it), in order.
     cached:            visual tokens in the decode cache, averaged over layers; None: `kept` in every layer.
+    ratio:             the share that the plan was told to keep; None: it was told none, or (older files) it is not known.
+    sizes:             (width, height) of the pictures; empty in older files.
+    peak:              bytes of memory at most, from the plan's first answer in this process on, `memory.Peak`; None: not known.
     """
 
     task: str
@@ -49,6 +52,14 @@ class Prediction:
     more_grids: tuple[tuple[int, int], ...] = ()
     cuts: tuple[tuple[int, int], ...] = ()
     cached: float | None = None
+    ratio: float | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    peak: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Of one answer: task, sample, plan."""
+        return self.task, self.sample, self.plan
 
     @property
     def held(self) -> float:
@@ -81,6 +92,9 @@ class Prediction:
             values["cuts"] = tuple(tuple(cut) for cut in values["cuts"])
             values["grid"], values["keep"] = tuple(values["grid"]), tuple(values["keep"])
             values["more_grids"] = tuple(tuple(grid) for grid in values.get("more_grids", ()))
+            values["sizes"] = tuple(tuple(size) for size in values.get("sizes", ()))
+            values.setdefault("ratio", None)
+            values.setdefault("peak", None)
             return cls(**{name: values[name] for name in (f.name for f in fields(cls))})
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise GlimpseError(f"not a prediction ({type(error).__name__}: {error}): {line[:80]!r}") from error
@@ -104,14 +118,23 @@ def read_predictions(path: Path) -> list[Prediction]:
 
     Raises: GlimpseError that names file and line.
     """
-    found: dict[tuple[str, str, str], Prediction] = {}
+    return [prediction for _, prediction in _numbered(path).values()]
+
+
+def line_numbers(path: Path) -> dict[tuple[str, str, str], int]:
+    """Where they stand, from 1, by `Prediction.key`. Raises: as `read_predictions`."""
+    return {key: number for key, (number, _) in _numbered(path).items()}
+
+
+def _numbered(path: Path) -> dict[tuple[str, str, str], tuple[int, Prediction]]:
+    found = {}
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             prediction = Prediction.from_json(line.decode("utf-8", "replace"))
         except GlimpseError as error:
             raise GlimpseError(f"{path}:{number}: {error}") from error
-        found[prediction.task, prediction.sample, prediction.plan] = prediction
-    return list(found.values())
+        found[prediction.key] = number, prediction
+    return found
 
 
 def part_path(path: Path, process: int) -> Path:
@@ -121,7 +144,7 @@ def part_path(path: Path, process: int) -> Path:
 
 def read_parts(path: Path) -> list[Prediction]:
     """Predictions of all processes' files, as `read_predictions`."""
-    found = {(p.task, p.sample, p.plan): p for part in _parts(path) for p in read_predictions(part)}
+    found = {p.key: p for part in _parts(path) for p in read_predictions(part)}
     return list(found.values())
 
 

@@ -11,18 +11,24 @@ from gp_jax.evaluation.results import COMPILE, Prediction
 from gp_jax.evaluation.statistics import Interval, bootstrap, paired_difference
 
 DENSE = "dense"  # the plan that others are compared with
+GLIMPSE = "glimpse"  # the plan that is compared with all others
+PHASES = {"processing": ("processing",), "vision": ("vision",), "prefill": ("glimpse", "finish"), "decode": ("decode",)}
 
 
 @dataclass(frozen=True)
 class PlanRow:
     """A plan over all of its samples.
 
-    metrics:           per metric the mean with its interval.
-    differences:       per metric, mean difference to the plan "dense" over the `paired` samples that both answered; empty for dense.
+    metrics:           per metric the mean with its interval, over the samples that have it.
+    differences:       per metric, mean difference to the plan "dense" over samples that have it from both; empty for dense. `paired`:
+                       samples that both answered.
+    leads:             per metric, mean difference of the plan "glimpse" to this one, likewise; empty for glimpse.
     retention:         share of all visual tokens left in the decode cache, averaged over layers.
+    task_retention:    the same as the mean over tasks of the mean over samples of each one's share; None with one task.
     prefill_retention: share that an average decoder layer saw in prefill.
     flops_ratio:       FLOPs over those of dense. kv_bytes: of an average answer.
     seconds, stages:   of an average answer, without compilation; NaN if it was not measured.
+    tokens:            generated ones of an average answer. peak: bytes of memory at most, of one process; None if it is not known.
     agreement:         share of answers that are dense's own after `metrics.normalise`, right or wrong.
     """
 
@@ -31,13 +37,22 @@ class PlanRow:
     paired: int
     metrics: dict[str, Interval]
     differences: dict[str, Interval]
+    leads: dict[str, Interval]
     retention: float
+    task_retention: float | None
     prefill_retention: float
     flops_ratio: float | None
     kv_bytes: float | None
     seconds: float
     stages: dict[str, float]
+    tokens: float
+    peak: int | None
     agreement: float | None
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of processing, vision, prefill and decode of an average answer; none if they were not measured."""
+        return {name: sum(self.stages.get(stage, 0.0) for stage in parts) for name, parts in PHASES.items() if self.stages}
 
 
 Costs = Callable[[Prediction], float] | Mapping[str, float]  # of an answer, or of an average answer per plan
@@ -54,8 +69,7 @@ def aggregate(predictions: Iterable[Prediction], flops: Costs | None = None, kv_
         if key in own:
             raise GlimpseError(f"plan '{prediction.plan}' answers {' '.join(key)} twice")
         own[key] = prediction
-    dense = plans.get(DENSE, {})
-    return [_row(plan, own, dense, flops, kv_bytes, seed) for plan, own in plans.items()]
+    return [_row(plan, own, plans, flops, kv_bytes, seed) for plan, own in plans.items()]
 
 
 def breakdown(
@@ -72,17 +86,21 @@ def breakdown(
     return {name: aggregate(members, flops, kv_bytes, seed) for name, members in groups.items()}
 
 
-def _row(
-    plan: str, own: Mapping[tuple, Prediction], dense: Mapping[tuple, Prediction], flops: Costs | None, kv_bytes: Costs | None, seed: int
-) -> PlanRow:
-    mine, pairs = list(own.values()), [(p, dense[key]) for key, p in own.items() if key in dense]
-    metrics, differences = {}, {}
+Answers = Mapping[tuple[str, str], Prediction]  # of a plan, by task and sample
+
+
+def _row(plan: str, own: Answers, plans: Mapping[str, Answers], flops: Costs | None, kv_bytes: Costs | None, seed: int) -> PlanRow:
+    mine, dense, glimpse = list(own.values()), plans.get(DENSE, {}), plans.get(GLIMPSE, {})
+    pairs = [(p, dense[key]) for key, p in own.items() if key in dense]
+    rivals = [(glimpse[key], p) for key, p in own.items() if key in glimpse]
+    metrics, differences, leads = {}, {}, {}
     for name in dict.fromkeys(name for p in mine for name in p.metrics):
         if values := [p.metrics[name] for p in mine if _has(p, name)]:
             metrics[name] = bootstrap(values, seed=seed)
-        both = [(p.metrics[name], d.metrics[name]) for p, d in pairs if _has(p, name) and _has(d, name)]
-        if both and plan != DENSE:
-            differences[name] = paired_difference(*zip(*both, strict=True), seed=seed)
+        for table, couples, itself in ((differences, pairs, DENSE), (leads, rivals, GLIMPSE)):
+            both = [(p.metrics[name], q.metrics[name]) for p, q in couples if _has(p, name) and _has(q, name)]
+            if both and plan != itself:
+                table[name] = paired_difference(*zip(*both, strict=True), seed=seed)
     total = sum(p.total for p in mine)
     timed = [p for p in mine if p.seconds]
     stages = dict.fromkeys(stage for p in timed for stage in p.seconds if stage != COMPILE)
@@ -92,14 +110,26 @@ def _row(
         paired=len(pairs),
         metrics=metrics,
         differences=differences,
+        leads=leads,
         retention=sum(p.held for p in mine) / total if total else 1.0,
+        task_retention=_task_retention(mine),
         prefill_retention=sum(p.prefill_retention * p.total for p in mine) / total if total else 1.0,
         flops_ratio=_ratio(flops, plan, pairs),
         kv_bytes=kv_bytes.get(plan) if isinstance(kv_bytes, Mapping) else kv_bytes and sum(map(kv_bytes, mine)) / len(mine),
         seconds=sum(p.time for p in timed) / len(timed) if timed else math.nan,
         stages={stage: sum(p.seconds.get(stage, 0.0) for p in timed) / len(timed) for stage in stages},
+        tokens=sum(p.tokens for p in mine) / len(mine),
+        peak=max((p.peak for p in mine if p.peak is not None), default=None),
         agreement=sum(normalise(p.prediction) == normalise(d.prediction) for p, d in pairs) / len(pairs) if pairs else None,
     )
+
+
+def _task_retention(predictions: Sequence[Prediction]) -> float | None:
+    """How the paper adds up: every sample counts the same in its task, every task the same in all."""
+    tasks: dict[str, list[float]] = {}
+    for p in predictions:
+        tasks.setdefault(p.task, []).append(p.held / p.total if p.total else 1.0)
+    return sum(sum(shares) / len(shares) for shares in tasks.values()) / len(tasks) if len(tasks) > 1 else None
 
 
 def _has(prediction: Prediction, name: str) -> bool:

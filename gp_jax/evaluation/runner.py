@@ -1,7 +1,8 @@
 """Answers a task's records under every plan, resumably, by one process or several.
 
 Batches are the same for any number of processes: records in the order of their sizes, so many at a time. Process p of P answers every
-P-th batch and appends to a file of its own in the same folder; what any of them has answered before is not answered again.
+P-th batch and appends to a file of its own in the same folder; what any of them has answered before is not answered again, unless
+the question behind the same id is another one now, or the retention that a plan has to match.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,9 @@ from gp_jax.data.masks import evidence
 from gp_jax.data.record import Record
 from gp_jax.data.samples import decode, question_text
 from gp_jax.errors import GlimpseError
+from gp_jax.evaluation.memory import Peak
 from gp_jax.evaluation.metrics import iou, recall
-from gp_jax.evaluation.plans import EvalPlan, shrunk_grid
+from gp_jax.evaluation.plans import EvalPlan, matching_ratio, shrunk_grid
 from gp_jax.evaluation.results import Prediction, merge_predictions, part_path, read_parts, write_predictions
 from gp_jax.evaluation.tasks import Task
 from gp_jax.flops import Workload, stages
@@ -41,18 +43,33 @@ class Runner:
         """
         own, here, count = part_path(self.path, jax.process_index()), jax.process_index(), jax.process_count()
         own.parent.mkdir(parents=True, exist_ok=True)
-        quiet = True if here else quiet
+        quiet, names, ratios = True if here else quiet, {plan.name for plan in plans}, {}
+        if changed := sum(p.plan in names and not self.current(p) for p in self.of_task()):
+            self.say(f"{changed} saved answers are not used: questions, reference answers or pictures of these ids are others now")
+        wait_for_all(f"{self.task.name}: counted")
         for plan in plans:
             if plan.matched:
                 wait_for_all(f"{self.task.name}: others before {plan.name}")
-            done = {p.sample for p in self.saved() if p.plan == plan.name}
+            ratio = ratios[plan.name] = self.matched_ratio(plan) if plan.matched else None
+            saved = [p for p in self.saved() if p.plan == plan.name]
+            done = {p.sample for p in saved if not plan.matched or p.ratio == ratio}
+            if again := len(saved) - len(done):
+                self.say(f"{again} saved answers of '{plan.name}' are not used: what matches the glimpse is a share of {ratio:.2%} now")
             share = [[n for n in part if self.task.entries[n].id not in done] for part in self.batches()[here::count]]
             left = sum(map(len, share))
             with tqdm(total=left + len(done), initial=len(done), desc=plan.name, unit="answer", disable=quiet) as bar:
-                write_predictions(own, self.answers(plan, share, bar))
+                write_predictions(own, self.answers(plan, ratio if plan.matched else plan.ratio, share, bar))
         wait_for_all(f"{self.task.name}: done")
-        saved = [self.scored(p) for p in self.saved()]
-        return [p for plan in plans for p in sorted((p for p in saved if p.plan == plan.name), key=lambda p: self.number[p.sample])]
+        found = {plan.name: {} for plan in plans}
+        for p in self.saved():
+            if p.plan in names and ratios[p.plan] in (None, p.ratio):
+                found[p.plan][p.sample] = self.scored(p)
+        return [own[entry.id] for own in found.values() for entry in self.task.entries if entry.id in own]
+
+    def say(self, line: str) -> None:
+        """A line from the first process."""
+        if jax.process_index() == 0:
+            tqdm.write(f"{self.task.name}: {line}")
 
     def merge(self) -> None:
         """One file of all processes' predictions, when nobody answers any more."""
@@ -61,7 +78,17 @@ class Runner:
 
     def saved(self) -> list[Prediction]:
         """Predictions of this task's records so far, of all processes."""
+        return [p for p in self.of_task() if self.current(p)]
+
+    def of_task(self) -> list[Prediction]:
+        """Predictions under the ids of this task's records, whatever was asked then."""
         return [p for p in read_parts(self.path) if p.task == self.task.name and p.sample in self.number]
+
+    def current(self, prediction: Prediction) -> bool:
+        """Whether the record of that id still is what was asked: rows without an id of their own are called by their place in a file."""
+        entry = self.task.entries[self.number[prediction.sample]]
+        same = (prediction.question.strip(), prediction.answer.strip()) == (entry.question.strip(), entry.answer.strip())
+        return same and prediction.sizes in ((), tuple(tuple(size) for size in entry.sizes))
 
     def scored(self, prediction: Prediction) -> Prediction:
         """With the task's metrics, whichever those were when it was answered."""
@@ -104,9 +131,9 @@ class Runner:
                 self.broken[name] = str(error)
                 tqdm.write(f"{self.task.name}: {name} is left out: {error}")
 
-    def answers(self, plan: EvalPlan, parts: Sequence[Sequence[int]], bar: tqdm) -> Iterator[Prediction]:
-        """Predictions, batch by batch."""
-        ratio, processor = self.matched_retention() if plan.matched else plan.ratio, self.vlm.processor
+    def answers(self, plan: EvalPlan, ratio: float | None, parts: Sequence[Sequence[int]], bar: tqdm) -> Iterator[Prediction]:
+        """Predictions, batch by batch. ratio: what is to be kept, for plans that are told."""
+        self.memory, processor = Peak(), self.vlm.processor
         for part in parts:
             if not (found := list(self.loaded(part))):
                 continue
@@ -123,17 +150,18 @@ class Runner:
             answers = self.vlm.answer(pictures, questions, **options)
             for (n, record, _), answer, own, sizes in zip(found, answers, masks, whole, strict=True):
                 bar.update()
-                yield self.prediction(plan, n, record, answer, own, sum(rows * columns for rows, columns in sizes), len(found))
+                total = sum(rows * columns for rows, columns in sizes)
+                yield self.prediction(plan, ratio, n, record, answer, own, total, len(found))
 
-    def matched_retention(self) -> float:
-        """The share of visual tokens that the plan `glimpse` keeps, over all samples."""
+    def matched_ratio(self, plan: EvalPlan) -> float:
+        """With which a plan keeps as many visual tokens as the plan `glimpse`, over all samples."""
         done = [p for p in self.saved() if p.plan == "glimpse"]
-        return max(sum(p.kept for p in done) / max(1, sum(p.total for p in done)), 1e-6)
+        return matching_ratio([(p.grid, *p.more_grids) for p in done], sum(p.kept for p in done), plan.shrink)
 
     def prediction(
-        self, plan: EvalPlan, number: int, record: Record, answer: Answer, masks: list[np.ndarray], total: int, batch: int
+        self, plan: EvalPlan, ratio: float | None, number: int, record: Record, answer: Answer, masks: list, total: int, batch: int
     ) -> Prediction:
-        """What is written down of an answer. total: visual tokens of the picture as it came."""
+        """What is written down of an answer. masks: (rows, columns) bool each. total: visual tokens of the picture as it came."""
         keep = np.concatenate([k.reshape(-1) for k in answer.keep]) if answer.keep else np.zeros(0, bool)
         reference = np.concatenate([m.reshape(-1) for m in masks]) if masks else np.zeros(0, bool)
         covered = {"recall": recall(keep, reference), "iou": iou(keep, reference)} if plan.prunes else {}
@@ -157,6 +185,9 @@ class Runner:
             seconds={stage: seconds / batch for stage, seconds in answer.timings.items()},
             cuts=answer.cuts,
             cached=float(np.mean(answer.cached)),
+            ratio=ratio,
+            sizes=tuple(tuple(size) for size in self.task.entries[number].sizes),
+            peak=self.memory.bytes(),
         )
 
     def flops(self, prediction: Prediction) -> float:

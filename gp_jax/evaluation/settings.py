@@ -1,6 +1,8 @@
 """What an evaluation is: the fields of `configs/eval_*.py` and the options of `eval.py`."""
 
 import dataclasses
+import os
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +45,16 @@ class JudgeConfig:
             return
         if not self.url.startswith(("http://", "https://")):
             raise GlimpseError(f"judge.url={self.url!r} must begin with http:// or https://")
+        import httpx2  # slow to import
+
+        try:
+            host = httpx2.URL(self.url).host
+        except httpx2.InvalidURL as error:
+            raise GlimpseError(f"judge.url={self.url!r} is not a URL ({error})") from error
+        if not host:
+            raise GlimpseError(f"judge.url={self.url!r} names no server")
+        if not re.fullmatch(r"[!-~]*", os.environ.get(self.key, "")):  # what a header can carry; the key itself is shown nowhere
+            raise GlimpseError(f"judge.key={self.key!r}: the key in this environment variable holds spaces or characters beyond ASCII")
         if not self.model:
             raise GlimpseError("judge.model is missing: the model's name at the endpoint")
         for name, least in (("at_once", 1), ("per_minute", 0), ("retries", 0), ("patience", 0), ("max_tokens", 1), ("seed", 0)):
@@ -68,8 +80,8 @@ class EvalConfig:
     boxes: Literal["auto", "pixel", "normalized", "0-1000"] = "auto"
     """What box numbers of your own files mean, as for gp-jax prepare."""
     plans: tuple[str, ...] = DEFAULT
-    """dense, glimpse, glimpse-PERCENT, glimpse-fixed-PERCENT, oracle, nothing, random, random-SEED; at the glimpse's retention, or
-    NAME-PERCENT: attention, fastv, pyramiddrop, visionzip, divprune, cdpruner, vscan, downsample."""
+    """dense, glimpse, glimpse-PERCENT, glimpse-fixed-PERCENT, oracle, nothing, random, random-SEED, random-SEED-PERCENT; at the glimpse's
+    retention, or NAME-PERCENT: attention, fastv, pyramiddrop, visionzip, divprune, cdpruner, vscan, downsample."""
     metrics: tuple[str, ...] = ()
     """exact_match, vqa_accuracy, anls, token_f1, judge; the first is the one in tables. [default: by data set, docs/evaluation.md]"""
     prompt: Literal["free", "brief"] = "free"

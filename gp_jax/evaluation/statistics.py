@@ -12,15 +12,17 @@ from gp_jax.errors import GlimpseError
 
 ENOUGH = 500  # samples; below, a 95 % interval of an accuracy is up to 4.4 points to either side
 CHUNK = 1 << 21  # resampled values held at a time
+FEW = 32  # different values, such as right and wrong, whose numbers are drawn instead of every sample
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the ends of its 95 % interval."""
+    """A mean with the ends of its 95 % interval. n: values behind it."""
 
     mean: float
     low: float
     high: float
+    n: int
 
     @property
     def clear(self) -> bool:
@@ -43,13 +45,17 @@ def bootstrap(values: ArrayLike, weights: ArrayLike | None = None, seed: int = 0
         raise GlimpseError("bootstrap needs one weight per value, none negative and not all zero")
     rng, n, means = np.random.default_rng(seed), values.size, []
     parts, even = values * weights, bool((weights == weights[0]).all())
+    kinds, counts = np.unique(parts, return_counts=True)
+    if even and kinds.size <= FEW:  # how often each kind is drawn is all that matters
+        means.append(rng.multinomial(n, counts / n, size=samples) @ kinds / (n * weights[0]))
+        samples = 0
     for start in range(0, samples, step := max(1, CHUNK // n)):
         drawn = rng.integers(n, size=(min(step, samples - start), n), dtype=np.uint32)
         total = np.full(len(drawn), n * weights[0]) if even else weights[drawn].sum(axis=1)
         found = parts[drawn].sum(axis=1)
         means.append(found[total > 0] / total[total > 0])  # a set may hold weights of zero only
     low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
-    return Interval(float(parts.sum() / weights.sum()), float(low), float(high))
+    return Interval(float(parts.sum() / weights.sum()), float(low), float(high), int(n))
 
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike, seed: int = 0, samples: int = 2000) -> Interval:

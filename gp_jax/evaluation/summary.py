@@ -9,16 +9,18 @@ from pathlib import Path
 
 from gp_jax.data.masks import inside
 from gp_jax.data.samples import decode
+from gp_jax.errors import GlimpseError
+from gp_jax.evaluation.exports import as_csv, as_json, grouped_csv, grouped_json
 from gp_jax.evaluation.gallery import Sample
+from gp_jax.evaluation.lines import Lines
 from gp_jax.evaluation.report import write_report
-from gp_jax.evaluation.results import Prediction
+from gp_jax.evaluation.results import Prediction, line_numbers
 from gp_jax.evaluation.rows import aggregate, breakdown
 from gp_jax.evaluation.runner import Runner
 from gp_jax.evaluation.scores import main_metric
 from gp_jax.evaluation.settings import EvalConfig
 from gp_jax.evaluation.sheet import write_sheet
-from gp_jax.evaluation.tables import as_csv, as_json, grouped_csv, grouped_json, grouped_markdown, markdown, text
-from gp_jax.report import memory_gib
+from gp_jax.evaluation.tables import grouped_markdown, markdown, text
 from gp_jax.vlm import GlimpseVLM
 
 SHOWN, SHEET = "glimpse", 6  # the plan and the samples on overlays.png
@@ -48,13 +50,18 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
     rows = aggregate(everything, cost, kv_bytes(vlm))
     by = "family" if len(found) == 1 else "task"
     groups = breakdown(everything, by, cost, kv_bytes(vlm))
-    metric = main_metric([runner for runner, _ in found])
+    metric, file = main_metric([runner for runner, _ in found]), found[0][0].path
+    lines = Lines(everything, line_numbers(file), file, by)
     print(text(rows, metric))
-    whole = {"table.md": markdown(rows, metric), "table.csv": as_csv(rows), "table.json": as_json(rows)}
+    whole = {
+        "table.md": markdown(rows, metric, lines),
+        "table.csv": as_csv(rows, lines, metric),
+        "table.json": as_json(rows, lines, metric),
+    }
     parts = {
-        f"by_{by}.md": grouped_markdown(groups, by, metric),
-        f"by_{by}.csv": grouped_csv(groups, by),
-        f"by_{by}.json": grouped_json(groups),
+        f"by_{by}.md": grouped_markdown(groups, by, metric, lines),
+        f"by_{by}.csv": grouped_csv(groups, by, lines, metric),
+        f"by_{by}.json": grouped_json(groups, lines, metric),
     }
     for name, content in (whole | parts).items():
         scratch = out / f".{name}.partial"
@@ -62,8 +69,8 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
         scratch.replace(out / name)
     path = Path(config.report) if config.report else out / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    samples = gallery(config, found, metric)
-    write_report(path, config.title, rows, groups, samples, [*notes(config, vlm, found), *more], metric)
+    samples, missing = gallery(config, found, metric, lines)
+    write_report(path, config.title, rows, groups, samples, [*notes(config, vlm, found), *more, *missing], lines, metric)
     if SHOWN in names:
         write_sheet(out / "overlays.png", samples[:SHEET], SHOWN)
     return path
@@ -103,24 +110,30 @@ def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
         f"settings: {settings}",
         f"device: {jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es), batches of {config.batch}; "
         "compilation is not in the times",
-        f"peak memory: {memory_gib():.1f} GiB of the last run's first process, over all plans that it answered",
     ]
 
 
-def gallery(config: EvalConfig, found: Found, metric: str) -> list[Sample]:
-    """The first samples of every task, families in turn. An answer that scores half or more is shown as right."""
-    samples = []
+def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tuple[list[Sample], list[str]]:
+    """The first samples of every task, families in turn. An answer that scores half or more is shown as right.
+
+    Returns: those whose pictures can be opened, and a note about each of the others.
+    """
+    samples, missing = [], []
     for runner, predictions in found:
         by_sample: dict[str, dict[str, Prediction]] = {}
         for prediction in in_order(predictions, list(dict.fromkeys(config.plans))):
             by_sample.setdefault(prediction.sample, {})[prediction.plan] = prediction
         for number, entry in enumerate(runner.task.entries[: config.pictures // len(found)]):
             own = by_sample.get(entry.id, {})
-            if not own:
+            if not own or not entry.sizes:
                 continue
-            record = runner.task.source[number]
             first, processor = next(iter(own.values())), runner.vlm.processor
-            picture = decode(record.images[0], record.id)
+            try:
+                picture = decode(runner.task.source[number].images[0], entry.id)
+            except (GlimpseError, OSError) as error:  # it has broken since it was answered
+                missing.append(f"not in the gallery: {first.task}:{first.sample}, {error}")
+                print(missing[-1])
+                continue
             moved = [inside(box, picture.size, processor.areas(*picture.size)[0]) for box in first.boxes]
             samples.append(
                 Sample(
@@ -132,6 +145,9 @@ def gallery(config: EvalConfig, found: Found, metric: str) -> list[Sample]:
                     predictions={plan: p.prediction for plan, p in own.items()},
                     right={plan: p.metrics[metric] >= 0.5 for plan, p in own.items() if math.isfinite(p.metrics[metric])},
                     boxes=[box for box in moved if box],
+                    task=first.task,
+                    id=first.sample,
+                    lines={plan: lines.numbers[p.key] for plan, p in own.items() if p.key in lines.numbers},
                 )
             )
-    return samples
+    return samples, missing

@@ -20,7 +20,21 @@ question: {}
 standard answer: {}
 model's answer: {}
 """
-SCORE = re.compile(r"score\W{0,6}?(-?\d+(?:\.\d+)?|-?\.\d+)(?![\d.]*\d|\s*%)(?:\s*(?:/|out of)\s*(\d+(?:\.\d+)?))?", re.IGNORECASE)
+NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
+RANGE = r"[(\[]\s*(?:(?:from\s+)?0(?:\.0)?\s*(?:[-\u2013]|to)\s*1(?:\.0)?|(?:out\s+)?of\s+1(?:\.0)?)\s*[)\]]"
+# The word, perhaps the scale that the prompt gives in brackets, then the number. A sentence's end must not stand in between.
+SCORE = re.compile(rf"\bscore\b[*_\"' ]{{0,4}}(?:{RANGE})?[^\w.,;!?]{{0,10}}?({NUMBER})", re.IGNORECASE)
+# What makes the number in front of it something else: more digits or letters, a range or a product, a percentage.
+MORE = re.compile(
+    r"[.,]\d|[^\W_]|[^\S\n]*[-\u2013\u2014\u2212~\u00d7x*^][^\S\n]*[.\d]|[^\S\n]*(?:to|or|and|through)[^\S\n]+[.\d]|[^\S\n]*(?:%|percent\b)",
+    re.IGNORECASE,
+)
+# What the number is a part of; the group is there where that is 1.
+SCALE = re.compile(
+    r"[\s,*_)\]}>\"']*[(\[]?\s*(?:/|(?:out\s+)?of\b|on\s+an?\s+(?:\S+\s+)?scale\b)"
+    r"(\s*(?:of\s+|from\s+)?(?:0\s*(?:to|[-\u2013])\s*)?1(?:\.0+)?(?![\w%]|[.,]\d))?",
+    re.IGNORECASE,
+)
 
 Question = tuple[str, str, str]  # question, standard answer, model's answer
 
@@ -42,14 +56,22 @@ class Verdicts:
 
 
 def read_score(verdict: str) -> float | None:
-    """The score in a verdict, 0..1; None when there is none, or several that disagree, or one on another scale."""
-    found = {(float(score), float(scale) if scale else 1.0) for score, scale in SCORE.findall(verdict)}
+    """The score in a verdict, 0..1; None when there is none, or several that disagree, or one on another scale, or one that may be
+    meant as something else (a range, a decimal comma): what cannot be read is reported, not guessed."""
+    found = {_number(verdict, match) for match in SCORE.finditer(verdict)}
     if not found and re.fullmatch(r"\s*(?:0|1|[01]?\.\d+|[01]\.)\s*", verdict):
-        found = {(float(verdict), 1.0)}
-    if len(found) != 1:
+        found = {float(verdict)}
+    score = found.pop() if len(found) == 1 else None
+    return score if score is not None and 0 <= score <= 1 else None
+
+
+def _number(verdict: str, match: re.Match) -> float | None:
+    """The number that a match ends with, unless what follows makes it something else or names a scale that is not 0..1."""
+    rest = verdict[match.end() :]
+    scale = SCALE.match(rest)
+    if MORE.match(rest) or (scale and scale.group(1) is None):
         return None
-    score, scale = found.pop()
-    return score if scale == 1 and 0 <= score <= 1 else None
+    return float(match.group(1))
 
 
 def request(config: JudgeConfig, question: Question) -> dict:
@@ -65,12 +87,14 @@ def digest(config: JudgeConfig, question: Question) -> str:
 
 
 def read_cache(path: Path) -> dict[str, float]:
-    """Lines that can be read; one that a killed run left half-written is none of them."""
+    """Lines that can be read, and verdicts as they are read today; a line that a killed run left half-written is none of them."""
     found = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             fields = json.loads(line)
-            found[fields["key"]] = float(fields["score"])
+            score = read_score(fields["verdict"]) if "verdict" in fields else float(fields["score"])
+            if score is not None:
+                found[fields["key"]] = score
         except (ValueError, TypeError, KeyError):
             continue
     return found

@@ -6,19 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from gp_jax.buckets import Ladder, Ladders
-from gp_jax.config import ModelConfig
+from gp_jax.errors import GlimpseError
 from gp_jax.exporting.layout import FACTS, PROCESSOR
 from gp_jax.glimpse.select import Prune
-from gp_jax.images import MAX_PIXELS, ImageLike
-from gp_jax.inference import inference_inputs
-from gp_jax.layout import read_samples
+from gp_jax.images import ImageLike
+from gp_jax.inference import fitting_inputs
 from gp_jax.pretrained.files import read_json
 from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
 from gp_jax.processing import as_batch
 from gp_jax.processors import load_processor
-from gp_jax.vlm import ARRAYS
-
-TEXT_ROWS = 128  # of a prompt, left to the question when pictures are scaled down to what fits
+from gp_jax.requests import resolve
 
 
 def artifact_inputs(
@@ -28,14 +25,14 @@ def artifact_inputs(
     *,
     system: str | None = None,
     prune: Prune | None = None,
-    shrink: bool = False,
+    shrink: bool = True,
 ) -> dict[str, np.ndarray]:
     """A request for an exported program, made from its folder alone: no weights are read.
 
     Args:
         folder: of `gp-jax export`; images, questions: as of `GlimpseVLM.answer`, up to the batch.
         prune: another keep rule of the same kind; None: that of the export.
-        shrink: scale larger pictures down to what the program holds; else they are an error.
+        shrink: pictures with more visual tokens than the program holds are scaled down to what it does; False: they are an error.
     Returns: a dict of numpy arrays for `np.savez` or the program itself. Raises: GlimpseError.
     """
     folder = Path(folder)
@@ -44,16 +41,11 @@ def artifact_inputs(
     config = model_config(hf_config, read_json(home / "generation_config.json", required=False), str(home / "config.json"))
     glimpse = glimpse_config(hf_config, config, str(home / "config.json")) if facts["glimpse"] else None
     buckets = Ladders(**{name: Ladder(name, tuple(rungs)) for name, rungs in facts["buckets"].items()})
-    prune = prune or (Prune(**facts["prune"]) if facts["prune"] else None)
-    processor = load_processor(home, config)
-    own, questions = as_batch(images, questions)
-    if shrink:
-        processor = processor.limited(picture_capacity(buckets, config) // max(1, *(len(pictures) for pictures in own)))
-    raw = processor(own, questions, system, MAX_PIXELS).inputs
-    return inference_inputs(read_samples(config, *(raw.get(name) for name in ARRAYS)), config, glimpse, prune, buckets)
-
-
-def picture_capacity(buckets: Ladders, config: ModelConfig) -> int:
-    """Visual tokens that a picture of any shape may have (see `inference_buckets`)."""
-    slots = buckets.patches.rungs[-1] // config.vision.merge_unit
-    return max(1, min(config.vision.tokens_in(slots), buckets.prompt.rungs[-1] - TEXT_ROWS))
+    own = Prune(**facts["prune"]) if facts["prune"] else None
+    if prune is not None:
+        plans = [resolve(rule, glimpse, config.text.num_hidden_layers)[0] for rule in (prune, own)]
+        if plans[0] != plans[1]:
+            raise GlimpseError(f"prune: method '{prune.method}' is not what {folder} was exported for, plan {facts['plan'] or 'dense'}")
+    pictures, questions = as_batch(images, questions)
+    made = fitting_inputs(load_processor(home, config), pictures, questions, glimpse, prune or own, buckets, system=system, shrink=shrink)
+    return made[1]

@@ -78,8 +78,9 @@ from gp_jax import artifact_inputs
 np.savez("mine.npz", **artifact_inputs("DIR", "photo.jpg", "What does the sign say?"))
 ```
 
-Lists of pictures and of questions make a batch; `shrink=True` scales larger pictures down to what fits; `prune=Prune(...)` changes the
-numbers of the keep rule. Without gp_jax `mine.npz` goes in where `{EXAMPLE}` did. With a loaded model
+Lists of pictures and of questions make a batch. Pictures with more visual tokens than fit are scaled down (`shrink=False`: they are an
+error); `prune=Prune(...)` changes the numbers of the keep rule. Without gp_jax
+`mine.npz` goes in where `{EXAMPLE}` did. With a loaded model
 `GlimpseVLM.inference_inputs(inputs=..., buckets=..., prune=...)` does the same from a Hugging Face processor's arrays.""",
         "## What goes in\n\n" + f"Numpy or JAX arrays in a dict; here {', '.join(f'{k} = {v}' for k, v in sizes.items())}.",
         table({name: describe_input(name) for name in shapes}),

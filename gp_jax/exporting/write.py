@@ -19,10 +19,11 @@ from gp_jax.errors import GlimpseError
 from gp_jax.exporting.layout import EXAMPLE, EXPECTED, FACTS, PARAMS, PROCESSOR, PROGRAM, VENDOR
 from gp_jax.exporting.readme import readme
 from gp_jax.glimpse.select import Prune
-from gp_jax.images import MAX_PIXELS, ImageLike
-from gp_jax.inference import inference_fn, inference_inputs, inference_params
+from gp_jax.images import ImageLike
+from gp_jax.inference import fitting_inputs, inference_fn, inference_inputs, inference_params
 from gp_jax.ops.target import PLATFORMS
 from gp_jax.pretrained import files, saving
+from gp_jax.pretrained.tower import processor_file
 from gp_jax.version import __version__
 from gp_jax.vlm import GlimpseVLM
 
@@ -45,10 +46,40 @@ class Program:
     model: str = ""
 
 
+def beside(folder: Path) -> tuple[Path, Path, Path]:
+    """The folder itself, the one that is written first, and the one where an earlier export waits until that is in its place."""
+    place = folder.resolve()
+    return place, place.parent / f".{place.name}.partial", place.parent / f".{place.name}.old"
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder may be replaced: it holds an export, or nothing."""
+    return folder.is_dir() and ((folder / FACTS).is_file() or not any(folder.iterdir()))
+
+
 def check_target(folder: Path) -> None:
-    """Raises: GlimpseError unless an export may be written there: nothing is, or an older export."""
-    if folder.exists() and not (folder / FACTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise GlimpseError(f"--to {folder}: exists and is not an earlier export")
+    """Puts an earlier export back that a killed run had set aside.
+
+    Raises: GlimpseError unless an export may be written there: nothing is, or an older export that can be replaced.
+    """
+    place, _, old = beside(folder)
+    if old.exists():
+        if not is_export(old):
+            raise GlimpseError(f"--to {folder}: {old} is in the way")
+        if place.exists():
+            shutil.rmtree(old)  # the new one is in its place
+        else:
+            old.rename(place)
+    if place.exists():
+        if not is_export(place):
+            raise GlimpseError(f"--to {folder}: exists and is not an earlier export")
+        if Path.cwd().resolve().is_relative_to(place):
+            raise GlimpseError(f"--to {folder}: is where this command runs and cannot be replaced; name a folder in it")
+        try:  # a mount point, or a layer of a container's image, cannot be renamed
+            place.rename(old)
+            old.rename(place)
+        except OSError as error:
+            raise GlimpseError(f"--to {folder}: cannot be replaced ({error.strerror or error}); name a folder in it") from error
     if importlib.util.find_spec("flatbuffers") is None:
         raise GlimpseError("jax.export needs the package flatbuffers: pip install flatbuffers")
 
@@ -58,19 +89,20 @@ def export(
     program: Program,
     folder: Path,
     example: tuple[ImageLike, str] | None = None,
+    shrink: bool = True,
     tell: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Writes the folder, whole or not at all; an earlier export there is replaced.
 
-    Args: example: a picture and a question whose inputs and outputs go along; tell: called with the name of every step that begins.
+    Args: example: a picture and a question whose inputs and outputs go along; shrink: scale the picture down where the program is too
+        small for it; tell: called with the name of every step that begins.
     Returns: facts: the artifact's size in bytes, and of the example the text and whether the program gave `generate`'s tokens (None:
         it is not for this machine).
     """
     check_target(folder)
-    scratch = folder.absolute().parent / f".{folder.absolute().name}.partial"
-    old = scratch.with_suffix(".old")
-    for left in (scratch, old):  # by an export that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    asked = example and ask(vlm, program, *example, shrink)  # what is wrong with it is said before the work
+    place, scratch, old = beside(folder)
+    shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
     try:
         scratch.mkdir(parents=True)
         write_processor(vlm, scratch / PROCESSOR)
@@ -84,19 +116,24 @@ def export(
         tell(STEPS[1])
         ocp.save(scratch / PARAMS, params)
         done = {}
-        if example is not None:
+        if asked:
             tell(STEPS[2])
-            done = answer(vlm, program, exported, params, example, scratch)
+            done = answer(vlm, program, exported, params, asked, scratch) | {"question": example[1]}
         (scratch / "README.md").write_text(readme(facts, shapes, done))
-        if folder.exists():
-            folder.rename(old)
-        scratch.rename(folder)
+        if place.exists():
+            place.rename(old)
+        try:
+            scratch.rename(place)
+        except OSError:
+            if old.exists():
+                old.rename(place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise GlimpseError(f"--to {folder}: cannot be written ({error.strerror or error})") from error
     finally:
-        for done_with in (scratch, old):
-            shutil.rmtree(done_with, ignore_errors=True)
-    return done | {"bytes": (folder / PROGRAM).stat().st_size}
+        shutil.rmtree(scratch, ignore_errors=True)
+    return done | {"bytes": (place / PROGRAM).stat().st_size}
 
 
 def lower(vlm: GlimpseVLM, program: Program) -> tuple[jax.export.Exported, dict, dict[str, jax.ShapeDtypeStruct]]:
@@ -110,13 +147,17 @@ def lower(vlm: GlimpseVLM, program: Program) -> tuple[jax.export.Exported, dict,
     return jax.export.export(jax.jit(infer), platforms=program.platforms)(specs, shapes), params, shapes
 
 
+def ask(vlm: GlimpseVLM, program: Program, image: ImageLike, question: str, shrink: bool) -> tuple[dict, dict]:
+    """The example as `generate` and as the program take it. Raises: GlimpseError when one of them cannot."""
+    vlm.engine.ladders.decode.fit(program.max_new_tokens)
+    return fitting_inputs(vlm.processor, [[image]], [question], vlm.glimpse_config, program.prune, program.buckets, shrink=shrink)
+
+
 def answer(
-    vlm: GlimpseVLM, program: Program, exported: jax.export.Exported, params: dict, example: tuple[ImageLike, str], folder: Path
+    vlm: GlimpseVLM, program: Program, exported: jax.export.Exported, params: dict, asked: tuple[dict, dict], folder: Path
 ) -> dict[str, Any]:
-    """Writes the example and what the program makes of it, or `generate` where the program is not for this machine."""
-    image, question = example
-    raw = vlm.processor([[image]], [question], None, MAX_PIXELS).inputs
-    inputs = vlm.inference_inputs(inputs=raw, prune=program.prune, buckets=program.buckets)
+    """Writes the example and what the program makes of it, or `generate` where the program is not for this machine. asked: of `ask`."""
+    raw, inputs = asked
     done = vlm.generate(**raw, prune=program.prune, max_new_tokens=program.max_new_tokens)
     tokens = np.full((program.buckets.batch.rungs[-1], program.max_new_tokens), vlm.config.pad_token_id, np.int32)
     tokens[:1, : done.tokens.shape[1]] = done.tokens
@@ -128,13 +169,13 @@ def answer(
             raise GlimpseError("the exported program does not give the tokens of generate on the example; nothing was written")
     np.savez(folder / EXAMPLE, **inputs)
     np.savez(folder / EXPECTED, **outputs)
-    return {"question": question, "text": vlm.processor.text(done.tokens[0]), "equal": equal}
+    return {"text": vlm.processor.text(done.tokens[0]), "equal": equal}
 
 
 def write_processor(vlm: GlimpseVLM, folder: Path) -> None:
     """Configuration (with the glimpse's), tokenizer and picture settings."""
     folder.mkdir()
-    for path in files.side_files(vlm.folder) if vlm.folder else ():
+    for path in [*files.side_files(vlm.folder), *processor_file(vlm.folder)] if vlm.folder else ():
         shutil.copy(path, folder / path.name)
     saving.write_config(vlm.model, vlm.hf_config, folder)
 

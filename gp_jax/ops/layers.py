@@ -14,6 +14,7 @@ from jax import Array
 
 from gp_jax.errors import GlimpseError
 from gp_jax.ops import dense
+from gp_jax.ops.target import targets
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -47,9 +48,9 @@ def product(x: Array, weight: Array) -> Array:
     """x W^T with W (out, in), accumulated and returned in float32.
 
     One row in bfloat16, which is what decoding has, runs as two equal ones: a matrix times a vector in that type is emitted on CPU as a
-    plain loop, ten times slower than a product of two rows; elsewhere the other row costs nothing.
+    plain loop, ten times slower than a product of two rows. Programs that cannot run on a CPU keep their one row.
     """
-    lone = weight.dtype == jnp.bfloat16 and x.size == x.shape[-1]
+    lone = weight.dtype == jnp.bfloat16 and x.size == x.shape[-1] and not {"cpu", "xla"}.isdisjoint(targets())  # xla: any platform
     rows = jax.lax.optimization_barrier(jnp.broadcast_to(x.reshape(1, -1), (2, x.shape[-1]))) if lone else x
     y = jnp.einsum("...i,oi->...o", rows, weight, preferred_element_type=jnp.float32, precision=precision(weight.dtype))
     return y[:1].reshape(*x.shape[:-1], -1) if lone else y

@@ -16,7 +16,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained.files import TensorSource
 from gp_jax.pretrained.names import GLIMPSE, NAMES, checkpoint_name, is_glimpse
-from gp_jax.sharding import parameter_sharding
+from gp_jax.sharding import parameter_sharding, spread
 
 
 def checkpoint_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
@@ -93,12 +93,20 @@ def load(
         source, key = (extra, name) if is_glimpse(path) else (base, base_keys[name])
         sharding = parameter_sharding(path, shape, mesh, config.text)
         if key not in source.shapes:
-            return jax.device_put(jnp.zeros(shape, variable.dtype), sharding)
+            return spread(np.zeros(shape, variable.dtype), sharding)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: tuple[slice, ...]) -> np.ndarray:
             if wanted[path] == shape:
                 return source.read(key, index).astype(variable.dtype, copy=False)
             return source.read(key, ()).reshape(shape)[index].astype(variable.dtype)  # the convolution, a small one
+
+        parts: dict[tuple, np.ndarray] = {}  # JAX asks for every device and holds all it got: devices with the same part share it
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            place = tuple((own.start, own.stop) for own in index)
+            if place not in parts:
+                parts[place] = read(index)
+            return parts[place]
 
         return jax.make_array_from_callback(shape, sharding, part)
 

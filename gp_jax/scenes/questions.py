@@ -33,6 +33,9 @@ PHRASES = {
     "tinies": ("name the tiny objects from left to right.", "list the tiny objects from left to right."),
 }
 PHRASES["different"] = PHRASES["same"]  # the same question with the answer no; apart because yes is rare
+# Topics that call a shape by one word. A tag is a rectangle of one color and a chart stands on a square: with a red tag in the picture
+# nobody is asked for "the red shape", with a chart for "the square".
+LOOSE = ("kind", "color", "larger", "same", "different", "row")
 SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
@@ -71,15 +74,21 @@ def questions(scene: Scene) -> list[Question]:
     return [ask.phrase(scene) for ask in asks(scene)]
 
 
-def pick(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """Up to so many different questions, as equally many of each family as there are, in random phrasing and order."""
+def pick(scene: Scene, rng: np.random.Generator, count: int, focus: str | None = None) -> list[Question]:
+    """Up to so many different questions, as equally many of each family as there are, in random phrasing and order.
+
+    focus: a family that takes every second turn.
+    """
     piles: dict[str, list[Ask]] = {}
     for ask in asks(scene):
         piles.setdefault(ask.family, []).append(ask)
     order, picked = [list(piles)[i] for i in rng.permutation(len(piles)).tolist()], []
+    if focus in order:
+        order = [focus] + [turn for family in order if family != focus for turn in (family, focus)]
     while order and len(picked) < count:
         for family in order[: count - len(picked)]:
-            picked.append(pick_one(scene, rng, piles[family]))
+            if piles[family]:
+                picked.append(pick_one(scene, rng, piles[family]))
         order = [family for family in order if piles[family]]
     return [picked[i] for i in rng.permutation(len(picked)).tolist()]
 
@@ -107,7 +116,9 @@ def asks(scene: Scene) -> list[Ask]:
             found.append(Ask("text", "number", (thing.color_word,), thing.number, (i,), (i,)))
         elif thing.group == "chart":
             found += [Ask("chart", topic, words, answer, (i,), (i,)) for topic, words, answer in _chart(thing)]
-    return found + list(_tags(scene))
+    others = {thing.color_word for thing in scene.things if thing.group == "tag"}
+    others |= {"square" for thing in scene.things if thing.group == "chart"}
+    return [ask for ask in found if not (ask.topic in LOOSE and others & set(ask.words))] + list(_tags(scene))
 
 
 Named = list[tuple[int, Thing]]

@@ -19,10 +19,14 @@ def score(x: Scoring) -> Array:
     return log_share(x, x.stream.taps[x.cut.after])
 
 
-def next_layer(x: Scoring) -> Array:
-    """As `score`, from the attention that the layer behind the cut would pay: its norm and projections on the stream as it is."""
+def next_layer(x: Scoring, rope: bool = True) -> Array:
+    """As `score`, from the attention that the layer behind the cut would pay: its norm and projections on the stream as it is.
+
+    rope: as that layer does; else queries and keys meet without their positions.
+    """
     layer, stream = x.model.decoder.layers[x.cut.after + 1], x.stream
     angles, last = x.model.decoder.angles(stream.positions), stream.tap_row[:, None]
+    angles = angles if rope else jnp.zeros_like(angles)
     query, _, _ = layer.self_attn.project(layer.input_layernorm(take_rows(stream.hidden, last)), take_rows(angles, last))
     _, key, _ = layer.self_attn.project(layer.input_layernorm(stream.hidden), angles)
     return log_share(x, tap(query[:, :, 0], key, stream.valid, log_softmax=False))

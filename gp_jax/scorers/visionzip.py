@@ -4,13 +4,21 @@
     contextual   of the rest, in raster order, every (rest // contextual)-th is a target; each other one joins the target whose key is
                  most like its own (cosine), and a target becomes  itself + mean of those that joined
 
-Of all kept, 5 in 32 are contextual (54 + 10, 108 + 20, 162 + 30 in the paper), at least one where two are kept.
+How many of k kept of N tokens are contextual, at least one where two are kept:
+
+    CLIP tower   5 in 32 of the kept (54 + 10, 108 + 20, 162 + 30 in the paper)
+    Qwen2.5-VL   int(0.05 N), as in the authors' and the released GlimpsePrune code (11.1 % is 6.1 % dominant and 5 % contextual); where
+                 k is no more than 0.05 N, which that code has no rule for, 5 in 32 of the kept
+
+k itself is max(1, int(r N)), as for all methods here; that code rounds both parts down, which may come to one token less.
 
 Qwen2.5-VL has no CLS token: attention received is the mean over heads, summed over all queries, in the last block with full attention
 (the last of all in released models), and a visual token has the mean of its 2x2 patches; so have the keys, which are taken after rope
 and averaged over heads. This, and the sum instead of one mean over target and joined, is what the authors' Qwen2.5-VL code does. Samples
 with several images are one set here (per image there).
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +28,7 @@ from gp_jax.config import Vision
 from gp_jax.glimpse.compact import take_rows
 from gp_jax.scorers.scorer import Scoring
 from gp_jax.scorers.similarity import back, collect, nearest, raster, unit
+from gp_jax.vision_config import ClipConfig
 
 
 def blocks(config: Vision) -> tuple[int, ...]:
@@ -27,14 +36,16 @@ def blocks(config: Vision) -> tuple[int, ...]:
     return (config.watchable[1],)
 
 
-def contextual_count(kept: Array) -> Array:
-    """How many of so many kept tokens are contextual."""
-    return jnp.where(kept >= 2, jnp.maximum(1, kept * 5 // 32), 0)
+def contextual_count(kept: Array, count: Array, class_token: bool) -> Array:
+    """How many of so many kept tokens of `count` are contextual. class_token: the tower has one."""
+    share = kept * 5 // 32
+    few = share if class_token else jnp.where(20 * kept > count, count // 20, share)
+    return jnp.where(kept >= 2, jnp.maximum(1, few), 0)
 
 
-def choose(received: Array, present: Array, kept: Array) -> tuple[Array, Array]:
+def choose(received: Array, present: Array, kept: Array, class_token: bool) -> tuple[Array, Array]:
     """One sample, in raster order. received: (M,) float32; present: (M,) bool; kept: () int. Returns: dominant, targets, (M,) bool."""
-    few = contextual_count(kept)
+    few = contextual_count(kept, jnp.sum(present), class_token)
     order = jnp.argsort(jnp.where(present, -received, jnp.inf), stable=True)
     dominant = present & (jnp.argsort(order) < kept - few)
     rest = present & ~dominant
@@ -47,7 +58,8 @@ def parts(x: Scoring) -> tuple[Array, Array]:
     order = raster(x.vision)
     (block,) = blocks(x.model.config.vision)
     received, present = (take_rows(a, order) for a in (x.features.received[block], x.present))
-    return tuple(take_rows(part, back(order)) for part in jax.vmap(choose)(received, present, x.limits.fixed))
+    one = partial(choose, class_token=isinstance(x.model.config.vision, ClipConfig))
+    return tuple(take_rows(part, back(order)) for part in jax.vmap(one)(received, present, x.limits.fixed))
 
 
 def score(x: Scoring) -> Array:

@@ -7,13 +7,14 @@ Before layer 0, of K tokens to keep:
     global   K - K // 2: those of the others that receive most in the output block
     merging  every dropped token joins the kept one most like it (cosine); a kept token becomes the mean of itself and what joined
 
-In front of layer L/2 a third of these stays: those that the last prompt token attends to most in the layer that comes next.
+In front of layer L/2 a third of these stays: those that the last prompt token attends to most in the layer that comes next, its queries
+and keys taken without rope.
 
 Choices. `fixed_remain_ratio` r is what the second half of the decoder and decoding see, so the tower keeps min(1, 3 r); the paper calls
 a setting by its average over layers (its 11.1 % is r = 5.6 %). Qwen2.5-VL has no CLS token: attention received is the mean over heads and
 queries, the shallow block is the first one with full attention, the output block the last one, a token has the mean of its 2x2 patches;
-all as in the authors' Qwen2.5-VL code. That code leaves rope out of the decoder's scores; here they are the layer's own. Shares are per
-sample, not per image; windows are per image.
+all as in the authors' Qwen2.5-VL code, which leaves rope out of the decoder's scores too. Shares are per sample, not per image; windows
+are per image.
 """
 
 import jax
@@ -22,7 +23,7 @@ from jax import Array
 
 from gp_jax.config import Vision
 from gp_jax.glimpse.compact import take_rows
-from gp_jax.scorers.attention import next_layer as score
+from gp_jax.scorers.attention import next_layer
 from gp_jax.scorers.scorer import Scoring
 from gp_jax.scorers.similarity import back, collect, nearest, raster, unit
 
@@ -82,6 +83,11 @@ def tower_score(x: Scoring) -> Array:
     local, whole, window, present = (take_rows(a, order) for a in rows)
     chosen = jax.vmap(choose)(local, whole, window, many, present, x.limits.fixed)
     return jnp.where(take_rows(chosen, back(order)), 1.0, -1.0)
+
+
+def score(x: Scoring) -> Array:
+    """Log of the share of attention, in the middle of the decoder. Returns: (B, M) float32."""
+    return next_layer(x, rope=False)
 
 
 def merge(x: Scoring, keep: Array) -> Array:
