@@ -36,10 +36,6 @@ class ScenesConfig:
     """Share of pictures whose turns lose visual tokens behind a random layer, as pruning makes them."""
     first_cut: int = 1
     """First layer that such a cut may come before."""
-    focus: str | None = None
-    """Family of questions, the hardest, that gets half of a picture's turns from the step `focus_from` on."""
-    focus_from: float = 0.75
-    """Share of the steps after which it does."""
     blackened: float = 0.08
     """Share of pictures of which only the evidence of two turns is left, all else is black."""
     seed: int = 0
@@ -120,7 +116,7 @@ class BaseConfig:
         for when in ("early", "late"):
             if not sum(getattr(canvas, when) for canvas in self.scenes.canvases) > 0:
                 raise GlimpseError(f"scenes.canvases: no canvas has a positive {when} weight")
-        for name in ("settled", "pruned", "blackened", "focus_from"):
+        for name in ("settled", "pruned", "blackened"):
             if not 0 <= getattr(self.scenes, name) <= 1:
                 raise GlimpseError(f"scenes.{name}={getattr(self.scenes, name)!r} is not in 0..1")
         return self

@@ -68,12 +68,12 @@ class LoadScenes(grain.transforms.Map):
 
     def map(self, number: int) -> Loaded:
         config, side, depth = self.config, self.side, self.maker.config.text.num_hidden_layers
-        canvas, focus = canvas_of(number, self.end, config), config.focus if number >= config.focus_from * self.end else None
+        canvas = canvas_of(number, self.end, config)
         scenes, hidings, unknown = [], [], []
         for row in self.rows:
             index = number * self.batch + row
             random = np.random.default_rng((config.seed, 2, index))
-            scene = packed_scene(config.seed, index, (canvas.width, canvas.height), canvas.questions, focus)
+            scene = packed_scene(config.seed, index, (canvas.width, canvas.height), canvas.questions)
             hidden = np.zeros((canvas.height // side, canvas.width // side), bool)
             if random.random() < config.blackened:
                 scene, hidden = blacken(scene, side)

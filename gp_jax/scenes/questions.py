@@ -74,21 +74,15 @@ def questions(scene: Scene) -> list[Question]:
     return [ask.phrase(scene) for ask in asks(scene)]
 
 
-def pick(scene: Scene, rng: np.random.Generator, count: int, focus: str | None = None) -> list[Question]:
-    """Up to so many different questions, as equally many of each family as there are, in random phrasing and order.
-
-    focus: a family that takes every second turn.
-    """
+def pick(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+    """Up to so many different questions, as equally many of each family as there are, in random phrasing and order."""
     piles: dict[str, list[Ask]] = {}
     for ask in asks(scene):
         piles.setdefault(ask.family, []).append(ask)
     order, picked = [list(piles)[i] for i in rng.permutation(len(piles)).tolist()], []
-    if focus in order:
-        order = [focus] + [turn for family in order if family != focus for turn in (family, focus)]
     while order and len(picked) < count:
         for family in order[: count - len(picked)]:
-            if piles[family]:
-                picked.append(pick_one(scene, rng, piles[family]))
+            picked.append(pick_one(scene, rng, piles[family]))
         order = [family for family in order if piles[family]]
     return [picked[i] for i in rng.permutation(len(picked)).tolist()]
 

@@ -139,11 +139,8 @@ class PackedScene:
     labels: Labels
 
 
-def packed_scene(seed: int, index: int, canvas: tuple[int, int] = (256, 256), count: int = 8, focus: str | None = None) -> PackedScene:
-    """Number `index` of an endless stream, held-out pairs left out.
-
-    Args: canvas: (width, height) in pixels; count: questions, at most; focus: a family that every second one is of.
-    """
+def packed_scene(seed: int, index: int, canvas: tuple[int, int] = (256, 256), count: int = 8) -> PackedScene:
+    """Number `index` of an endless stream, held-out pairs left out. Args: canvas: (width, height) in pixels; count: questions, at most."""
     rng = np.random.default_rng(np.random.SeedSequence([PACKED_SEED, seed, index]))
     scene = make_scene(rng, canvas)
-    return PackedScene(draw(scene), pick(scene, rng, count, focus), labels(scene))
+    return PackedScene(draw(scene), pick(scene, rng, count), labels(scene))

@@ -101,8 +101,6 @@ def build_base(config: BaseConfig) -> BaseRun:
         raise GlimpseError(f"{folder}: has no tokenizer, which training needs")
     if not 0 <= config.scenes.first_cut < architecture.text.num_hidden_layers:
         raise GlimpseError(f"scenes.first_cut={config.scenes.first_cut} is not one of the {architecture.text.num_hidden_layers} layers")
-    if config.scenes.focus not in (None, *FAMILIES):
-        raise GlimpseError(f"scenes.focus={config.scenes.focus!r} is not one of {', '.join(FAMILIES)}")
     rngs = nnx.Rngs(config.seed)
     module = Pretraining(LVLM(architecture, None, dtype=jnp.float32, rngs=rngs), rngs=rngs)
     rows = local_rows(mesh, config.batch_size)
@@ -122,7 +120,7 @@ def build_base(config: BaseConfig) -> BaseRun:
         seed=config.seed,
         mesh=mesh,
     )
-    quiet = dict(pruned=0.0, blackened=0.0, settled=0.0, focus=None, seed=config.scenes.seed + VALIDATION_SEED)
+    quiet = dict(pruned=0.0, blackened=0.0, settled=0.0, seed=config.scenes.seed + VALIDATION_SEED)
     validation = feed(dataclasses.replace(config.scenes, **quiet), -(-config.validation_scenes // config.batch_size))
     return BaseRun(config, hf_config, folder, mesh, feed(config.scenes, micro_batches), validation, step, identity(config, folder))
 
