@@ -5,7 +5,7 @@ A whole small vision-language model of the Qwen2.5-VL kind from nothing, on gene
 
 from pathlib import Path
 
-from gp_jax.base_settings import BaseConfig, Canvas, ScenesConfig
+from gp_jax.base_settings import BaseConfig, BaseLossConfig, Canvas, ScenesConfig
 from gp_jax.scenes.architecture import ensure_architecture
 from gp_jax.settings import OptimConfig
 
@@ -21,12 +21,14 @@ train = BaseConfig(
             Canvas(192, 320, questions=12, early=0.0, late=0.08),
             Canvas(320, 320, questions=12, early=0.0, late=0.06),
         ),
-        settled=0.4,
+        settled=0.3,
+        pruned=0.35,
     ),
+    loss=BaseLossConfig(neighbor_weight=1.5),
     optim=OptimConfig(name="muon", learning_rate=3e-3, schedule="cosine", warmup_ratio=0.02, end_ratio=0.02, b2=0.95, clip_norm=1.0),
     batch_size=8,
     accumulation=2,
-    steps=1900,
+    steps=2700,
     attention="einsum",
     log_every=10,
     validate_every=300,

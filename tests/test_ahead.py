@@ -227,9 +227,9 @@ def test_topologies(monkeypatch):
 
 @libtpu
 def test_weights_that_do_not_fit_are_exit_status_1():
-    done = command_line("--model", "72b", "--topology", "v5e:1x1")
+    done = command_line("--model", "7b", "--dtype", "float32", "--topology", "v5e:1x1")
     assert done.returncode == 1
-    assert re.search(r"^gp-jax: v5e:1x1: the weights alone need 13\d\.\d\d GiB of 15\.75 GiB per chip$", done.stderr, re.MULTILINE), (
+    assert re.search(r"^gp-jax: v5e:1x1: the weights alone need 3[01]\.\d\d GiB of 15\.75 GiB per chip$", done.stderr, re.MULTILINE), (
         done.stderr
     )
 

@@ -40,14 +40,14 @@ def exact(predictions):
 def test_it_answers_and_the_benchmark_can_say_no(found):
     dense = exact(found["dense"])
     assert dense > 0.75
-    assert exact(found["glimpse"]) > dense - 0.2 and exact(found["oracle"]) > dense - 0.08
+    assert exact(found["glimpse"]) > dense - 0.1 and exact(found["oracle"]) > dense - 0.08
     assert exact(found["nothing"]) < dense - 0.3 and exact(found["random"]) < dense - 0.15
 
 
 def test_it_prunes(found):
     own = [p for p in found["glimpse"] if 240 <= p.total <= 272]
     assert len(own) > 20 and 1 - sum(p.kept for p in own) / sum(p.total for p in own) > 0.9
-    assert np.mean([p.metrics["recall"] for p in found["glimpse"]]) > 0.6
+    assert np.mean([p.metrics["recall"] for p in found["glimpse"]]) > 0.7
 
 
 def test_files_are_small_and_complete():

@@ -242,7 +242,7 @@ def test_plans_by_name(vlm):
         make_plan("glimpse", None)
     with pytest.raises(GlimpseError, match="keeps as many"):
         make_plans(["dense", "random"], None)
-    with pytest.raises(GlimpseError, match="not a number"):
+    with pytest.raises(GlimpseError, match="not a whole number"):
         make_plan("random-x", None)
 
 

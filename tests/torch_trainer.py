@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from reference import predict, see
+from reference import predict
+from reference import see_windows as see
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 DICE_WEIGHT, BCE_WEIGHT = 1.0, 0.1
