@@ -38,6 +38,9 @@ class ScenesConfig:
     """First layer that such a cut may come before."""
     blackened: float = 0.08
     """Share of pictures of which only the evidence of two turns is left, all else is black."""
+    anchored: float = 0.0
+    """Share of pictures whose relation turns do not see what they ask for, only the shape that it stands beside: the answer must be read
+    off that shape's visual tokens, which know it."""
     seed: int = 0
     """Of scenes, questions and hiding."""
     threads: int = 2
@@ -116,7 +119,7 @@ class BaseConfig:
         for when in ("early", "late"):
             if not sum(getattr(canvas, when) for canvas in self.scenes.canvases) > 0:
                 raise GlimpseError(f"scenes.canvases: no canvas has a positive {when} weight")
-        for name in ("settled", "pruned", "blackened"):
+        for name in ("settled", "pruned", "blackened", "anchored"):
             if not 0 <= getattr(self.scenes, name) <= 1:
                 raise GlimpseError(f"scenes.{name}={getattr(self.scenes, name)!r} is not in 0..1")
         return self

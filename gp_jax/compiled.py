@@ -3,8 +3,12 @@
 They lie in ~/.cache/gp_jax/compiled (XDG_CACHE_HOME is respected), for each kind of CPU apart: a program for one may be none for another.
 At 4 GiB the ones that were not used for the longest time go. JAX_COMPILATION_CACHE_DIR names another folder, on pods gs:// is one;
 JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+
+A process that answers for days meets ever more shapes, and a program for the CPU takes some thirty memory mappings, of which Linux allows
+65,530: `Room` forgets programs before LLVM fails with "Cannot allocate memory".
 """
 
+import gc
 import hashlib
 import os
 import platform
@@ -14,6 +18,8 @@ import jax
 
 WORTH = 0.2  # seconds of compilation
 MOST = 4 * 2**30  # bytes
+FULL = 0.7  # share of the allowed mappings at which programs are forgotten
+EVERY = 128  # compilations between two looks: some 4,000 mappings
 
 
 def default_folder() -> Path:
@@ -40,3 +46,41 @@ def keep_compiled(folder: str | None = None) -> None:
         jax.config.update("jax_compilation_cache_max_size", MOST)
     jax.config.update("jax_compilation_cache_dir", folder or str(default_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
+
+
+def mappings() -> int:
+    """Memory mappings of this process; 0 where the system does not say."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
+
+
+def most_mappings() -> int:
+    """How many this system allows."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 65530  # the kernel's default
+
+
+class Room:
+    """For programs in memory. They are compiled again, or read from the cache on disk, when they are needed again."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+
+    def make(self, compiled: int) -> bool:
+        """Forgets every program if there is little room left. Args: compiled: programs so far. Returns: whether it did."""
+        if compiled - self.looked < EVERY:
+            return False
+        self.looked = compiled
+        if mappings() < FULL * most_mappings():
+            return False
+        jax.clear_caches()
+        gc.collect()
+        return True
+
+
+ROOM = Room()  # of this process, whatever number of engines it has

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 
 from gp_jax import pipeline, sampling
 from gp_jax.buckets import Ladders
-from gp_jax.clock import Clock
-from gp_jax.compiled import keep_compiled
+from gp_jax.clock import COMPILES, Clock
+from gp_jax.compiled import ROOM, keep_compiled
 from gp_jax.layout import Sample, prompt_input, slots_of, vision_input
 from gp_jax.lvlm import LVLM
 from gp_jax.parts import Parts
@@ -189,6 +189,7 @@ class Engine:
         rows = self.glimpse_rows if look["glimpse"] else 0
         length = self.ladders.prompt.fit(max(sample.ids.size for sample in samples) + rows)
         prompt = self.prompt(samples, batch, length, rows)
+        ROOM.make(COMPILES.count)
         vision: VisionInput | None = None
         features: VisionFeatures | None = None
         if slots:

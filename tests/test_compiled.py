@@ -37,3 +37,34 @@ def test_second_process_finds_the_first_ones_programs(tmp_path):
 def test_jax_has_the_last_word(tmp_path):
     assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))[1] == str(tmp_path / "mine")
     assert run(tmp_path, JAX_ENABLE_COMPILATION_CACHE="0")[1] is None and not (tmp_path / "gp_jax").exists()
+
+
+ROOM = """
+import json
+import jax, jax.numpy as jnp
+from gp_jax import compiled
+from gp_jax.clock import COMPILES
+
+most, counts = {most}, []
+compiled.EVERY = 16
+compiled.most_mappings = lambda: most
+for size in range(1, 200):
+    jax.jit(lambda x: jnp.cumsum(x) * size)(jnp.ones(size)).block_until_ready()
+    forgot = compiled.ROOM.make(COMPILES.count)
+    counts.append((compiled.mappings(), forgot))
+print(json.dumps([counts, float(jnp.ones(7).sum())]))
+"""
+
+
+def mappings(most: int) -> list:
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    done = subprocess.run([sys.executable, "-c", ROOM.format(most=most)], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_programs_are_forgotten_before_the_system_has_no_mappings_left():
+    counts, total = mappings(1200)
+    assert any(forgot for _, forgot in counts) and total == 7
+    before, after = next((a[0], b[0]) for a, b in zip(counts, counts[1:], strict=False) if b[1])
+    assert before > 0.65 * 1200 and after < 0.95 * before
+    assert not any(forgot for count, forgot in counts[:16])

@@ -1,6 +1,7 @@
 """Scenes by micro-batch number, drawn on the fly: the same number gives the same pictures, turns and hiding on every host."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import grain
 import numpy as np
@@ -9,6 +10,7 @@ from gp_jax.base_settings import Canvas, ScenesConfig
 from gp_jax.data.collate import Shape
 from gp_jax.data.feed import Loaded
 from gp_jax.processing import Processor
+from gp_jax.scenes.questions import Question
 from gp_jax.scenes.source import PackedScene, packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 
@@ -34,8 +36,11 @@ def hide(scene: PackedScene, random: np.random.Generator, config: ScenesConfig, 
     height, width = scene.image.shape[:2]
     grid = (height // side, width // side)
     masks = np.array([evidence(question, width, height, grid) for question in scene.questions], bool).reshape(-1, grid[0] * grid[1])
+    whole = np.ones(masks.shape[1], bool)
+    if random.random() < config.anchored:
+        return Hiding(np.array([~asked_for(question, width, height, grid) for question in scene.questions], bool), whole, 0)
     if random.random() >= config.pruned:
-        return Hiding(np.ones_like(masks), np.ones(masks.shape[1], bool), depth)
+        return Hiding(np.ones_like(masks), whole, depth)
 
     def others(shape: tuple[int, ...]) -> np.ndarray:
         return random.random(shape) < random.uniform(*RETENTION[random.integers(len(RETENTION))])
@@ -43,6 +48,14 @@ def hide(scene: PackedScene, random: np.random.Generator, config: ScenesConfig, 
     keep = np.array([mask | others(mask.shape) for mask in masks])
     seen = np.any(masks, axis=0) | others(masks.shape[1:])
     return Hiding(keep, seen, int(random.integers(config.first_cut, depth)))
+
+
+def asked_for(question: Question, width: int, height: int, grid: tuple[int, int]) -> np.ndarray:
+    """Visual tokens of a relation's answer that its anchor does not touch; none of other questions. Returns: (N,) bool."""
+    if question.family != "relation":
+        return np.zeros(grid[0] * grid[1], bool)
+    anchor, answer = (evidence(replace(question, boxes=(box,)), width, height, grid) for box in question.boxes)
+    return answer & ~anchor
 
 
 def blacken(scene: PackedScene, side: int) -> tuple[PackedScene, np.ndarray]:

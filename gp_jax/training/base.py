@@ -120,7 +120,7 @@ def build_base(config: BaseConfig) -> BaseRun:
         seed=config.seed,
         mesh=mesh,
     )
-    quiet = dict(pruned=0.0, blackened=0.0, settled=0.0, seed=config.scenes.seed + VALIDATION_SEED)
+    quiet = dict(pruned=0.0, blackened=0.0, anchored=0.0, settled=0.0, seed=config.scenes.seed + VALIDATION_SEED)
     validation = feed(dataclasses.replace(config.scenes, **quiet), -(-config.validation_scenes // config.batch_size))
     return BaseRun(config, hf_config, folder, mesh, feed(config.scenes, micro_batches), validation, step, identity(config, folder))
 
