@@ -38,6 +38,8 @@ class ScenesConfig:
     """First layer that such a cut may come before."""
     blackened: float = 0.08
     """Share of pictures of which only the evidence of two turns is left, all else is black."""
+    relations: float = 0.0
+    """Share of a picture's turns that ask for relations, where there are so many; 0: as many as of each other family."""
     anchored: float = 0.0
     """Share of pictures whose relation turns do not see what they ask for, only the shape that it stands beside: the answer must be read
     off that shape's visual tokens, which know it."""
@@ -66,7 +68,9 @@ class BaseConfig:
     """Train a whole small vision-language model on generated scenes, from nothing."""
 
     model: str = ""
-    """Folder with config.json, tokenizer and processor files, without weights."""
+    """Folder with config.json, tokenizer and processor files; weights that lie there are not read."""
+    start: str = ""
+    """Run folder of this stage to begin from: the parameters of its newest checkpoint, the training head's included. [default: random]"""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """Pictures and questions."""
     loss: BaseLossConfig = field(default_factory=BaseLossConfig)
@@ -119,7 +123,7 @@ class BaseConfig:
         for when in ("early", "late"):
             if not sum(getattr(canvas, when) for canvas in self.scenes.canvases) > 0:
                 raise GlimpseError(f"scenes.canvases: no canvas has a positive {when} weight")
-        for name in ("settled", "pruned", "blackened", "anchored"):
+        for name in ("settled", "pruned", "blackened", "relations", "anchored"):
             if not 0 <= getattr(self.scenes, name) <= 1:
                 raise GlimpseError(f"scenes.{name}={getattr(self.scenes, name)!r} is not in 0..1")
         return self

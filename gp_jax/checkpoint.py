@@ -24,6 +24,11 @@ from gp_jax.errors import GlimpseError
 policies = ocp.training.preservation_policies
 
 
+def run_folder(out: str) -> epath.Path:
+    """The run folder: an absolute path, or a URI such as gs://bucket/run as it is."""
+    return epath.Path(out) if "://" in out else epath.Path(out).expanduser().resolve()
+
+
 def checksum(tree: Any) -> int:
     """Of every value, in order. Arrays must be whole on this process (replicated), as everything trainable is."""
     total = 0
@@ -168,6 +173,30 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
             self._manager = self._started = None
+
+
+def read_params(folder: epath.Path, like: Any) -> Any:
+    """The trainable parameters in the newest checkpoint of another run, as `like` has them. Raises: GlimpseError that names the folder."""
+    steps = Checkpoints(folder, {}, 1).steps()
+    if not steps:
+        raise GlimpseError(f"{folder}: has no checkpoint to start from")
+    path, names = folder / str(steps[0]), [f"params/{name}" for name in as_dict(like)]
+    leaves = jax.tree.leaves(like)
+    try:
+        with quiet():
+            shapes = {name: tuple(found.shape) for name, found in ocp.metadata(path).metadata.items() if name.startswith("params/")}
+            wrong = sorted(shapes.items() ^ {name: leaf.shape for name, leaf in zip(names, leaves, strict=True)}.items())
+            if not wrong:
+                wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in zip(names, leaves, strict=True)}
+                context = ocp.Context()
+                context.pytree.loading.partial_load = True  # without the optimiser's state
+                with context:
+                    loaded = ocp.load(path, wanted)
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        raise GlimpseError(f"{path}: cannot be read ({' '.join(str(error).split())[:200] or type(error).__name__})") from error
+    if wrong:
+        raise GlimpseError(f"{path}: holds another model: {wrong[0][0]} {wrong[0][1]}")
+    return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in names])
 
 
 def as_dict(tree: Any) -> dict[str, jax.Array]:

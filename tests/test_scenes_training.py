@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scenes_tools
 from flax import nnx
+from safetensors.numpy import load_file
 
 from gp_jax import GlimpseError, Prune, pipeline
 from gp_jax.base_settings import BaseConfig, Canvas, ScenesConfig
@@ -18,6 +19,7 @@ from gp_jax.scenes.feed import LoadScenes, blacken, canvas_of, hide
 from gp_jax.scenes.source import packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
+from gp_jax.training.base import build_base
 from gp_jax.training.base_losses import exact_turns
 from gp_jax.training.build import attach_glimpse, glimpse_config
 from gp_jax.training.loop import train
@@ -121,6 +123,23 @@ def test_hiding_never_hides_evidence():
     assert none.keep.all() and none.seen.all() and none.cut == 8
 
 
+def test_anchored_relations_do_not_see_what_they_ask_for():
+    config = ScenesConfig(anchored=1.0)
+    hidden = 0
+    for index in range(10):
+        scene = packed_scene(1, index, (192, 192), 6, relations=0.5)
+        hiding = hide(scene, np.random.default_rng(index), config, 8, SIDE)
+        assert hiding.cut == 0 and hiding.seen.all()
+        for question, keep in zip(scene.questions, hiding.keep, strict=True):
+            if question.family == "relation":
+                anchor, answer = (evidence(dataclasses.replace(question, boxes=(box,)), 192, 192, (12, 12)) for box in question.boxes)
+                assert keep[anchor].all() and not keep[answer & ~anchor].any() and keep[~answer].all()
+                hidden += 1
+            else:
+                assert keep.all()
+    assert hidden >= 20, "half of the questions are relations"
+
+
 def test_blackened_pictures_keep_their_evidence():
     scene = packed_scene(1, 2, (128, 128), 6)
     black, unknown = blacken(scene, SIDE)
@@ -166,6 +185,12 @@ def test_a_base_run_learns_resumes_and_exports(architecture, tmp_path, monkeypat
     assert tensors[0] == tensors[1], "a run in two parts ends in the same weights"
     with pytest.raises(GlimpseError, match=r"scenes\.pruned"):
         train(base_config(architecture, tmp_path / "parts", scenes=ScenesConfig(canvases=(Canvas(96, 96, 3, 1, 1),), pruned=0.1)))
+
+    begun = build_base(base_config(architecture, tmp_path / "more", start=str(tmp_path / "whole")))
+    embedding = load_file(tmp_path / "whole" / "export" / "model.safetensors")["model.language_model.embed_tokens.weight"]
+    assert (np.asarray(begun.model(begun.step.params).decoder.embed_tokens[...]) == embedding).all(), "another run begins with its weights"
+    with pytest.raises(GlimpseError, match="no checkpoint to start from"):
+        build_base(base_config(architecture, tmp_path / "more", start=str(tmp_path / "nowhere")))
 
     # The export is a base without a glimpse: it gets its first one, and an evaluation runs on both.
     glimpse = TrainConfig(
@@ -220,6 +245,7 @@ def test_base_settings_that_cannot_be(architecture, tmp_path):
         (dict(scenes=ScenesConfig()), "canvases"),
         (dict(scenes=ScenesConfig(canvases=(Canvas(100, 96, 3, 1, 1),))), "100x96"),
         (dict(scenes=dataclasses.replace(good.scenes, pruned=1.5)), "pruned"),
+        (dict(scenes=dataclasses.replace(good.scenes, anchored=-1)), "anchored"),
     ):
         with pytest.raises(GlimpseError, match=name):
             dataclasses.replace(good, **changes).check()

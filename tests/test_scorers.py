@@ -343,6 +343,8 @@ def test_settings():
     assert not plan.matched and plan.rule([], plan.ratio).fixed_remain_ratio == pytest.approx(0.111)
     fixed = make_plan("glimpse-fixed-11.1", GlimpseConfig((0,), 0))
     assert fixed.rule([], None).fixed_remain_ratio == pytest.approx(0.111)
+    above = make_plan("glimpse-above-30", GlimpseConfig((0,), 0, reduce_threshold=0.6)).rule([], None)
+    assert above.reduce_threshold == pytest.approx(0.3) and above.fixed_remain_ratio is above.max_remain_ratio is None
     assert make_plan("downsample", None).shrink and make_plan("downsample", None).matched
 
 

@@ -1,7 +1,8 @@
 """Named ways to prune, to be compared on one engine: what `Prune` each of them is.
 
 dense               nothing is pruned
-glimpse             the glimpse with its own threshold; glimpse-11.1: at most so many percent stay; glimpse-fixed-11.1: exactly so many
+glimpse             the glimpse with its own threshold; glimpse-11.1: at most so many percent stay; glimpse-fixed-11.1: exactly so many;
+                    glimpse-above-30: another threshold, what it holds important with more than so many percent stays
 oracle              exactly the visual tokens that the evidence boxes touch
 nothing             no visual token is kept after the cut: how much of the answer had leaked into the text before it
 
@@ -35,6 +36,7 @@ NAMES = (
     "glimpse",
     "glimpse-PERCENT",
     "glimpse-fixed-PERCENT",
+    "glimpse-above-PERCENT",
     "oracle",
     "nothing",
     "random",
@@ -72,10 +74,11 @@ def make_plan(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
         own = Prune.from_config(glimpse)
         if not value:
             return EvalPlan(name, lambda masks, ratio: own)
-        fixed, _, exact = value.partition("-")
-        if fixed == "fixed":
-            share = _number(name, exact, 0, 100) / 100
-            return EvalPlan(name, lambda masks, ratio: Prune(fixed_remain_ratio=share))
+        word, _, percent = value.partition("-")
+        if word in ("fixed", "above"):
+            share = _number(name, percent, 0, 100) / 100
+            given = {"fixed_remain_ratio": share} if word == "fixed" else {"reduce_threshold": share}
+            return EvalPlan(name, lambda masks, ratio: Prune(**given))
         cap = _number(name, value, 0, 100) / 100
         return EvalPlan(name, lambda masks, ratio: Prune(reduce_threshold=own.reduce_threshold, max_remain_ratio=cap))
     if kind == "random":

@@ -80,8 +80,9 @@ class EvalConfig:
     boxes: Literal["auto", "pixel", "normalized", "0-1000"] = "auto"
     """What box numbers of your own files mean, as for gp-jax prepare."""
     plans: tuple[str, ...] = DEFAULT
-    """dense, glimpse, glimpse-PERCENT, glimpse-fixed-PERCENT, oracle, nothing, random, random-SEED, random-SEED-PERCENT; at the glimpse's
-    retention, or NAME-PERCENT: attention, fastv, pyramiddrop, visionzip, divprune, cdpruner, vscan, downsample."""
+    """dense, glimpse, glimpse-PERCENT, glimpse-fixed-PERCENT, glimpse-above-PERCENT, oracle, nothing, random, random-SEED,
+    random-SEED-PERCENT; at the glimpse's retention, or NAME-PERCENT: attention, fastv, pyramiddrop, visionzip, divprune, cdpruner, vscan,
+    downsample."""
     metrics: tuple[str, ...] = ()
     """exact_match, vqa_accuracy, anls, token_f1, judge; the first is the one in tables. [default: by data set, docs/evaluation.md]"""
     prompt: Literal["free", "brief"] = "free"

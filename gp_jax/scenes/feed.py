@@ -86,7 +86,7 @@ class LoadScenes(grain.transforms.Map):
         for row in self.rows:
             index = number * self.batch + row
             random = np.random.default_rng((config.seed, 2, index))
-            scene = packed_scene(config.seed, index, (canvas.width, canvas.height), canvas.questions)
+            scene = packed_scene(config.seed, index, (canvas.width, canvas.height), canvas.questions, config.relations)
             hidden = np.zeros((canvas.height // side, canvas.width // side), bool)
             if random.random() < config.blackened:
                 scene, hidden = blacken(scene, side)

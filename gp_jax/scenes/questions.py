@@ -74,12 +74,17 @@ def questions(scene: Scene) -> list[Question]:
     return [ask.phrase(scene) for ask in asks(scene)]
 
 
-def pick(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """Up to so many different questions, as equally many of each family as there are, in random phrasing and order."""
+def pick(scene: Scene, rng: np.random.Generator, count: int, relations: float = 0.0) -> list[Question]:
+    """Up to so many different questions, as equally many of each family as there are, in random phrasing and order.
+
+    Args: relations: share of them that are first taken from the relations.
+    """
     piles: dict[str, list[Ask]] = {}
     for ask in asks(scene):
         piles.setdefault(ask.family, []).append(ask)
-    order, picked = [list(piles)[i] for i in rng.permutation(len(piles)).tolist()], []
+    first = min(round(relations * count), len(piles.get("relation", ())))
+    picked = [pick_one(scene, rng, piles["relation"]) for _ in range(first)]
+    order = [list(piles)[i] for i in rng.permutation(len(piles)).tolist() if piles[list(piles)[i]]]
     while order and len(picked) < count:
         for family in order[: count - len(picked)]:
             picked.append(pick_one(scene, rng, piles[family]))
@@ -135,8 +140,8 @@ def _attribute(named: Named) -> Iterator[Ask]:
 
 def _relation(scene: Scene, named: Named) -> Iterator[Ask]:
     pairs = Counter((thing.color, thing.kind) for _, thing in named)
-    for i, thing in named:
-        if pairs[thing.color, thing.kind] == 1:
+    for i, thing in named:  # beside a tiny one would be a question of detail as well
+        if thing.group == "shape" and pairs[thing.color, thing.kind] == 1:
             for direction, j in zip(DIRECTIONS, neighbors(scene.things, thing), strict=True):
                 if j is not None:
                     words = (SIDES[direction], f"{thing.color_word} {thing.kind_word}")

@@ -139,8 +139,11 @@ class PackedScene:
     labels: Labels
 
 
-def packed_scene(seed: int, index: int, canvas: tuple[int, int] = (256, 256), count: int = 8) -> PackedScene:
-    """Number `index` of an endless stream, held-out pairs left out. Args: canvas: (width, height) in pixels; count: questions, at most."""
+def packed_scene(seed: int, index: int, canvas: tuple[int, int] = (256, 256), count: int = 8, relations: float = 0.0) -> PackedScene:
+    """Number `index` of an endless stream, held-out pairs left out.
+
+    Args: canvas: (width, height) in pixels; count: questions, at most; relations: share of them that are relations at least.
+    """
     rng = np.random.default_rng(np.random.SeedSequence([PACKED_SEED, seed, index]))
     scene = make_scene(rng, canvas)
-    return PackedScene(draw(scene), pick(scene, rng, count), labels(scene))
+    return PackedScene(draw(scene), pick(scene, rng, count, relations), labels(scene))

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax.base_settings import BaseConfig, ScenesConfig
+from gp_jax.checkpoint import read_params, run_folder
 from gp_jax.data.feed import Loaded, Placer, load, local_rows
 from gp_jax.errors import GlimpseError
 from gp_jax.lvlm import LVLM
@@ -103,6 +104,8 @@ def build_base(config: BaseConfig) -> BaseRun:
         raise GlimpseError(f"scenes.first_cut={config.scenes.first_cut} is not one of the {architecture.text.num_hidden_layers} layers")
     rngs = nnx.Rngs(config.seed)
     module = Pretraining(LVLM(architecture, None, dtype=jnp.float32, rngs=rngs), rngs=rngs)
+    if config.start:
+        nnx.update(module, read_params(run_folder(config.start) / "checkpoints", nnx.state(module)))
     rows = local_rows(mesh, config.batch_size)
     micro_batches = config.steps * config.accumulation
 
@@ -120,14 +123,14 @@ def build_base(config: BaseConfig) -> BaseRun:
         seed=config.seed,
         mesh=mesh,
     )
-    quiet = dict(pruned=0.0, blackened=0.0, anchored=0.0, settled=0.0, seed=config.scenes.seed + VALIDATION_SEED)
+    quiet = dict(pruned=0.0, blackened=0.0, relations=0.0, anchored=0.0, settled=0.0, seed=config.scenes.seed + VALIDATION_SEED)
     validation = feed(dataclasses.replace(config.scenes, **quiet), -(-config.validation_scenes // config.batch_size))
     return BaseRun(config, hf_config, folder, mesh, feed(config.scenes, micro_batches), validation, step, identity(config, folder))
 
 
 def identity(config: BaseConfig, folder: Path) -> dict[str, Any]:
     """What a resumed run must share with the one it goes on from."""
-    fields = ("scenes", "loss", "optim", "batch_size", "accumulation", "steps", "seed")
+    fields = ("start", "scenes", "loss", "optim", "batch_size", "accumulation", "steps", "seed")
     chosen = {name: value for name, value in plain(config).items() if name in fields}
     for name in ("threads", "prefetch"):
         del chosen["scenes"][name]

@@ -9,12 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from gp_jax.base_settings import BaseConfig
-from gp_jax.checkpoint import Checkpoints
+from gp_jax.checkpoint import Checkpoints, run_folder
 from gp_jax.clock import COMPILES
 from gp_jax.compiled import keep_compiled
 from gp_jax.data.feed import Placer
@@ -101,11 +100,6 @@ class Meter:
         means = {name: value / self.steps for name, value in self.sums.items()}
         means["learning_rate"] = self.rate
         return means | {"samples_per_s": self.samples / self.seconds(), "tokens_per_s": self.tokens / self.seconds()}
-
-
-def run_folder(out: str) -> epath.Path:
-    """The run folder: an absolute path, or a URI such as gs://bucket/run as it is."""
-    return epath.Path(out) if "://" in out else epath.Path(out).expanduser().resolve()
 
 
 class Loop:
