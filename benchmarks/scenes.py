@@ -55,7 +55,7 @@ def main(args: Args) -> None:
         "picture": lambda i: draw(scenes[i]),
         "questions": lambda i: pick(scenes[i], rng, args.questions),
         "labels": lambda i: labels(scenes[i]),
-        "record, with PNG": lambda i: scene_record("train", i),
+        "record, as a file": lambda i: scene_record("train", i),
     }
     size = f"{args.canvas[0]} x {args.canvas[1]} px"
     print(f"scenes of {size}  {statistics.median(whole):7.1f} a second (from {min(whole):.1f} to {max(whole):.1f})")

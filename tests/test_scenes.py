@@ -233,7 +233,7 @@ def test_records():
         for i in range(12):
             record, entry = scene_record(split, i), scene_entry(split, i)
             picture = Image.open(io.BytesIO(record.images[0]))
-            assert entry.sizes == (picture.size,) and picture.format == "PNG"
+            assert entry.sizes == (picture.size,) and picture.format == "BMP"
             assert (entry.id, entry.dataset, entry.question, entry.answer) == (
                 record.id,
                 record.dataset,
@@ -255,6 +255,9 @@ def test_source_is_one_of_grain_and_pickles():
     assert source[-1] == list(source)[-1] and [entry.id for entry in source.entries] == [record.id for record in source]
     dataset = grain.MapDataset.source(source).map(lambda record: record.id)
     assert dataset[3] == "val-000008"
+    other = ScenesSource("val", 13, start=5, seed=7)
+    assert other[0].id == "val-s7-000005" and other[0].images != source[0].images and families(other[0]) == families(source[0])
+    assert other[3] == pickle.loads(pickle.dumps(other))[3] == scene_record("val", 8, seed=7)
     with pytest.raises(IndexError):
         source[13]
     for split, count in (("exam", 3), ("val", 0)):

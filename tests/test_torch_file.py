@@ -26,6 +26,8 @@ def test_torch_file_round_trip(tmp_path):
     ours = read_torch(tmp_path / "x.pt")
     assert set(ours) == {"a.x", "a.y", "b", "c", "d.e.f"}
     np.testing.assert_array_equal(ours["a.x"], content["a"]["x"])
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}, "the same weights are the same file"
 
 
 def test_reads_views_and_parameters_of_torch(tmp_path):

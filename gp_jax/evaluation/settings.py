@@ -91,6 +91,8 @@ class EvalConfig:
     """Records of each task, at most."""
     start: int = 0
     """First record of generated tasks."""
+    scenes_seed: int = 0
+    """Of generated tasks: another seed, other scenes of the same kind."""
     suffix: str = ""
     """Put behind every question on a line of its own, instead of what --prompt puts there."""
     max_new_tokens: int = 24
@@ -125,8 +127,8 @@ class EvalConfig:
         for name in ("limit", "max_new_tokens", "batch"):
             if not getattr(self, name) > 0:
                 raise GlimpseError(f"{name}={getattr(self, name)!r} must be positive")
-        if self.start < 0 or self.pictures < 0:
-            raise GlimpseError("start and pictures must not be negative")
+        if self.start < 0 or self.pictures < 0 or self.scenes_seed < 0:
+            raise GlimpseError("start, pictures and scenes_seed must not be negative")
         if not self.model:
             raise GlimpseError("model is missing: a folder or a Hugging Face Hub id (--model)")
         if not self.tasks or not self.plans:

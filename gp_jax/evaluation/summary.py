@@ -104,7 +104,8 @@ def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
     settings = json.dumps({name: value for name, value in config.identity().items() if value not in (None, "", 0)})
     return [
         f"model: {config.model}, {cut}; glimpse: {config.glimpse or 'of the model folder'}",
-        f"tasks: {', '.join(config.tasks)}, at most {config.limit} records each from record {config.start}",
+        f"tasks: {', '.join(config.tasks)}, at most {config.limit} records each from record {config.start}"
+        + (f", scenes of seed {config.scenes_seed}" if config.scenes_seed else ""),
         f"metrics: {'; '.join(f'{runner.task.name} {runner.task.metrics[0]}' for runner, _ in found)}",
         f"command: {command(config)}",
         f"settings: {settings}",

@@ -130,7 +130,7 @@ def _open(name: str, config: EvalConfig, progress: bool) -> list[Task]:
         split = rest or "test"
         if split not in SPLIT_SEED:
             raise GlimpseError(_unknown(name, [f"{DATASET}:{other}" for other in SPLIT_SEED]))
-        return [task(name, ScenesSource(split, config.limit, config.start), DATASET)]
+        return [task(name, ScenesSource(split, config.limit, config.start, seed=config.scenes_seed), DATASET)]
     if kind == "viscot":
         if not rest:
             raise GlimpseError("task 'viscot' needs a released benchmark file or a folder of them: viscot:PATH")

@@ -219,13 +219,15 @@ class _Writer:
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes nested mappings of arrays so that `torch.load(path, weights_only=True)` gives them back as tensors."""
+    """Writes nested mappings of arrays so that `torch.load(path, weights_only=True)` gives them back as tensors.
+
+    The same arrays give the same bytes: no date is written.
+    """
     writer, prefix = _Writer(), path.name.split(".")[0]
     writer.mapping(content)
     writer.out += b"."
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(f"{prefix}/data.pkl", bytes(writer.out))
-        archive.writestr(f"{prefix}/byteorder", "little")
-        for key, data in enumerate(writer.storages):
-            archive.writestr(f"{prefix}/data/{key}", data)
-        archive.writestr(f"{prefix}/version", "3\n")
+        parts = {"data.pkl": bytes(writer.out), "byteorder": "little"}
+        parts |= {f"data/{key}": data for key, data in enumerate(writer.storages)} | {"version": "3\n"}
+        for name, data in parts.items():
+            archive.writestr(zipfile.ZipInfo(f"{prefix}/{name}"), data)

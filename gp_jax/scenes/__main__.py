@@ -26,13 +26,15 @@ class Scenes:
     """Records, one picture and one question each."""
     start: int = 0
     """Number of the first."""
+    seed: int = 0
+    """Another seed, another benchmark of the same kind."""
 
 
 def main() -> None:
     """Entry point."""
     args = tyro.cli(Scenes, prog="python -m gp_jax.scenes", config=(tyro.conf.HelptextFromCommentsOff,))
     try:
-        write(args.out, args.split, args.count, args.start)
+        write(args.out, args.split, args.count, args.start, seed=args.seed)
     except GlimpseError as error:
         print(f"gp_jax.scenes: {error}", file=sys.stderr)
         sys.exit(1)

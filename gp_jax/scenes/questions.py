@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gp_jax.scenes.palette import COLORS, FILLS
+from gp_jax.scenes.stencils import shape_area
 from gp_jax.scenes.things import DIRECTIONS, Box, Scene, Thing, neighbors
 
 FAMILIES = ("attribute", "relation", "text", "chart", "comparison", "detail")
@@ -33,8 +34,9 @@ PHRASES = {
     "tinies": ("name the tiny objects from left to right.", "list the tiny objects from left to right."),
 }
 PHRASES["different"] = PHRASES["same"]  # the same question with the answer no; apart because yes is rare
-# Topics that call a shape by one word. A tag is a rectangle of one color and a chart stands on a square: with a red tag in the picture
-# nobody is asked for "the red shape", with a chart for "the square".
+LARGER = 1.2  # times the area, at least
+# Topics that call a shape by one word. A tag and a bar are rectangles of one color and a chart stands on a white square: with a red tag
+# or bar in the picture nobody is asked for "the red shape", with a chart for "the square", "the white shape" or "the white square".
 LOOSE = ("kind", "color", "larger", "same", "different", "row")
 SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
@@ -116,7 +118,9 @@ def asks(scene: Scene) -> list[Ask]:
         elif thing.group == "chart":
             found += [Ask("chart", topic, words, answer, (i,), (i,)) for topic, words, answer in _chart(thing)]
     others = {thing.color_word for thing in scene.things if thing.group == "tag"}
-    others |= {"square" for thing in scene.things if thing.group == "chart"}
+    for chart in (thing for thing in scene.things if thing.group == "chart"):
+        others |= {"square", "white", *(COLORS[bar.color] for bar in chart.bars)}
+        found = [ask for ask in found if "white square" not in ask.words]
     return [ask for ask in found if not (ask.topic in LOOSE and others & set(ask.words))] + list(_tags(scene))
 
 
@@ -166,8 +170,9 @@ def _comparison(named: Named) -> Iterator[Ask]:
     unique = [(i, thing) for i, thing in named if thing.group == "shape" and kinds[thing.kind] == 1]
     for (i, one), (j, other) in itertools.permutations(unique, 2):
         words = (one.kind_word, other.kind_word)
-        if one.large != other.large:
-            yield Ask("comparison", "larger", words, f"the {_name(one if one.large else other)}", (i, j), (i, j))
+        small, large = sorted((one, other), key=_area)
+        if small.large < large.large and _area(large) >= LARGER * _area(small):
+            yield Ask("comparison", "larger", words, f"the {_name(large)}", (i, j), (i, j))
         if one.color == other.color:
             yield Ask("comparison", "same", words, f"yes, both are {one.color_word}", (i, j), (i, j))
         else:
@@ -202,6 +207,11 @@ def _in_order(members: Named) -> Named | None:
     row = sorted(members, key=lambda member: member[1].centre[0])
     close = any(b.centre[0] - a.centre[0] < APART for (_, a), (_, b) in itertools.pairwise(row))
     return None if close else row
+
+
+def _area(thing: Thing) -> float:
+    """Pixels."""
+    return shape_area(thing.kind, thing.box[2] - thing.box[0])
 
 
 def _name(thing: Thing) -> str:

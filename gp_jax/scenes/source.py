@@ -42,11 +42,14 @@ def canvas_of(rng: np.random.Generator, split: str) -> tuple[int, int]:
     return sizes[int(rng.integers(len(sizes)))]
 
 
-def scene_question(split: str, index: int) -> tuple[Scene, Question]:
-    """What record number `index` is about, without drawing it. Raises: GlimpseError for an unknown split."""
+def scene_question(split: str, index: int, seed: int = 0) -> tuple[Scene, Question]:
+    """What record number `index` is about, without drawing it.
+
+    Args: seed: with another one it is another benchmark of the same kind. Raises: GlimpseError for an unknown split.
+    """
     if split not in SPLIT_SEED:
         raise GlimpseError(f"split '{split}' is not one of {', '.join(SPLIT_SEED)}")
-    rng = np.random.default_rng(np.random.SeedSequence([SPLIT_SEED[split], index]))
+    rng = np.random.default_rng(np.random.SeedSequence([SPLIT_SEED[split], index, *([seed] if seed else [])]))
     canvas, family = canvas_of(rng, split), FAMILIES[index % len(FAMILIES)]
     while True:
         scene = make_scene(rng, canvas, unseen=split == UNSEEN)
@@ -62,25 +65,25 @@ def _is_unseen(scene: Scene, ask: Ask) -> bool:
     return any(thing.is_named and held_out(thing.color, thing.kind) for thing in (scene.things[i] for i in ask.target))
 
 
-def scene_record(split: str, index: int) -> Record:
+def scene_record(split: str, index: int, seed: int = 0) -> Record:
     """One question about one picture, of family `index % 6`."""
-    scene, question = scene_question(split, index)
+    scene, question = scene_question(split, index, seed)
     width, height = scene.canvas
     file = io.BytesIO()
-    Image.fromarray(draw(scene)).save(file, "PNG", compress_level=1)  # noise does not compress, trying is slow
+    Image.fromarray(draw(scene)).save(file, "BMP")  # noise hardly compresses: PNG would take most of the time for half of the bytes
     boxes = tuple((x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in question.boxes)
-    return Record(record_id(split, index), DATASET, question.question, question.answer, (file.getvalue(),), (boxes,), (None,))
+    return Record(record_id(split, index, seed), DATASET, question.question, question.answer, (file.getvalue(),), (boxes,), (None,))
 
 
-def scene_entry(split: str, index: int) -> Entry:
+def scene_entry(split: str, index: int, seed: int = 0) -> Entry:
     """What planning needs of `scene_record`; nothing is drawn."""
-    scene, question = scene_question(split, index)
-    return Entry(record_id(split, index), DATASET, question.question, question.answer, (scene.canvas,))
+    scene, question = scene_question(split, index, seed)
+    return Entry(record_id(split, index, seed), DATASET, question.question, question.answer, (scene.canvas,))
 
 
-def record_id(split: str, index: int) -> str:
-    """A record's name, such as test-000012."""
-    return f"{split}-{index:06d}"
+def record_id(split: str, index: int, seed: int = 0) -> str:
+    """A record's name, such as test-000012, or test-s7-000012 with another seed than 0."""
+    return f"{split}-{f's{seed}-' if seed else ''}{index:06d}"
 
 
 def families(record: Record | Entry) -> str:
@@ -91,18 +94,18 @@ def families(record: Record | Entry) -> str:
 class ScenesSource:
     """Records of a split, made when asked for: a `record.Source` and a grain `RandomAccessDataSource`. Pickles as its settings."""
 
-    def __init__(self, split: str, count: int, start: int = 0, progress: bool = False) -> None:
+    def __init__(self, split: str, count: int, start: int = 0, progress: bool = False, seed: int = 0) -> None:
         if split not in SPLIT_SEED:
             raise GlimpseError(f"split '{split}' is not one of {', '.join(SPLIT_SEED)}")
-        if count < 1 or start < 0:
-            raise GlimpseError(f"scenes {start} to {start + count}: count must be 1 or more and start 0 or more")
-        self.split, self.count, self.start, self._progress = split, count, start, progress
+        if count < 1 or start < 0 or seed < 0:
+            raise GlimpseError(f"scenes {start} to {start + count}, seed {seed}: count must be 1 or more, start and seed 0 or more")
+        self.split, self.count, self.start, self.seed, self._progress = split, count, start, seed, progress
 
     def __getstate__(self) -> dict:
-        return {"split": self.split, "count": self.count, "start": self.start, "_progress": self._progress}
+        return {"split": self.split, "count": self.count, "start": self.start, "seed": self.seed, "_progress": self._progress}
 
     def __repr__(self) -> str:
-        return f"ScenesSource({self.split!r}, {self.count}, {self.start})"
+        return f"ScenesSource({self.split!r}, {self.count}, {self.start}, seed={self.seed})"
 
     @property
     def name(self) -> str:
@@ -115,7 +118,7 @@ class ScenesSource:
         from tqdm import tqdm
 
         numbers = range(self.start, self.start + self.count)
-        return [scene_entry(self.split, i) for i in tqdm(numbers, desc=self.name, unit="scene", disable=not self._progress)]
+        return [scene_entry(self.split, i, self.seed) for i in tqdm(numbers, desc=self.name, unit="scene", disable=not self._progress)]
 
     def __len__(self) -> int:
         return self.count
@@ -124,7 +127,7 @@ class ScenesSource:
         index = index.__index__()
         if not -self.count <= index < self.count:
             raise IndexError(f"{self.name}: record {index} of {self.count}")
-        return scene_record(self.split, self.start + index % self.count)
+        return scene_record(self.split, self.start + index % self.count, self.seed)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(self.count))

@@ -60,6 +60,13 @@ def shape_stencil(kind: int, side: int) -> np.ndarray:
 
 
 @functools.cache
+def shape_area(kind: int, side: int) -> float:
+    """Pixels that a shape takes, a ring's hole included."""
+    filled = SHAPES.index("circle") if SHAPES[kind] == "ring" else kind
+    return float(shape_stencil(filled, side).sum()) / 256
+
+
+@functools.cache
 def fill_pattern(kind: int, fill: int, side: int) -> np.ndarray:
     """Where the second tone is. Returns: (side, side, 1) bool."""
     y, x = np.mgrid[:side, :side] - side // 2

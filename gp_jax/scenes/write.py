@@ -18,7 +18,7 @@ HOMEPAGE = "https://arxiv.org/abs/2508.01548"
 Split = Literal["train", "val", "test", "test_ood"]
 
 
-def write(out: Path, split: Split, count: int, start: int = 0, progress: bool | None = None) -> None:
+def write(out: Path, split: Split, count: int, start: int = 0, progress: bool | None = None, seed: int = 0) -> None:
     """Writes records start .. start + count - 1. The folder appears under its name only when it is whole.
 
     Args: out: a new folder; progress: whether to show a bar; default: on a terminal.
@@ -26,7 +26,7 @@ def write(out: Path, split: Split, count: int, start: int = 0, progress: bool | 
     """
     from tqdm import tqdm
 
-    source = ScenesSource(split, count, start)
+    source = ScenesSource(split, count, start, seed=seed)
     if out.exists():
         raise GlimpseError(f"{out}: exists already; choose a new folder")
     shards = -(-count // RECORDS_PER_SHARD)
@@ -44,7 +44,7 @@ def write(out: Path, split: Split, count: int, start: int = 0, progress: bool | 
                 with builder.ShardWriter(scratch / builder.shard_name(split, shard, shards)) as writer:
                     for i in range(shard * count // shards, (shard + 1) * count // shards):
                         record = source[i]
-                        sizes = (scene_question(split, start + i)[0].canvas,)
+                        sizes = (scene_question(split, start + i, seed)[0].canvas,)
                         writer.write(builder.encode(record, sizes))
                         index.write(index_line(record, sizes))
                         bar.update()
