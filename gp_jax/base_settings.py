@@ -53,7 +53,8 @@ class ScenesConfig:
 
 @dataclass(frozen=True)
 class BaseLossConfig:
-    """L_lang + dense_weight * (cross-entropy of what is drawn on a visual token and beside it)."""
+    """L_lang + dense_weight * (cross-entropy of what is drawn on a visual token and beside it) + reading_weight * (cross-entropy of what
+    stands beside the shape that a relation names, told by its question's last row)."""
 
     dense_weight: float = 0.5
     """Of the dense loss."""
@@ -61,6 +62,10 @@ class BaseLossConfig:
     """Of patches without anything on them."""
     neighbor_weight: float = 0.5
     """Of the neighbours of a shape, within the dense loss."""
+    reading_weight: float = 0.0
+    """Of the loss that teaches to read neighbours off a shape's visual tokens."""
+    reading_layer: int = -3
+    """Decoder layer behind which they must have been read."""
 
 
 @dataclass(frozen=True)

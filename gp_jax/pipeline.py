@@ -240,11 +240,13 @@ def forward_train(
     return model.decoder.logits(x), logits
 
 
-def forward_packed(model: LVLM, batch: PackedBatch, *, remat: bool = True, implementation: str = "auto") -> tuple[Array, Array]:
+def forward_packed(
+    model: LVLM, batch: PackedBatch, *, remat: bool = True, implementation: str = "auto", tap: int = -1
+) -> tuple[Array, Array, Array]:
     """Several turns behind one picture, everything differentiable, pruning by hiding: what is behind a turn's cut does not see the
     visual tokens that it would have lost, and neither does a generated row in any layer.
 
-    Returns: logits (B, U, V) float32 of every row of the turns, visual tokens (B, M, D).
+    Returns: logits (B, U, V) float32 of every row of the turns, visual tokens (B, M, D), the rows behind layer `tap` (B, U, D).
     """
     features, turns = see(model, batch.vision, implementation, remat), batch.turns
     stream = embed(model, batch.prompt, features)
@@ -262,7 +264,9 @@ def forward_packed(model: LVLM, batch: PackedBatch, *, remat: bool = True, imple
         cut = turns.cut <= index
         pair = partial(layer_pair, layer)
         x, rows = (rematerialised(pair) if remat else pair)(x, rows, seen | ~cut[:, None], jnp.where(cut[:, None, None], after, before))
-    return model.decoder.logits(rows), features.tokens
+        if index == tap % len(model.decoder.layers):
+            tapped = rows
+    return model.decoder.logits(rows), features.tokens, tapped
 
 
 def turns_visible(turns: TurnsInput, stream: Stream, depth: int) -> tuple[Array, Array]:

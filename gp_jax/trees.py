@@ -99,6 +99,8 @@ class DenseLabels:
 
     patch: Array  # (B, M, P, 3) int: kind, color and fill
     neighbor: Array  # (B, M, 4, 2) int: kind and color of what is left, right, above, below
+    beside: Array  # (B, Q, 4, 2) int: the same of the shape that a relation names
+    row: Array  # (B, Q) int: last row of a question, 0 for padding
 
 
 @tree

@@ -16,6 +16,8 @@ from gp_jax.evaluation.command import main as eval_main
 from gp_jax.evaluation.plans import make_plan, make_plans
 from gp_jax.evaluation.results import read_predictions
 from gp_jax.scenes.feed import LoadScenes, blacken, canvas_of, hide
+from gp_jax.scenes.palette import COLORS, SHAPES
+from gp_jax.scenes.questions import SIDES
 from gp_jax.scenes.source import packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
@@ -55,7 +57,7 @@ def test_packed_turns_equal_turns_of_their_own(vlm):
     """Every row of every turn, the answer's rows too."""
     scenes = [packed_scene(0, i, (128, 128), COUNT) for i in range(2)]
     batch = packed(vlm, [visible_hiding(scene, 3) for scene in scenes], scenes)
-    logits, _ = pipeline.forward_packed(vlm.model, batch)
+    logits, *_ = pipeline.forward_packed(vlm.model, batch)
     maker, checked = TurnMaker(vlm.processor), 0
     for b, scene in enumerate(scenes):
         prepared = vlm.processor([[scene.image]] * COUNT, [q.question for q in scene.questions[:COUNT]])
@@ -138,6 +140,25 @@ def test_anchored_relations_do_not_see_what_they_ask_for():
             else:
                 assert keep.all()
     assert hidden >= 20, "half of the questions are relations"
+
+
+def test_what_a_question_must_have_read(vlm):
+    """Its last row, and what stands beside the shape that a relation names: the answer on the side that it asks for."""
+    scenes = [packed_scene(1, index, (192, 192), COUNT, relations=0.5) for index in range(3)]
+    batch = packed(vlm, [visible_hiding(scene, 8) for scene in scenes], scenes)
+    found = 0
+    for b, scene in enumerate(scenes):
+        for t, question in enumerate(scene.questions):
+            last = rows_of(batch, b, t)[~np.asarray(batch.turns.generated)[b, rows_of(batch, b, t)]][-1]
+            assert batch.labels.row[b, t] == last
+            beside = [f"{COLORS[c - 1]} {SHAPES[k - 1]}" if k > 0 else None for k, c in batch.labels.beside[b, t]]
+            if question.family == "relation":
+                side = next(i for i, word in enumerate(SIDES.values()) if f"directly {word} the" in question.question)
+                assert beside[side] == question.answer
+                found += 1
+            else:
+                assert (batch.labels.beside[b, t] == -1).all()
+    assert found >= 3
 
 
 def test_blackened_pictures_keep_their_evidence():

@@ -7,12 +7,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gp_jax.scenes.palette import COLORS, FILLS, SHAPES
-from gp_jax.scenes.questions import PHRASES, questions
-from gp_jax.scenes.scene import make_scene
+from gp_jax.scenes.questions import PHRASES, SIDES
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 VOCABULARY = 512  # 256 bytes, the special tokens and whole words
@@ -86,15 +84,18 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def words(scenes: int = 1000) -> Iterator[str]:
-    """Everything that is asked and answered about some scenes, as the chat template writes it."""
-    for index in range(scenes):
-        scene = make_scene(np.random.default_rng(index), (256, 256))
-        for question in questions(scene):
-            yield f"user\n{question.question}\nassistant\n"
-            yield question.answer
-    for phrase in (*itertools.chain(*PHRASES.values()), *COLORS, *SHAPES, *FILLS):
-        yield from (phrase, f" {phrase}")
+def words() -> Iterator[str]:
+    """Every word in every place that it can have. It depends on the words alone, not on which scenes are drawn or what is asked of them:
+    the same tokenizer whatever becomes of the benchmark's rules."""
+    ranks, sides = ("tallest", "shortest", "taller", "shorter"), tuple(SIDES.values())
+    for phrase in itertools.chain(*PHRASES.values()):
+        for filler in (*COLORS, *SHAPES, *FILLS, *ranks, *sides, f"{COLORS[0]} {SHAPES[0]}"):
+            yield f"user\n{phrase.format(*[filler] * phrase.count('{}'))}\nassistant\n"
+    for color, shape in itertools.product(COLORS, SHAPES):
+        for fill in FILLS:
+            yield from (f"{fill} {color}", f"{fill} {shape}", f"{color} {shape}", f"{shape}, {shape}")
+    for one, other in itertools.permutations(COLORS, 2):
+        yield from (f"{one}, {other}", f"no, {one} and {other}", f"yes, both are {one}", f"the {one} tag with 1")
 
 
 def ensure_architecture(folder: Path) -> Path:

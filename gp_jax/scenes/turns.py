@@ -12,6 +12,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.layout import Sample, prompt_input, read_samples, token_grid, vision_input
 from gp_jax.processing import Processor
 from gp_jax.scenes.questions import FAMILIES, Question
+from gp_jax.scenes.scene import TOKEN
 from gp_jax.scenes.source import PackedScene
 from gp_jax.trees import DenseLabels, PackedBatch, TurnsInput
 
@@ -85,6 +86,7 @@ def packed_batch(
     positions, generated = np.zeros((config.position_axes, *shape), np.int32), np.zeros(shape, bool)
     family, keep = np.full((batch, questions), -1, np.int32), np.ones((batch, questions, slots), bool)
     seen, cut = np.ones((batch, slots), bool), np.zeros(batch, np.int32)
+    beside, last = np.full((batch, questions, 4, 2), -1, np.int8), np.zeros((batch, questions), np.int32)
     for b, (scene, sample, hiding) in enumerate(zip(scenes, samples, hidings, strict=True)):
         place, row = sample.slot_of_token, 0
         seen[b, place], cut[b] = hiding.seen, hiding.cut
@@ -100,18 +102,19 @@ def packed_batch(
             generated[b, row + len(asked) : row + size] = True
             family[b, t] = FAMILIES.index(question.family)
             keep[b, t, place] = hiding.keep[t]
+            beside[b, t], last[b, t] = anchor_neighbors(scene, question), row + len(asked) - 1
             row += size
     return PackedBatch(
         vision=vision_input(samples, config, batch, slots),
         prompt=prompt_input(samples, config, batch, length, 0),
         turns=TurnsInput(ids, positions, turn, generated, targets, family, keep, seen, cut),
-        labels=dense_labels(scenes, samples, unknown, slots, config.vision.spatial_merge_size),
+        labels=DenseLabels(*dense_labels(scenes, samples, unknown, slots, config.vision.spatial_merge_size), beside, last),
     )
 
 
 def dense_labels(
     scenes: Sequence[PackedScene], samples: Sequence[Sample], unknown: Sequence[np.ndarray], slots: int, side: int
-) -> DenseLabels:
+) -> tuple[np.ndarray, np.ndarray]:
     """Labels moved to vision slots; patches of a token in row order, as the merger joins them."""
     patch = np.full((len(scenes), slots, side * side, 3), -1, np.int8)
     neighbor = np.full((len(scenes), slots, 4, 2), -1, np.int8)
@@ -124,4 +127,12 @@ def dense_labels(
         known = ~hidden[*place]
         patch[b, sample.slot_of_token[known]] = blocks[*place][known]
         neighbor[b, sample.slot_of_token[known]] = beside[*place][known]
-    return DenseLabels(patch, neighbor)
+    return patch, neighbor
+
+
+def anchor_neighbors(scene: PackedScene, question: Question) -> np.ndarray:
+    """What stands beside the shape that a relation names. Returns: (4, 2) kinds and colors; -1 for other questions."""
+    if question.family != "relation":
+        return np.full((4, 2), -1, np.int8)
+    x0, y0, x1, y1 = question.boxes[0]
+    return scene.labels.neighbor[:, :, int((y0 + y1) / 2) // TOKEN, int((x0 + x1) / 2) // TOKEN]

@@ -102,6 +102,8 @@ def build_base(config: BaseConfig) -> BaseRun:
         raise GlimpseError(f"{folder}: has no tokenizer, which training needs")
     if not 0 <= config.scenes.first_cut < architecture.text.num_hidden_layers:
         raise GlimpseError(f"scenes.first_cut={config.scenes.first_cut} is not one of the {architecture.text.num_hidden_layers} layers")
+    if not -architecture.text.num_hidden_layers <= config.loss.reading_layer < architecture.text.num_hidden_layers:
+        raise GlimpseError(f"loss.reading_layer={config.loss.reading_layer} is not one of the {architecture.text.num_hidden_layers} layers")
     rngs = nnx.Rngs(config.seed)
     module = Pretraining(LVLM(architecture, None, dtype=jnp.float32, rngs=rngs), rngs=rngs)
     if config.start:

@@ -1,7 +1,9 @@
-"""Losses of the stage `base`: answers, and what is drawn on every visual token and beside it.
+"""Losses of the stage `base`: answers, what is drawn on every visual token and beside it, and what a question has read off a token.
 
-The dense loss is what makes a small model learn to read at all: without it digits stay at chance for tens of thousands of pictures.
-Its head is thrown away after training. B samples, U text rows, Q turns, M vision slots, P patches of a visual token, V vocabulary.
+The dense loss is what makes a small model learn to read at all: without it digits stay at chance for tens of thousands of pictures. The
+reading loss does the same for relations: without it questions do not look at the visual tokens that know what stands beside a shape (58 %
+right where these know it, 52 % where they do not). The heads are thrown away after training.
+B samples, U text rows, Q turns, M vision slots, P patches of a visual token, V vocabulary.
 """
 
 import jax
@@ -19,11 +21,16 @@ from gp_jax.training.losses import language_sum
 from gp_jax.training.step import Counts
 from gp_jax.trees import PackedBatch, TurnsInput
 
-METRICS = ("loss", "language", "dense", "exact", *(f"exact_{family}" for family in FAMILIES), *(f"turns_{family}" for family in FAMILIES))
-SHOWN = ("loss", "language", "dense", "exact", *FAMILIES)
+METRICS = (
+    *("loss", "language", "dense", "reading", "exact"),
+    *(f"exact_{family}" for family in FAMILIES),
+    *(f"turns_{family}" for family in FAMILIES),
+)
+SHOWN = ("loss", "language", "dense", "reading", "exact", *FAMILIES)
 PATCH_CLASSES = (KINDS, COLORS, FILLS)
 NEIGHBOR_CLASSES = (NEIGHBORS, COLORS)
 SIDES = 4
+NOTHING_BESIDE = 0.5  # weight of sides without a neighbour, which are many
 
 
 class DenseHead(nnx.Module):
@@ -47,6 +54,7 @@ class Pretraining(nnx.Module):
     def __init__(self, model: LVLM, *, rngs: nnx.Rngs):
         self.model = model
         self.head = DenseHead(model.config.text.hidden_size, model.config.vision.merge_unit, rngs=rngs)
+        self.reader = Linear(model.config.text.hidden_size, SIDES * sum(NEIGHBOR_CLASSES), bias=True, dtype=jnp.float32, rngs=rngs)
 
 
 def weighted_cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
@@ -56,20 +64,28 @@ def weighted_cross_entropy(logits: Array, labels: Array, weights: Array) -> Arra
     return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - picked) * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
+def labels_loss(logits: Array, labels: Array, classes: tuple[int, ...], nothing: float) -> Array:
+    """Cross-entropies of several labels. logits: (..., all classes); labels: (..., labels); nothing: weight where the first label is 0."""
+    found, start = 0.0, 0
+    for i, size in enumerate(classes):
+        weights = jnp.where(labels[..., 0] == 0, nothing, 1.0)
+        found += weighted_cross_entropy(logits[..., start : start + size], labels[..., i], weights)
+        start += size
+    return found
+
+
 def dense_loss(head: DenseHead, tokens: Array, batch: PackedBatch, config: BaseLossConfig) -> Array:
     """Cross-entropies of every label, patches and neighbours."""
     patch, neighbor = head(tokens)
+    beside = labels_loss(neighbor, batch.labels.neighbor, NEIGHBOR_CLASSES, NOTHING_BESIDE)
+    return labels_loss(patch, batch.labels.patch, PATCH_CLASSES, config.background_weight) + config.neighbor_weight * beside
 
-    def total(logits: Array, labels: Array, classes: tuple[int, ...], background: float) -> Array:
-        found, start = 0.0, 0
-        for i, size in enumerate(classes):
-            weights = jnp.where(labels[..., 0] == 0, background, 1.0)  # of nothing: there is so much of it
-            found += weighted_cross_entropy(logits[..., start : start + size], labels[..., i], weights)
-            start += size
-        return found
 
-    beside = total(neighbor, batch.labels.neighbor, NEIGHBOR_CLASSES, 0.5)
-    return total(patch, batch.labels.patch, PATCH_CLASSES, config.background_weight) + config.neighbor_weight * beside
+def reading_loss(reader: Linear, rows: Array, batch: PackedBatch) -> Array:
+    """Cross-entropies of all that stands beside the shape that a relation names, from its question's last row. rows: (B, U, D)."""
+    asked = jnp.take_along_axis(rows, batch.labels.row[..., None], axis=1).astype(jnp.float32)
+    logits = reader(asked).reshape(*asked.shape[:2], SIDES, -1)
+    return labels_loss(logits, batch.labels.beside, NEIGHBOR_CLASSES, NOTHING_BESIDE)
 
 
 def exact_turns(logits: Array, turns: TurnsInput) -> Array:
@@ -89,12 +105,13 @@ def losses(
 
     Returns: the loss, (its parts and exact matches as sums, exact turns (B, Q) bool).
     """
-    logits, tokens = pipeline.forward_packed(model.model, batch, remat=remat, implementation=attention)
+    logits, tokens, rows = pipeline.forward_packed(model.model, batch, remat=remat, implementation=attention, tap=config.reading_layer)
     language = language_sum(logits, batch.turns.targets) / jnp.maximum(jnp.sum(batch.turns.targets >= 0), 1)
     dense = dense_loss(model.head, tokens, batch, config)
     exact = exact_turns(logits, batch.turns)
     means = {"language": language, "dense": dense, "exact": jnp.sum(exact) / jnp.maximum(jnp.sum(batch.turns.family >= 0), 1)}
-    means["loss"] = language + config.dense_weight * dense
+    means["reading"] = reading_loss(model.reader, rows, batch)
+    means["loss"] = language + config.dense_weight * dense + config.reading_weight * means["reading"]
     sums = {name: value / counts.samples for name, value in means.items()}
     for number, family in enumerate(FAMILIES):
         own = batch.turns.family == number
