@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-import json
 import itertools
+import json
 import os
 import pickle
 import subprocess
