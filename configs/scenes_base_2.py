@@ -11,6 +11,7 @@ train = BaseConfig(
     model="runs/scenes_base/export",
     start="runs/scenes_base",
     out="runs/scenes_base_2",
+    blend=0.75,
     scenes=ScenesConfig(
         canvases=(
             Canvas(192, 192, questions=12, early=0.50, late=0.50),

@@ -76,6 +76,9 @@ class BaseConfig:
     """Folder with config.json, tokenizer and processor files; weights that lie there are not read."""
     start: str = ""
     """Run folder of this stage to begin from: the parameters of its newest checkpoint, the training head's included. [default: random]"""
+    blend: float = 1.0
+    """Where the exported weights lie on the way from those that it began with to those that it came to: short of 1 they keep more of what
+    `start` knew, and often generalise better (arXiv 2109.01903)."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """Pictures and questions."""
     loss: BaseLossConfig = field(default_factory=BaseLossConfig)
@@ -118,6 +121,10 @@ class BaseConfig:
         for name in ("batch_size", "accumulation", "steps", "log_every", "validate_every", "validation_scenes", "save_every", "keep"):
             if not getattr(self, name) > 0:
                 raise GlimpseError(f"{name}={getattr(self, name)!r} must be positive")
+        if not 0 < self.blend <= 1:
+            raise GlimpseError(f"blend={self.blend!r} is not in 0..1")
+        if self.blend < 1 and not self.start:
+            raise GlimpseError(f"blend={self.blend!r}: between what? It needs `start`")
         if not self.scenes.canvases:
             raise GlimpseError("scenes.canvases is empty: say which picture sizes to draw")
         for canvas in self.scenes.canvases:

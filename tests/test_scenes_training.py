@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import scenes_tools
+from etils import epath
 from flax import nnx
 from safetensors.numpy import load_file
 
@@ -21,7 +22,7 @@ from gp_jax.scenes.questions import SIDES
 from gp_jax.scenes.source import packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
-from gp_jax.training.base import build_base
+from gp_jax.training.base import build_base, export_base_run
 from gp_jax.training.base_losses import exact_turns
 from gp_jax.training.build import attach_glimpse, glimpse_config
 from gp_jax.training.loop import train
@@ -213,6 +214,14 @@ def test_a_base_run_learns_resumes_and_exports(architecture, tmp_path, monkeypat
     with pytest.raises(GlimpseError, match="no checkpoint to start from"):
         build_base(base_config(architecture, tmp_path / "more", start=str(tmp_path / "nowhere")))
 
+    more = base_config(architecture, tmp_path / "more", start=str(tmp_path / "whole"), blend=0.5, steps=1)
+    run = build_base(more)
+    state, _ = run.step.start()
+    moved = dataclasses.replace(state, params=jax.tree.map(lambda value: value + 1.0, state.params))
+    export_base_run(run, moved, epath.Path(tmp_path / "more"))
+    half = load_file(tmp_path / "more" / "export" / "model.safetensors")["model.language_model.embed_tokens.weight"]
+    np.testing.assert_allclose(half, embedding + 0.5, atol=1e-6)
+
     # The export is a base without a glimpse: it gets its first one, and an evaluation runs on both.
     glimpse = TrainConfig(
         model=str(tmp_path / "whole" / "export"),
@@ -236,7 +245,6 @@ def test_a_base_run_learns_resumes_and_exports(architecture, tmp_path, monkeypat
         "--out",
         str(tmp_path / "eval"),
     ]
-    assert eval_main([*options, "--plans", "glimpse", "oracle", "nothing", "random"]) == 0
     assert eval_main([*options, "--plans", "dense", "glimpse", "oracle", "nothing", "random"]) == 0
     found = read_predictions(tmp_path / "eval" / "predictions.jsonl")
     assert len(found) == 20 and {p.kept for p in found if p.plan == "nothing"} == {0}
@@ -263,6 +271,7 @@ def test_base_settings_that_cannot_be(architecture, tmp_path):
     for changes, name in (
         (dict(steps=0), "steps"),
         (dict(model=""), "model"),
+        (dict(blend=0.5), "needs `start`"),
         (dict(scenes=ScenesConfig()), "canvases"),
         (dict(scenes=ScenesConfig(canvases=(Canvas(100, 96, 3, 1, 1),))), "100x96"),
         (dict(scenes=dataclasses.replace(good.scenes, pruned=1.5)), "pruned"),

@@ -165,7 +165,8 @@ def validate_base(
 
 def export_base_run(run: BaseRun, state: TrainState, folder: epath.Path) -> str:
     """Writes `folder`/export: the model in Hugging Face layout, and orbax/ with the same tensors. Returns: what it holds, in words."""
-    model = run.model(state.params)
+    share = run.config.blend
+    model = run.model(state.params if share == 1 else jax.tree.map(lambda a, b: a + share * (b - a), run.step.params, state.params))
     write = partial(save_model, model, run.hf_config, source=run.folder, nested=True)
     export(folder, lambda local: write(folder=local), export_base(model, nested=True))
     return "the model (Hugging Face layout, orbax)"
