@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import json
 import logging
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -104,6 +105,8 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, loss: float | None = None, wait: bool = False) -> None:
         """Writes a checkpoint in the background. loss: of a validation, by which the best is known. wait: until it is on disk."""
+        if loss is not None and not math.isfinite(loss):
+            loss = None  # nothing is smaller than NaN: it would stay the best for good
         if step != self._started and step not in self.steps():
             # The state is donated to the next step, and on CPU orbax would write from the very memory that the step reuses.
             state = jax.tree.map(jnp.copy, state)
@@ -129,6 +132,7 @@ class Checkpoints:
                     identity, expected = metadata["identity"], metadata["checksum"]
                 if text_checksum(identity) != metadata["identity_checksum"]:
                     raise ValueError("its configuration does not match its checksum")
+                self._check_metrics(step)
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 self._set_aside(step, error)
                 continue
@@ -143,10 +147,23 @@ class Checkpoints:
             except Exception as error:
                 self._set_aside(step, error)
                 continue
+            for older in steps[steps.index(step) + 1 :]:
+                try:
+                    self._check_metrics(older)
+                except Exception as error:
+                    self._set_aside(older, error)
             return Restored(found, step)
         if steps:
             raise GlimpseError(f"{self.folder}: no checkpoint can be read; choose another --out to start over")
         return None
+
+    def _check_metrics(self, step: int) -> None:
+        """Raises what there is to raise when orbax, which reads them of all checkpoints before the next save, could not."""
+        path = self.folder / str(step) / "metrics" / "metrics"
+        if path.exists():
+            float(json.loads(path.read_text())["loss"])
+        elif not path.parent.parent.exists():
+            raise FileNotFoundError("another process has set it aside")
 
     def _load(self, step: int, like: Any) -> Any:
         wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in as_dict(like).items()}
@@ -158,7 +175,7 @@ class Checkpoints:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         self.close()  # it may know the step
         aside = self.folder / f"damaged-{step}"
-        self.tell(f"checkpoint {self.folder / str(step)} is damaged ({reason}); it is now {aside.name}, the one before it is used")
+        self.tell(f"checkpoint {self.folder / str(step)} is damaged ({reason}); it is now {aside.name}, another one is used")
         if jax.process_index() == 0:
             if aside.exists():
                 aside.rmtree()
