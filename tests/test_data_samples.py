@@ -55,7 +55,7 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31))
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 40), st.integers(2, 40), st.integers(0, 2**31))
 def test_picture_masks_keep_every_token_that_is_touched(rows, columns, height, width, seed):
     white = np.random.default_rng(seed).random((height, width)) < 0.05
     mask = picture_mask(png((white * 255).astype(np.uint8)), (rows, columns))
@@ -65,6 +65,20 @@ def test_picture_masks_keep_every_token_that_is_touched(rows, columns, height, w
             touched_y = (y * rows < (row + 1) * height) & ((y + 1) * rows > row * height)
             touched_x = (x * columns < (column + 1) * width) & ((x + 1) * columns > column * width)
             assert mask[row, column] == white[np.ix_(touched_y, touched_x)].any()
+
+
+def test_picture_masks_are_read_as_they_were_checked():
+    """`gp-jax prepare` looks at the upright mask, of 16 bits the upper eight."""
+    white = np.zeros((6, 4), bool)
+    white[0, 1:] = True
+    deep = np.where(white, 40000, 300).astype(np.uint16)  # 300 is black, though more than 255
+    np.testing.assert_array_equal(picture_mask(png(deep), (6, 4)), white)
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # the stored picture's top is the upright one's right
+    Image.fromarray((white * 255).astype(np.uint8)).save(buffer, format="PNG", exif=exif)
+    np.testing.assert_array_equal(picture_mask(buffer.getvalue(), (4, 6)), np.rot90(white, -1))
+    with pytest.raises(GlimpseError, match="mask: is not a readable image"):
+        picture_mask(b"no picture", (4, 6))
 
 
 def record(sizes: list[tuple[int, int]], boxes=None, **changes) -> Record:

@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw
 from gp_jax.data.collate import TrainSample
 from gp_jax.data.feed import Placer
 from gp_jax.data.record import Record
-from gp_jax.data.samples import decode
-from gp_jax.images import overlay, side_by_side
+from gp_jax.images import decode, overlay, side_by_side
 from gp_jax.processing import Processor
 from gp_jax.report import RunLog
 from gp_jax.training.build import Feed, Progress, Run
