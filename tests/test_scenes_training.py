@@ -19,7 +19,7 @@ from gp_jax.scenes.feed import LoadScenes, blacken, canvas_of, hide
 from gp_jax.scenes.source import packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
-from gp_jax.training.base import build_base
+from gp_jax.training.base import build_base, identity
 from gp_jax.training.base_losses import exact_turns
 from gp_jax.training.build import attach_glimpse, glimpse_config
 from gp_jax.training.loop import train
@@ -249,6 +249,14 @@ def test_base_settings_that_cannot_be(architecture, tmp_path):
     ):
         with pytest.raises(GlimpseError, match=name):
             dataclasses.replace(good, **changes).check()
+
+
+def test_settings_that_came_later_are_not_in_the_way_of_older_runs(architecture, tmp_path):
+    plain = identity(base_config(architecture, tmp_path), architecture)
+    assert "start" not in plain and not {"relations", "anchored"} & set(plain["scenes"])
+    scenes = dataclasses.replace(base_config(architecture, tmp_path).scenes, relations=0.5, anchored=0.1)
+    chosen = identity(base_config(architecture, tmp_path, start="other", scenes=scenes), architecture)
+    assert (chosen["start"], chosen["scenes"]["relations"], chosen["scenes"]["anchored"]) == ("other", 0.5, 0.1)
 
 
 def test_sizes_move_from_early_to_late(vlm):
