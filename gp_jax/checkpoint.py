@@ -58,10 +58,13 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+LATER = ("weights", "evidence")  # what checkpoints of earlier versions do not say; it is in those that go on from them
+
+
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Fields in which two configurations (nested dicts) differ, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
+        keys = [*old, *(key for key in new if key not in old and key not in LATER)]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{name}[{i}]")]

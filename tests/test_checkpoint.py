@@ -145,6 +145,11 @@ def test_another_configuration_is_refused(folder):
 def test_differences():
     assert differences({"a": 1}, {"a": 1}) == []
     assert differences({"a": 1}, {"b": 2}) == ["a: 1 in the checkpoint, None now", "b: None in the checkpoint, 2 now"]
+    assert differences({"records": {"count": 1}}, {"records": {"count": 1, "evidence": ["x"]}, "weights": "y"}) == [], "a run of before"
+    assert differences({"records": {"evidence": ["x"]}, "weights": "y"}, {"records": {"evidence": ["z"]}}) == [
+        "records.evidence[0]: 'x' in the checkpoint, 'z' now",
+        "weights: 'y' in the checkpoint, None now",
+    ]
     assert differences([1], [1, 2], "x") == ["x: [1] in the checkpoint, [1, 2] now"]
 
 

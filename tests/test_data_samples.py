@@ -18,7 +18,9 @@ from gp_jax.data.prepared import open_prepared
 from gp_jax.data.record import Entry, Record
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Schedule
-from gp_jax.settings import SHORT_ANSWER, DataSource
+from gp_jax.pretrained.files import weights_digest
+from gp_jax.settings import SHORT_ANSWER, DataConfig, DataSource, TrainConfig
+from gp_jax.training.build import build_feed, identity
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +169,16 @@ def test_hosts_load_disjoint_rows_of_the_same_batches(home, vlm):
         np.testing.assert_array_equal(
             a.batch.prompt.positions, np.concatenate([b.batch.prompt.positions, c.batch.prompt.positions], axis=1)
         )
+
+
+def test_a_run_is_known_by_its_evidence_and_weights(home, vlm):
+    source, model = str(home / "data"), home / "model"
+    config = TrainConfig(model=str(model), data=DataConfig(sources=(DataSource(source), DataSource("scenes:4"))))
+    feed = build_feed(config, config.data.sources, SampleMaker(vlm.processor, 1), None, lambda items, *_: items)
+    digest = weights_digest(model, without=("glimpse.safetensors", "new_modules_gp.pt"))
+    found = identity(config, vlm.glimpse_config, feed, 3, digest)
+    assert found["data"]["records"]["evidence"] == [feed.sources[0].made_from] and found["weights"] == digest
+    assert digest != weights_digest(model), "there is a glimpse in the folder, which a run replaces"
 
 
 def test_samples_are_numbered_through_a_step(home, vlm):
