@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from etils import epath
 
+from gp_jax.choices import ATTENTION, NORMS, OPTIMIZERS, PREDICTORS, SCHEDULES, check_choice
 from gp_jax.errors import GlimpseError
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -232,6 +233,9 @@ class TrainConfig:
             raise GlimpseError("model is missing: a folder or a Hugging Face Hub id (--model)")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise GlimpseError(f"dtype='{self.dtype}' is not float32, bfloat16 or float16")
+        check_words(self)
+        check_choice("glimpse.le_norm_type", self.glimpse.le_norm_type, NORMS)
+        check_choice("glimpse.attn_fuse_type", self.glimpse.attn_fuse_type, PREDICTORS)
         names = ("batch_size", "accumulation", "epochs", "steps", "log_every", "validate_every", "save_every", "keep")
         positive(self, "", *names)
         positive(self.data, "data.", "max_visual_tokens", "max_prompt", "max_answer", "shapes", "threads", "prefetch")
@@ -265,6 +269,13 @@ class TrainConfig:
                 numeric = any(word in kind for word in ("int", "float")) and "tuple" not in kind and "str" not in kind
                 if numeric and not ((number and math.isfinite(value)) or (value is None and "None" in kind)):
                     raise GlimpseError(f"{prefix}{item.name}={value!r} is not a number")
+
+
+def check_words(config: Any) -> None:
+    """What both stages have that can only be some words. Raises: GlimpseError that names the field."""
+    check_choice("optim.name", config.optim.name, OPTIMIZERS)
+    check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
+    check_choice("attention", config.attention, ATTENTION)
 
 
 def held_out(folder: str) -> Iterator[DataSource]:

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
 import pytest
 
-from gp_jax import GlimpseError, cli
+from gp_jax import GlimpseError, choices, cli
+from gp_jax.base_settings import BaseConfig, Canvas, ScenesConfig
 from gp_jax.config import GlimpseConfig
+from gp_jax.ops.attention import KERNELS
 from gp_jax.pretrained.known import KNOWN
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
 from gp_jax.sharding import mesh_sizes
@@ -18,6 +21,7 @@ from gp_jax.training.optim import learning_rate, optimizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GOOD = TrainConfig(model="m", data=DataConfig(sources=(DataSource("d"),)))
+BASE = BaseConfig(model="m", scenes=ScenesConfig(canvases=(Canvas(64, 64, 1, 1.0, 1.0),)))
 
 
 def write(folder: Path, text: str) -> Path:
@@ -116,6 +120,14 @@ def test_a_missing_file_names_its_neighbour(mine, capsys):
         (dict(batch_size=0), "batch_size=0 must be positive"),
         (dict(steps=-1), "steps=-1 must be positive"),
         (dict(dtype="int8"), "dtype='int8'"),
+        (
+            dict(optim=OptimConfig(schedule="cosin")),
+            "optim.schedule='cosin' is not one of cosine, linear, constant, did you mean 'cosine'?",
+        ),
+        (dict(optim=OptimConfig(name="AdamW")), "optim.name='AdamW' is not one of adamw, muon, did you mean 'adamw'?"),
+        (dict(attention="flash"), "attention='flash' is not one of auto, einsum, "),
+        (dict(glimpse=GlimpseSettings(le_norm_type="rms")), "glimpse.le_norm_type='rms' is not one of rmsnorm, layernorm"),
+        (dict(glimpse=GlimpseSettings(attn_fuse_type="AttnFuser")), "did you mean 'AttnFuserV2'?"),
         (dict(batch_size="8"), "batch_size='8' is not a number"),
         (dict(optim=OptimConfig(learning_rate=float("nan"))), "optim.learning_rate=nan is not a number"),
         (dict(optim=OptimConfig(warmup_ratio=2.0)), "optim.warmup_ratio=2.0 is not in 0..1"),
@@ -125,8 +137,18 @@ def test_a_missing_file_names_its_neighbour(mine, capsys):
     ],
 )
 def test_bad_values_name_their_field(changes, message):
-    with pytest.raises(GlimpseError, match=message.replace("(", r"\(")):
+    with pytest.raises(GlimpseError, match=re.escape(message)):
         dataclasses.replace(GOOD, **changes).check()
+
+
+def test_words_that_are_known_before_anything_is_loaded_are_those_that_work():
+    assert {"auto", *KERNELS} == set(choices.ATTENTION)
+    for name in choices.OPTIMIZERS:
+        assert optimizer(OptimConfig(name=name), 10)
+    for schedule in choices.SCHEDULES:
+        assert learning_rate(OptimConfig(schedule=schedule), 10)
+    with pytest.raises(GlimpseError, match=r"optim\.name='muan' is not one of adamw, muon, did you mean 'muon'\?"):
+        dataclasses.replace(BASE, optim=OptimConfig(name="muan")).check()
 
 
 def test_own_data_is_a_shorthand(tmp_path):
