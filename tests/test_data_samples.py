@@ -2,7 +2,10 @@
 
 import dataclasses
 import io
+import multiprocessing
+import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -149,7 +152,7 @@ def assert_same(a, b) -> None:
 
 
 def test_background_loading_is_in_order_and_resumes_anywhere(home, vlm):
-    """From the start and from the middle; in threads and in processes."""
+    """From the start and from the middle; in threads and in processes, which a signal to the whole group must not end."""
     loader = feed(home, vlm)
     whole = list(load(loader, 0, 8, threads=3, prefetch=4, workers=0))
     assert [loaded.number for loaded in whole] == list(range(8))
@@ -157,6 +160,11 @@ def test_background_loading_is_in_order_and_resumes_anywhere(home, vlm):
         rest = load(loader, 5, 8, threads=3, prefetch=4, workers=workers)
         for a, b in zip(whole[5:], rest, strict=True):
             assert_same(a, b)
+            if a.number == 6:  # both have given something, so neither is still starting
+                children = [child for child in multiprocessing.active_children() if child.name.startswith("grain")]
+                assert bool(children) == bool(workers)
+                for child in children:
+                    os.kill(child.pid, signal.SIGTERM)
 
 
 def test_hosts_load_disjoint_rows_of_the_same_batches(home, vlm):
