@@ -2,11 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from etils import epath
 
 from gp_jax.choices import ATTENTION, NORMS, OPTIMIZERS, PREDICTORS, SCHEDULES, check_choice
 from gp_jax.errors import GlimpseError
@@ -245,19 +242,18 @@ class TrainConfig:
             raise GlimpseError("seeds must not be negative")
         if self.data.workers < 0 or self.optim.clip_norm < 0 or self.optim.weight_decay < 0 or self.validation_pictures < 0:
             raise GlimpseError("data.workers, optim.clip_norm, optim.weight_decay and validation_pictures must not be negative")
-        if self.data.own:
-            own = DataSource(self.data.own, suffix=self.data.sources[0].suffix if self.data.sources else "")
-            validation = self.data.validation or tuple(held_out(self.data.own))
-            data = dataclasses.replace(self.data, own=None, sources=(own,), validation=validation)
-            return dataclasses.replace(self, data=data).check()
+        own = DataSource(self.data.own or "", suffix=self.data.sources[0].suffix if self.data.sources else "")
+        if self.data.own and self.data.sources != (own,):
+            return dataclasses.replace(self, data=dataclasses.replace(self.data, sources=(own,))).check()
         if not self.data.sources:
             raise GlimpseError("data.sources is empty: say what to train on, e.g. --data.own FOLDER")
         for source in (*self.data.sources, *self.data.validation):
             parse_sampling(source.sampling)
             if source.weight is not None and not source.weight > 0:
                 raise GlimpseError(f"data source {source.path}: weight={source.weight} must be positive")
-        if any(s.weight is None for s in self.data.sources) and any(s.weight is not None for s in self.data.sources):
-            raise GlimpseError("data.sources: give every source a weight, or none")
+        for name in ("sources", "validation"):
+            if len({s.weight is None for s in getattr(self.data, name)}) > 1:
+                raise GlimpseError(f"data.{name}: give every source a weight, or none")
         return self
 
     def _check_types(self) -> None:
@@ -276,12 +272,6 @@ def check_words(config: Any) -> None:
     check_choice("optim.name", config.optim.name, OPTIMIZERS)
     check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
     check_choice("attention", config.attention, ATTENTION)
-
-
-def held_out(folder: str) -> Iterator[DataSource]:
-    """The rows that a prepared folder keeps apart as `val`, to validate on; none when there are none."""
-    if (epath.Path(folder) / "index-val.jsonl").exists():
-        yield DataSource(folder, split="val", sampling="first:200")
 
 
 def parse_sampling(text: str) -> tuple[str, int]:

@@ -18,6 +18,7 @@ from gp_jax.sharding import mesh_sizes
 from gp_jax.training.build import glimpse_config
 from gp_jax.training.command import main, parse
 from gp_jax.training.optim import learning_rate, optimizer
+from gp_jax.training.places import find_places
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GOOD = TrainConfig(model="m", data=DataConfig(sources=(DataSource("d"),)))
@@ -133,6 +134,10 @@ def test_a_missing_file_names_its_neighbour(mine, capsys):
         (dict(optim=OptimConfig(warmup_ratio=2.0)), "optim.warmup_ratio=2.0 is not in 0..1"),
         (dict(data=DataConfig(sources=(DataSource("d", sampling="some"),))), "sampling='some'"),
         (dict(data=DataConfig(sources=(DataSource("d", weight=1.0), DataSource("e")))), "give every source a weight, or none"),
+        (
+            dict(data=DataConfig(sources=GOOD.data.sources, validation=(DataSource("d"), DataSource("e", weight=1.0)))),
+            "data.validation: give every source a weight, or none",
+        ),
         (dict(data=DataConfig(sources=(DataSource("d", weight=-1.0),))), "weight=-1.0 must be positive"),
     ],
 )
@@ -153,10 +158,26 @@ def test_words_that_are_known_before_anything_is_loaded_are_those_that_work():
 
 def test_own_data_is_a_shorthand(tmp_path):
     config = dataclasses.replace(GOOD, data=DataConfig(own=str(tmp_path))).check()
-    assert config.data.sources == (DataSource(str(tmp_path)),) and config.data.validation == ()
+    assert config.data.sources == (DataSource(str(tmp_path)),) and config.check() == config
+    assert find_places(config).data.validation == ()
     (tmp_path / "index-val.jsonl").touch()
-    validation = dataclasses.replace(GOOD, data=DataConfig(own=str(tmp_path))).check().data.validation
+    validation = find_places(config).data.validation
     assert [source.split for source in validation] == ["val"]
+    chosen = dataclasses.replace(config, data=dataclasses.replace(config.data, validation=(DataSource("other"),)))
+    assert find_places(chosen) == chosen
+
+
+def test_a_bucket_is_not_needed_to_print_a_configuration(mine, monkeypatch, capsys):
+    def offline(*_: object):
+        raise AssertionError("the network")
+
+    monkeypatch.setattr("etils.epath.backend._FileSystemSpecBackend.fs", offline)
+    monkeypatch.setattr("gp_jax.training.places.importlib.util.find_spec", lambda name: None)
+    argv = ["--config", str(mine), "--data.own", "gs://bucket/data", "--out", "gs://bucket/run"]
+    assert main([*argv, "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["sources"][0]["path"] == "gs://bucket/data"
+    with pytest.raises(GlimpseError, match=r'^data\.sources\[0\]\.path=gs://bucket/data: .* pip install "gp_jax\[gcs\]"$'):
+        find_places(parse(argv).train().check())
 
 
 def test_learning_rate_is_that_of_transformers():

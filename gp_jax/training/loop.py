@@ -22,6 +22,7 @@ from gp_jax.report import RunLog, environment, memory_gib, write_text
 from gp_jax.settings import TrainConfig
 from gp_jax.sharding import start_processes
 from gp_jax.training.build import plain
+from gp_jax.training.places import find_places
 from gp_jax.training.stages import Stage, build_stage
 
 LAG = 2  # steps whose metrics may still be on their way: the host never waits for the newest
@@ -218,7 +219,7 @@ def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
 
     Returns: {"step": ..., "signal": ...}. Raises: GlimpseError on anything wrong with it, its model or its data.
     """
-    config = config.check()
+    config = find_places(config.check())
     start_processes(config.mesh.coordinator, config.mesh.processes, config.mesh.process)
     keep_compiled(config.compilation_cache)
     with Stop() as stop:
