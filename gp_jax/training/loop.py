@@ -183,11 +183,12 @@ class Loop:
         self.checkpoints.save(step, state, wait=True)
         self.checkpoints.close()
         self.log.close()
+        begin_with = self.stage.begin_with(state, self.folder)
         numbers = range(step * self.config.accumulation, (step + 1) * self.config.accumulation)
         kinds = ", ".join(f"{name}={values[name]}" for name in (*self.stage.losses, "grad_norm"))
         raise GlimpseError(
             f"step {step + 1}: loss or gradient is not finite ({kinds}); its records are {', '.join(self.run.feed.names(numbers))}; "
-            f"the state before it is saved in {self.folder / 'checkpoints'}"
+            f"the state before it is saved; another --out goes on from it with {begin_with}"
         )
 
     def write(self, step: int) -> None:
