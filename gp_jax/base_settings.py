@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from gp_jax.errors import GlimpseError
-from gp_jax.settings import MeshConfig, OptimConfig
+from gp_jax.settings import MeshConfig, OptimConfig, check_words
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class BaseConfig:
         """What can be wrong before anything is loaded. Returns: itself. Raises: GlimpseError that names the field."""
         if not self.model:
             raise GlimpseError("model is missing: a folder with config.json, tokenizer and processor files (--model)")
+        check_words(self)
         for name in ("batch_size", "accumulation", "steps", "log_every", "validate_every", "validation_scenes", "save_every", "keep"):
             if not getattr(self, name) > 0:
                 raise GlimpseError(f"{name}={getattr(self, name)!r} must be positive")

@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import json
 import logging
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,10 +58,13 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+LATER = ("weights", "evidence")  # what checkpoints of earlier versions do not say; it is in those that go on from them
+
+
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Fields in which two configurations (nested dicts) differ, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
+        keys = [*old, *(key for key in new if key not in old and key not in LATER)]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{name}[{i}]")]
@@ -104,6 +108,8 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, loss: float | None = None, wait: bool = False) -> None:
         """Writes a checkpoint in the background. loss: of a validation, by which the best is known. wait: until it is on disk."""
+        if loss is not None and not math.isfinite(loss):
+            loss = None  # nothing is smaller than NaN: it would stay the best for good
         if step != self._started and step not in self.steps():
             # The state is donated to the next step, and on CPU orbax would write from the very memory that the step reuses.
             state = jax.tree.map(jnp.copy, state)
@@ -129,6 +135,7 @@ class Checkpoints:
                     identity, expected = metadata["identity"], metadata["checksum"]
                 if text_checksum(identity) != metadata["identity_checksum"]:
                     raise ValueError("its configuration does not match its checksum")
+                self._check_metrics(step)
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 self._set_aside(step, error)
                 continue
@@ -143,10 +150,23 @@ class Checkpoints:
             except Exception as error:
                 self._set_aside(step, error)
                 continue
+            for older in steps[steps.index(step) + 1 :]:
+                try:
+                    self._check_metrics(older)
+                except Exception as error:
+                    self._set_aside(older, error)
             return Restored(found, step)
         if steps:
             raise GlimpseError(f"{self.folder}: no checkpoint can be read; choose another --out to start over")
         return None
+
+    def _check_metrics(self, step: int) -> None:
+        """Raises what there is to raise when orbax, which reads them of all checkpoints before the next save, could not."""
+        path = self.folder / str(step) / "metrics" / "metrics"
+        if path.exists():
+            float(json.loads(path.read_text())["loss"])
+        elif not path.parent.parent.exists():
+            raise FileNotFoundError("another process has set it aside")
 
     def _load(self, step: int, like: Any) -> Any:
         wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in as_dict(like).items()}
@@ -158,7 +178,7 @@ class Checkpoints:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         self.close()  # it may know the step
         aside = self.folder / f"damaged-{step}"
-        self.tell(f"checkpoint {self.folder / str(step)} is damaged ({reason}); it is now {aside.name}, the one before it is used")
+        self.tell(f"checkpoint {self.folder / str(step)} is damaged ({reason}); it is now {aside.name}, another one is used")
         if jax.process_index() == 0:
             if aside.exists():
                 aside.rmtree()

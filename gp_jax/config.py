@@ -4,12 +4,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from gp_jax.choices import NORMS, PREDICTORS
 from gp_jax.errors import GlimpseError
 from gp_jax.vision_config import ClipConfig as ClipConfig
 from gp_jax.vision_config import Vision as Vision
 from gp_jax.vision_config import VisionConfig as VisionConfig
 
-PREDICTORS = ("AttnFuserV1", "AttnFuserV2", "mean")  # mean: of the glimpse maps, nothing is learned (ours, for ablations)
 ANCHORS = ("tl", "tr", "bl", "br")
 
 
@@ -121,7 +121,7 @@ class GlimpseConfig:
         check(not self.le_layers or self.le_length > 0, "le_length", "must be positive when le_layers is not empty")
         check(distinct(self.le_layers, depth), "le_layers", f"must be distinct layers in 0..{depth - 1}")
         check(not self.le_layers or 0 in self.le_layers, "le_layers", "must contain 0, the layer that creates the glimpse rows")
-        check(self.le_norm_type in ("rmsnorm", "layernorm"), "le_norm_type", "is not 'rmsnorm' or 'layernorm'")
+        check(self.le_norm_type in NORMS, "le_norm_type", "is not 'rmsnorm' or 'layernorm'")
         check(0 <= self.le_dropout_prob < 1, "le_dropout_prob", "is not in [0, 1)")
         check(self.attn_fuse_type in PREDICTORS, "attn_fuse_type", f"is not supported (supported: {', '.join(PREDICTORS)})")
         check(bool(self.selected_visual_layers), "selected_visual_layers", "is empty: the predictor would have no block")

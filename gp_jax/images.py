@@ -1,6 +1,7 @@
 """Opening pictures from strangers: limits are checked on the header, before a single pixel is decoded."""
 
 import functools
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -44,6 +45,15 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "ima
     if not isinstance(source, Image.Image):
         raise GlimpseError(f"{name}: a {type(source).__name__} is not a path, PIL image or array")
     return _checked_rgb(source, name, max_pixels)
+
+
+def decode(encoded: bytes, name: str) -> Image.Image:
+    """An encoded picture as upright RGB. Raises: GlimpseError with this name."""
+    try:
+        picture = Image.open(io.BytesIO(encoded), formats=formats())
+    except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them
+        raise GlimpseError(f"{name}: is not a readable image") from error
+    return open_image(picture, name=name)
 
 
 @functools.cache

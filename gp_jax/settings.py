@@ -2,12 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from etils import epath
-
+from gp_jax.choices import ATTENTION, NORMS, OPTIMIZERS, PREDICTORS, SCHEDULES, check_choice
 from gp_jax.errors import GlimpseError
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -232,6 +230,9 @@ class TrainConfig:
             raise GlimpseError("model is missing: a folder or a Hugging Face Hub id (--model)")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise GlimpseError(f"dtype='{self.dtype}' is not float32, bfloat16 or float16")
+        check_words(self)
+        check_choice("glimpse.le_norm_type", self.glimpse.le_norm_type, NORMS)
+        check_choice("glimpse.attn_fuse_type", self.glimpse.attn_fuse_type, PREDICTORS)
         names = ("batch_size", "accumulation", "epochs", "steps", "log_every", "validate_every", "save_every", "keep")
         positive(self, "", *names)
         positive(self.data, "data.", "max_visual_tokens", "max_prompt", "max_answer", "shapes", "threads", "prefetch")
@@ -241,19 +242,18 @@ class TrainConfig:
             raise GlimpseError("seeds must not be negative")
         if self.data.workers < 0 or self.optim.clip_norm < 0 or self.optim.weight_decay < 0 or self.validation_pictures < 0:
             raise GlimpseError("data.workers, optim.clip_norm, optim.weight_decay and validation_pictures must not be negative")
-        if self.data.own:
-            own = DataSource(self.data.own, suffix=self.data.sources[0].suffix if self.data.sources else "")
-            validation = self.data.validation or tuple(held_out(self.data.own))
-            data = dataclasses.replace(self.data, own=None, sources=(own,), validation=validation)
-            return dataclasses.replace(self, data=data).check()
+        own = DataSource(self.data.own or "", suffix=self.data.sources[0].suffix if self.data.sources else "")
+        if self.data.own and self.data.sources != (own,):
+            return dataclasses.replace(self, data=dataclasses.replace(self.data, sources=(own,))).check()
         if not self.data.sources:
             raise GlimpseError("data.sources is empty: say what to train on, e.g. --data.own FOLDER")
         for source in (*self.data.sources, *self.data.validation):
             parse_sampling(source.sampling)
             if source.weight is not None and not source.weight > 0:
                 raise GlimpseError(f"data source {source.path}: weight={source.weight} must be positive")
-        if any(s.weight is None for s in self.data.sources) and any(s.weight is not None for s in self.data.sources):
-            raise GlimpseError("data.sources: give every source a weight, or none")
+        for name in ("sources", "validation"):
+            if len({s.weight is None for s in getattr(self.data, name)}) > 1:
+                raise GlimpseError(f"data.{name}: give every source a weight, or none")
         return self
 
     def _check_types(self) -> None:
@@ -267,10 +267,11 @@ class TrainConfig:
                     raise GlimpseError(f"{prefix}{item.name}={value!r} is not a number")
 
 
-def held_out(folder: str) -> Iterator[DataSource]:
-    """The rows that a prepared folder keeps apart as `val`, to validate on; none when there are none."""
-    if (epath.Path(folder) / "index-val.jsonl").exists():
-        yield DataSource(folder, split="val", sampling="first:200")
+def check_words(config: Any) -> None:
+    """What both stages have that can only be some words. Raises: GlimpseError that names the field."""
+    check_choice("optim.name", config.optim.name, OPTIMIZERS)
+    check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
+    check_choice("attention", config.attention, ATTENTION)
 
 
 def parse_sampling(text: str) -> tuple[str, int]:

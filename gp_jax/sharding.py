@@ -142,6 +142,12 @@ def fetch(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(np.asarray, tree)
 
 
+def has_others(*given: object) -> bool:
+    """Whether this process is one of several, by what is `given` to `start_processes` and by the machine."""
+    on_tpu = importlib.util.find_spec("libtpu") is not None and any(glob.glob(pattern) for pattern in TPU_DEVICES)
+    return on_tpu or any(value is not None for value in given) or any(name in os.environ for name in CLUSTER_SIGNS)
+
+
 def start_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Joins the other processes of a run, before anything else touches JAX.
 
@@ -149,11 +155,9 @@ def start_processes(coordinator: str | None = None, processes: int | None = None
     Raises: GlimpseError when they cannot be joined.
     """
     given = (coordinator, processes, process)
-    alone = all(value is None for value in given)
-    if not alone and any(value is None for value in given):
+    if len({value is None for value in given}) > 1:
         raise GlimpseError("mesh: coordinator, processes and process must be given together")
-    on_tpu = importlib.util.find_spec("libtpu") is not None and any(glob.glob(pattern) for pattern in TPU_DEVICES)
-    if alone and not on_tpu and not any(name in os.environ for name in CLUSTER_SIGNS):
+    if not has_others(*given):
         return
     try:
         jax.distributed.initialize(*given)

@@ -10,9 +10,9 @@ import pytest
 import scenes_tools
 
 from gp_jax import GlimpseVLM
-from gp_jax.data.samples import decode
 from gp_jax.evaluation.plans import make_plans
 from gp_jax.evaluation.runner import Runner, Task
+from gp_jax.images import decode
 from gp_jax.pretrained.files import BUNDLED
 from gp_jax.scenes.source import ScenesSource
 

@@ -87,6 +87,31 @@ def test_damaged_checkpoints_are_set_aside(folder, damage):
     assert opened(folder).restore(state(0)).step == 6
 
 
+@pytest.mark.parametrize("step, damage", [(6, ""), (2, "[]"), (2, '{"loss": null}')])
+def test_damaged_losses_are_set_aside(folder, step, damage):
+    """Of the newest, and of an older one: orbax reads all of them before it saves."""
+    checkpoints = opened(folder)
+    for number in (2, 5, 6):
+        checkpoints.save(number, state(number), loss=float(number))
+    checkpoints.close()
+    (folder / str(step) / "metrics" / "metrics").write_text(damage)
+    said: list[str] = []
+    checkpoints = opened(folder, said)
+    assert checkpoints.restore(state(0)).step == (5 if step == 6 else 6)
+    assert len(said) == 1 and f"/{step} is damaged" in said[0]
+    checkpoints.save(7, state(7), loss=0.0, wait=True)
+    checkpoints.close()
+    assert opened(folder).steps()[0] == 7
+
+
+def test_a_loss_that_is_not_finite_is_not_the_best(folder):
+    checkpoints = opened(folder, keep=1)
+    for step, loss in enumerate((0.5, float("nan"), 0.7, float("-inf"), None), 1):
+        checkpoints.save(step, state(step), loss=loss)
+    checkpoints.close()
+    assert checkpoints.steps() == [5, 1]
+
+
 def test_values_that_are_not_those_saved_are_noticed(folder):
     """A checkpoint that reads well, but holds something else."""
     import json
@@ -102,8 +127,10 @@ def test_values_that_are_not_those_saved_are_noticed(folder):
 
 def test_a_run_does_not_quietly_start_over(folder):
     fill(folder)
-    for step in (2, 5, 6):
+    for step in (2, 5):
         (folder / str(step) / "_CHECKPOINT_METADATA").write_text("{")
+    (folder / "6" / "metrics").mkdir()
+    (folder / "6" / "metrics" / "metrics").write_text("{")
     with pytest.raises(GlimpseError, match="no checkpoint can be read"):
         opened(folder).restore(state(0))
 
@@ -118,6 +145,11 @@ def test_another_configuration_is_refused(folder):
 def test_differences():
     assert differences({"a": 1}, {"a": 1}) == []
     assert differences({"a": 1}, {"b": 2}) == ["a: 1 in the checkpoint, None now", "b: None in the checkpoint, 2 now"]
+    assert differences({"records": {"count": 1}}, {"records": {"count": 1, "evidence": ["x"]}, "weights": "y"}) == [], "a run of before"
+    assert differences({"records": {"evidence": ["x"]}, "weights": "y"}, {"records": {"evidence": ["z"]}}) == [
+        "records.evidence[0]: 'x' in the checkpoint, 'z' now",
+        "weights: 'y' in the checkpoint, None now",
+    ]
     assert differences([1], [1, 2], "x") == ["x: [1] in the checkpoint, [1, 2] now"]
 
 

@@ -146,3 +146,10 @@ def test_counts_are_those_of_the_members():
 def test_nothing_left_to_train_on():
     with pytest.raises(GlimpseError, match="no record is left of a"):
         Schedule((DataSource("a"),), [[None, None]], batch=1, shapes=1, window=16, seed=0)
+
+
+def test_a_weight_without_records_is_refused():
+    """A share of nothing would be taken by the other sources."""
+    sources = (DataSource("a", weight=1.0), DataSource("b", split="val", weight=2.0))
+    with pytest.raises(GlimpseError, match=r"data source b \(val\): weight=2.0, but none of its records is left"):
+        Schedule(sources, [lengths_of([(16, 20, 5)]), [None, None]], batch=1, shapes=1, window=16, seed=0)

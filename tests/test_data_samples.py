@@ -2,7 +2,10 @@
 
 import dataclasses
 import io
+import multiprocessing
+import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -18,7 +21,9 @@ from gp_jax.data.prepared import open_prepared
 from gp_jax.data.record import Entry, Record
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Schedule
-from gp_jax.settings import SHORT_ANSWER, DataSource
+from gp_jax.pretrained.files import weights_digest
+from gp_jax.settings import SHORT_ANSWER, DataConfig, DataSource, TrainConfig
+from gp_jax.training.build import build_feed, identity
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,7 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31))
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 40), st.integers(2, 40), st.integers(0, 2**31))
 def test_picture_masks_keep_every_token_that_is_touched(rows, columns, height, width, seed):
     white = np.random.default_rng(seed).random((height, width)) < 0.05
     mask = picture_mask(png((white * 255).astype(np.uint8)), (rows, columns))
@@ -65,6 +70,20 @@ def test_picture_masks_keep_every_token_that_is_touched(rows, columns, height, w
             touched_y = (y * rows < (row + 1) * height) & ((y + 1) * rows > row * height)
             touched_x = (x * columns < (column + 1) * width) & ((x + 1) * columns > column * width)
             assert mask[row, column] == white[np.ix_(touched_y, touched_x)].any()
+
+
+def test_picture_masks_are_read_as_they_were_checked():
+    """`gp-jax prepare` looks at the upright mask, of 16 bits the upper eight."""
+    white = np.zeros((6, 4), bool)
+    white[0, 1:] = True
+    deep = np.where(white, 40000, 300).astype(np.uint16)  # 300 is black, though more than 255
+    np.testing.assert_array_equal(picture_mask(png(deep), (6, 4)), white)
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # the stored picture's top is the upright one's right
+    Image.fromarray((white * 255).astype(np.uint8)).save(buffer, format="PNG", exif=exif)
+    np.testing.assert_array_equal(picture_mask(buffer.getvalue(), (4, 6)), np.rot90(white, -1))
+    with pytest.raises(GlimpseError, match="mask: is not a readable image"):
+        picture_mask(b"no picture", (4, 6))
 
 
 def record(sizes: list[tuple[int, int]], boxes=None, **changes) -> Record:
@@ -133,7 +152,7 @@ def assert_same(a, b) -> None:
 
 
 def test_background_loading_is_in_order_and_resumes_anywhere(home, vlm):
-    """From the start and from the middle; in threads and in processes."""
+    """From the start and from the middle; in threads and in processes, which a signal to the whole group must not end."""
     loader = feed(home, vlm)
     whole = list(load(loader, 0, 8, threads=3, prefetch=4, workers=0))
     assert [loaded.number for loaded in whole] == list(range(8))
@@ -141,6 +160,11 @@ def test_background_loading_is_in_order_and_resumes_anywhere(home, vlm):
         rest = load(loader, 5, 8, threads=3, prefetch=4, workers=workers)
         for a, b in zip(whole[5:], rest, strict=True):
             assert_same(a, b)
+            if a.number == 6:  # both have given something, so neither is still starting
+                children = [child for child in multiprocessing.active_children() if child.name.startswith("grain")]
+                assert bool(children) == bool(workers)
+                for child in children:
+                    os.kill(child.pid, signal.SIGTERM)
 
 
 def test_hosts_load_disjoint_rows_of_the_same_batches(home, vlm):
@@ -153,6 +177,16 @@ def test_hosts_load_disjoint_rows_of_the_same_batches(home, vlm):
         np.testing.assert_array_equal(
             a.batch.prompt.positions, np.concatenate([b.batch.prompt.positions, c.batch.prompt.positions], axis=1)
         )
+
+
+def test_a_run_is_known_by_its_evidence_and_weights(home, vlm):
+    source, model = str(home / "data"), home / "model"
+    config = TrainConfig(model=str(model), data=DataConfig(sources=(DataSource(source), DataSource("scenes:4"))))
+    feed = build_feed(config, config.data.sources, SampleMaker(vlm.processor, 1), None, lambda items, *_: items)
+    digest = weights_digest(model, without=("glimpse.safetensors", "new_modules_gp.pt"))
+    found = identity(config, vlm.glimpse_config, feed, 3, digest)
+    assert found["data"]["records"]["evidence"] == [feed.sources[0].made_from] and found["weights"] == digest
+    assert digest != weights_digest(model), "there is a glimpse in the folder, which a run replaces"
 
 
 def test_samples_are_numbered_through_a_step(home, vlm):

@@ -92,6 +92,20 @@ class TestResult:
         assert [len(boxes) for boxes in two.boxes] == [0, 1] and len(two.images) == 2 and two.masks == (None, None)
         assert masked.masks == ((images / "mask.png").read_bytes(),) and masked.boxes == ((),)
 
+    def test_what_the_evidence_is_made_from_has_a_digest(self, prepared, source, images, tmp_path):
+        """Moved boxes are in no entry."""
+        import shutil
+
+        (moved := tmp_path / source.name).write_text(source.read_text(encoding="utf-8").replace("36", "37"), encoding="utf-8")
+        run(moved, images, tmp_path / "moved")
+        shutil.copytree(prepared, tmp_path / "copied")
+        whole, other, copied = map(open_prepared, (prepared, tmp_path / "moved", tmp_path / "copied"))
+        assert whole.entries == other.entries and whole.made_from != other.made_from
+        assert whole.made_from == copied.made_from != open_prepared(prepared, "val").made_from
+        (tmp_path / "copied" / "prepare.json").write_text("{")
+        with pytest.raises(GlimpseError, match=r"prepare\.json: is damaged"):
+            _ = open_prepared(tmp_path / "copied").made_from
+
     def test_entries_are_those_of_the_records(self, prepared, tmp_path):
         """With the index and, for a plain TFDS folder, without."""
         plain = tmp_path / "plain"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 RANKS = [
     {"errors", "version", "allocator", "vision_config"},
+    {"choices"},
     {"config", "config_file", "trees", "buckets", "clock", "compiled", "settings"},
     {"sharding", "ops", "images", "pictures", "base_settings"},
     {"models", "glimpse", "layout"},

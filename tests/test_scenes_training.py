@@ -22,7 +22,7 @@ from gp_jax.scenes.questions import SIDES
 from gp_jax.scenes.source import packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
-from gp_jax.training.base import build_base, export_base_run
+from gp_jax.training.base import build_base, export_base_run, identity
 from gp_jax.training.base_losses import exact_turns
 from gp_jax.training.build import attach_glimpse, glimpse_config
 from gp_jax.training.loop import train
@@ -199,7 +199,7 @@ def test_a_base_run_learns_resumes_and_exports(architecture, tmp_path, monkeypat
     assert losses[-1] < losses[0] and lines[-1]["group"] == "validation" and 0 <= lines[-1]["relation"] <= 1
 
     real = loop.Stop.now
-    monkeypatch.setattr(loop.Stop, "now", lambda self, step: setattr(self, "signal", 15 if step == 2 else None) or real(self, step))
+    monkeypatch.setattr(loop.Stop, "now", lambda self: setattr(self, "signal", 15 if self.asked == 1 else None) or real(self))
     assert train(base_config(architecture, tmp_path / "parts"))["signal"] == 15
     monkeypatch.undo()
     assert train(base_config(architecture, tmp_path / "parts"))["step"] == 4
@@ -279,6 +279,14 @@ def test_base_settings_that_cannot_be(architecture, tmp_path):
     ):
         with pytest.raises(GlimpseError, match=name):
             dataclasses.replace(good, **changes).check()
+
+
+def test_settings_that_came_later_are_not_in_the_way_of_older_runs(architecture, tmp_path):
+    plain = identity(base_config(architecture, tmp_path), architecture)
+    assert "start" not in plain and not {"relations", "anchored"} & set(plain["scenes"])
+    scenes = dataclasses.replace(base_config(architecture, tmp_path).scenes, relations=0.5, anchored=0.1)
+    chosen = identity(base_config(architecture, tmp_path, start="other", scenes=scenes), architecture)
+    assert (chosen["start"], chosen["scenes"]["relations"], chosen["scenes"]["anchored"]) == ("other", 0.5, 0.1)
 
 
 def test_sizes_move_from_early_to_late(vlm):

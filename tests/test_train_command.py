@@ -2,22 +2,27 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
 import pytest
 
-from gp_jax import GlimpseError, cli
+from gp_jax import GlimpseError, choices, cli
+from gp_jax.base_settings import BaseConfig, Canvas, ScenesConfig
 from gp_jax.config import GlimpseConfig
+from gp_jax.ops.attention import KERNELS
 from gp_jax.pretrained.known import KNOWN
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
 from gp_jax.sharding import mesh_sizes
 from gp_jax.training.build import glimpse_config
 from gp_jax.training.command import main, parse
 from gp_jax.training.optim import learning_rate, optimizer
+from gp_jax.training.places import find_places
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GOOD = TrainConfig(model="m", data=DataConfig(sources=(DataSource("d"),)))
+BASE = BaseConfig(model="m", scenes=ScenesConfig(canvases=(Canvas(64, 64, 1, 1.0, 1.0),)))
 
 
 def write(folder: Path, text: str) -> Path:
@@ -116,25 +121,63 @@ def test_a_missing_file_names_its_neighbour(mine, capsys):
         (dict(batch_size=0), "batch_size=0 must be positive"),
         (dict(steps=-1), "steps=-1 must be positive"),
         (dict(dtype="int8"), "dtype='int8'"),
+        (
+            dict(optim=OptimConfig(schedule="cosin")),
+            "optim.schedule='cosin' is not one of cosine, linear, constant, did you mean 'cosine'?",
+        ),
+        (dict(optim=OptimConfig(name="AdamW")), "optim.name='AdamW' is not one of adamw, muon, did you mean 'adamw'?"),
+        (dict(attention="flash"), "attention='flash' is not one of auto, einsum, "),
+        (dict(glimpse=GlimpseSettings(le_norm_type="rms")), "glimpse.le_norm_type='rms' is not one of rmsnorm, layernorm"),
+        (dict(glimpse=GlimpseSettings(attn_fuse_type="AttnFuser")), "did you mean 'AttnFuserV2'?"),
         (dict(batch_size="8"), "batch_size='8' is not a number"),
         (dict(optim=OptimConfig(learning_rate=float("nan"))), "optim.learning_rate=nan is not a number"),
         (dict(optim=OptimConfig(warmup_ratio=2.0)), "optim.warmup_ratio=2.0 is not in 0..1"),
         (dict(data=DataConfig(sources=(DataSource("d", sampling="some"),))), "sampling='some'"),
         (dict(data=DataConfig(sources=(DataSource("d", weight=1.0), DataSource("e")))), "give every source a weight, or none"),
+        (
+            dict(data=DataConfig(sources=GOOD.data.sources, validation=(DataSource("d"), DataSource("e", weight=1.0)))),
+            "data.validation: give every source a weight, or none",
+        ),
         (dict(data=DataConfig(sources=(DataSource("d", weight=-1.0),))), "weight=-1.0 must be positive"),
     ],
 )
 def test_bad_values_name_their_field(changes, message):
-    with pytest.raises(GlimpseError, match=message.replace("(", r"\(")):
+    with pytest.raises(GlimpseError, match=re.escape(message)):
         dataclasses.replace(GOOD, **changes).check()
+
+
+def test_words_that_are_known_before_anything_is_loaded_are_those_that_work():
+    assert {"auto", *KERNELS} == set(choices.ATTENTION)
+    for name in choices.OPTIMIZERS:
+        assert optimizer(OptimConfig(name=name), 10)
+    for schedule in choices.SCHEDULES:
+        assert learning_rate(OptimConfig(schedule=schedule), 10)
+    with pytest.raises(GlimpseError, match=r"optim\.name='muan' is not one of adamw, muon, did you mean 'muon'\?"):
+        dataclasses.replace(BASE, optim=OptimConfig(name="muan")).check()
 
 
 def test_own_data_is_a_shorthand(tmp_path):
     config = dataclasses.replace(GOOD, data=DataConfig(own=str(tmp_path))).check()
-    assert config.data.sources == (DataSource(str(tmp_path)),) and config.data.validation == ()
+    assert config.data.sources == (DataSource(str(tmp_path)),) and config.check() == config
+    assert find_places(config).data.validation == ()
     (tmp_path / "index-val.jsonl").touch()
-    validation = dataclasses.replace(GOOD, data=DataConfig(own=str(tmp_path))).check().data.validation
+    validation = find_places(config).data.validation
     assert [source.split for source in validation] == ["val"]
+    chosen = dataclasses.replace(config, data=dataclasses.replace(config.data, validation=(DataSource("other"),)))
+    assert find_places(chosen) == chosen
+
+
+def test_a_bucket_is_not_needed_to_print_a_configuration(mine, monkeypatch, capsys):
+    def offline(*_: object):
+        raise AssertionError("the network")
+
+    monkeypatch.setattr("etils.epath.backend._FileSystemSpecBackend.fs", offline)
+    monkeypatch.setattr("gp_jax.training.places.importlib.util.find_spec", lambda name: None)
+    argv = ["--config", str(mine), "--data.own", "gs://bucket/data", "--out", "gs://bucket/run"]
+    assert main([*argv, "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["sources"][0]["path"] == "gs://bucket/data"
+    with pytest.raises(GlimpseError, match=r'^data\.sources\[0\]\.path=gs://bucket/data: .* pip install "gp_jax\[gcs\]"$'):
+        find_places(parse(argv).train().check())
 
 
 def test_learning_rate_is_that_of_transformers():

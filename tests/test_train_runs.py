@@ -218,3 +218,6 @@ def test_numbers_that_are_not_finite_stop_the_run_and_name_the_batch(home, tmp_p
     match = re.search(r"train.py: step (\d+): loss or gradient is not finite \(.*\); its records are shapes.jsonl:\d+, ", done.stderr)
     assert match, done.stderr
     assert newest(out) == int(match[1]) - 1 and not (out / "export").exists()
+    exported = out / "last_good" / "export"
+    assert done.stderr.endswith(f"--glimpse-from {exported}\n")
+    assert all(np.isfinite(value).all() for value in load_file(exported / "glimpse.safetensors").values())

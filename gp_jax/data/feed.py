@@ -3,6 +3,10 @@
 import bisect
 import dataclasses
 import math
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +73,21 @@ def load(loader: grain.transforms.Map, start: int, end: int, *, threads: int, pr
             flags.FLAGS.mark_as_parsed()
         stream = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers))
-        return iter(stream.mp_prefetch(options))
+        return iter(stream.mp_prefetch(options, start_worker))
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+
+
+def start_worker(number: int, count: int) -> None:
+    """In a loading process: a signal to the whole group is for the process that trains, which still needs what is loaded to stop well
+    and ends its workers itself. Should it die, they follow."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+
+    def follow_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def local_rows(mesh: Mesh | None, batch: int) -> tuple[int, ...]:

@@ -1,12 +1,11 @@
 """Evidence as a mask over the visual tokens of a picture (method: arXiv 2508.01548, section 3.4)."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from gp_jax.data.record import Box, Record
+from gp_jax.images import decode
 from gp_jax.processing import Area, Processor
 
 
@@ -24,13 +23,13 @@ def box_mask(boxes: Sequence[Box], grid: tuple[int, int]) -> np.ndarray:
 
 
 def picture_mask(encoded: bytes, grid: tuple[int, int], area: Box = (0, 0, 1, 1)) -> np.ndarray:
-    """A mask picture, every token that a white pixel (128 or brighter) touches.
+    """A mask picture, every token that a white pixel (128 or brighter) touches. It is opened as pictures are: upright, 16 bits scaled to 8.
 
     Args: area: what the grid covers, as shares of width and height. Returns: (rows, columns) bool.
     """
-    with Image.open(io.BytesIO(encoded)) as picture:
-        (width, height), (left, top, right, bottom) = picture.size, area
-        covered = picture.convert("L").crop(tuple(map(round, (left * width, top * height, right * width, bottom * height))))
+    picture = decode(encoded, "mask").convert("L")
+    (width, height), (left, top, right, bottom) = picture.size, area
+    covered = picture.crop(tuple(map(round, (left * width, top * height, right * width, bottom * height))))
     white = np.asarray(covered) >= 128
     top, bottom = _spans(grid[0], white.shape[0])
     left, right = _spans(grid[1], white.shape[1])

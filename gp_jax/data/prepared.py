@@ -2,6 +2,7 @@
 
 import bisect
 import functools
+import hashlib
 import itertools
 import json
 from typing import TYPE_CHECKING
@@ -34,10 +35,28 @@ class PreparedSource:
         return f"{self.folder} ({self.split})"
 
     @functools.cached_property
+    def _info(self) -> tuple[list[str], list[int], int]:
+        return _read_info(self.folder, self.split)
+
+    @functools.cached_property
     def _shards(self) -> tuple[list[str], list[int]]:
         """Paths, and the number of the first record of each, ending with the total."""
-        paths, lengths = _read_info(self.folder, self.split)
+        paths, lengths, _ = self._info
         return paths, [0, *itertools.accumulate(lengths)]
+
+    @functools.cached_property
+    def made_from(self) -> str:
+        """Digest of what entries do not show, the evidence: annotation files, meaning of their boxes, bytes of all pictures and masks."""
+        from etils import epath
+
+        path = epath.Path(self.folder) / "prepare.json"
+        try:
+            state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            facts = [state.get(name) for name in ("format", "sources", "boxes")]
+        except (ValueError, AttributeError) as error:
+            raise GlimpseError(f"{path}: is damaged ({error})") from error
+        facts.append(self._info[2])
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     @functools.cached_property
     def _reader(self) -> "functools._lru_cache_wrapper":
@@ -100,8 +119,8 @@ def open_prepared(folder: "str | epath.PathLike", split: str = "train", progress
     return source
 
 
-def _read_info(folder: str, split: str) -> tuple[list[str], list[int]]:
-    """Paths and lengths of a split's shards. Raises: GlimpseError."""
+def _read_info(folder: str, split: str) -> tuple[list[str], list[int], int]:
+    """Paths and lengths of a split's shards, and their bytes. Raises: GlimpseError."""
     import tensorflow_datasets as tfds
     from etils import epath
 
@@ -114,7 +133,7 @@ def _read_info(folder: str, split: str) -> tuple[list[str], list[int]]:
         raise GlimpseError(f"{folder}: is not a prepared folder, it has no dataset_info.json ({hint})")
     try:
         splits = tfds.builder_from_directory(path).info.splits
-        known = {name: (list(map(str, info.filepaths)), list(info.shard_lengths)) for name, info in splits.items()}
+        known = {name: (list(map(str, info.filepaths)), list(info.shard_lengths), info.num_bytes) for name, info in splits.items()}
     except Exception as error:  # whatever TFDS makes of damaged metadata
         raise GlimpseError(f"{folder}: its metadata cannot be read ({' '.join(str(error).split())[:200]})") from error
     if split not in known:

@@ -1,18 +1,16 @@
 """Records to training samples: chat template, tokens, pictures, evidence. Host only; picklable for worker processes."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
-from PIL import Image
 
 from gp_jax.data.collate import TrainSample, lengths
 from gp_jax.data.masks import evidence
 from gp_jax.data.record import Entry, Record
 from gp_jax.data.schedule import Length
 from gp_jax.errors import GlimpseError
-from gp_jax.images import formats, open_image
+from gp_jax.images import decode
 from gp_jax.layout import pack_windows, read_samples
 from gp_jax.processing import Processor
 
@@ -72,17 +70,8 @@ class SampleMaker:
             prepared = self.processor([images], [question_text(record.question, suffix)])
             answer = self.processor.tokenize([record.answer.strip()], prompts=False)[0]
             prompt = read_samples(self.config, **prepared.inputs)[0]
+            parts = evidence(record, [image.size for image in images], self.processor, self.released_boxes)
         except GlimpseError as error:
             raise GlimpseError(f"record {record.id}: {error}") from error
-        parts = evidence(record, [image.size for image in images], self.processor, self.released_boxes)
         reference = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, bool)
         return TrainSample(prompt, np.array([*answer, self._end], np.int32), reference)
-
-
-def decode(encoded: bytes, name: str) -> Image.Image:
-    """An encoded picture as upright RGB."""
-    try:
-        picture = Image.open(io.BytesIO(encoded), formats=formats())
-    except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them
-        raise GlimpseError(f"{name}: is not a readable image") from error
-    return open_image(picture, name=name)

@@ -51,6 +51,9 @@ class Schedule:
         needs = [lengths[s][i].shape for s, own in enumerate(self.members) for i in own]
         if not needs:
             raise GlimpseError(f"no record is left of {', '.join(f'{s.path} ({s.split})' for s in sources)}: {self.left_out} left out")
+        for source, own in zip(sources, self.members, strict=True):
+            if source.weight is not None and not own.size:  # others would be repeated in its place
+                raise GlimpseError(f"data source {source.path} ({source.split}): weight={source.weight}, but none of its records is left")
         self.buckets = fit_shapes(needs, shapes, window)
         self.padding = padding(needs, self.buckets)
         self.samples = len(needs)

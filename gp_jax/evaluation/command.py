@@ -1,7 +1,6 @@
 """The command line of `eval.py`, and what it runs."""
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,19 +43,6 @@ def claim(out: Path, identity: dict) -> None:
     scratch.replace(path)
 
 
-def weights_digest(folder: Path, blocks: int = 256, length: int = 1 << 16) -> str:
-    """Of the weights in a model or glimpse folder: whole small files, evenly spread blocks of large ones."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt", ".bin")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(length, size // blocks)):
-                file.seek(start)
-                digest.update(file.read(length))
-    return digest.hexdigest()[:16]
-
-
 def evaluate(config: EvalConfig) -> Path | None:
     """Runs a configuration. Returns: the report; None in processes other than the first.
 
@@ -72,7 +58,7 @@ def evaluate(config: EvalConfig) -> Path | None:
     from gp_jax.evaluation.scores import add_verdicts
     from gp_jax.evaluation.summary import summarise
     from gp_jax.evaluation.tasks import open_tasks
-    from gp_jax.pretrained.files import find_folder
+    from gp_jax.pretrained.files import find_folder, weights_digest
     from gp_jax.sharding import make_mesh, start_processes, wait_for_all
     from gp_jax.vlm import ALL_FILES, GlimpseVLM
 

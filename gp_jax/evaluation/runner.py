@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gp_jax.data.masks import evidence
 from gp_jax.data.record import Record
-from gp_jax.data.samples import decode, question_text
+from gp_jax.data.samples import question_text
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.memory import Peak
 from gp_jax.evaluation.metrics import iou, recall
@@ -23,6 +23,7 @@ from gp_jax.evaluation.plans import EvalPlan, matching_ratio, shrunk_grid
 from gp_jax.evaluation.results import Prediction, merge_predictions, part_path, read_parts, write_predictions
 from gp_jax.evaluation.tasks import Task
 from gp_jax.flops import Workload, stages
+from gp_jax.images import decode
 from gp_jax.results import Answer
 from gp_jax.sharding import wait_for_all
 from gp_jax.vlm import GlimpseVLM

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gp_jax.data.masks import inside
-from gp_jax.data.samples import decode
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.exports import as_csv, as_json, grouped_csv, grouped_json
 from gp_jax.evaluation.gallery import Sample
@@ -21,6 +20,7 @@ from gp_jax.evaluation.scores import main_metric
 from gp_jax.evaluation.settings import EvalConfig
 from gp_jax.evaluation.sheet import write_sheet
 from gp_jax.evaluation.tables import grouped_markdown, markdown, text
+from gp_jax.images import decode
 from gp_jax.vlm import GlimpseVLM
 
 SHOWN, SHEET = "glimpse", 6  # the plan and the samples on overlays.png

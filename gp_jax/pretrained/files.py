@@ -1,12 +1,13 @@
 """Checkpoint folders: finding them (disk or Hub), reading tensors lazily, writing them so that nothing is half-written."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -191,6 +192,19 @@ def glimpse_source(folder: Path) -> TensorSource:
     if not (folder / GLIMPSE_TORCH).exists():
         raise GlimpseError(f"{folder}: holds neither {GLIMPSE_TENSORS} nor {GLIMPSE_TORCH}")
     return TorchSource([folder / GLIMPSE_TORCH], str(folder / GLIMPSE_TORCH))
+
+
+def weights_digest(folder: Path, without: Collection[str] = (), blocks: int = 256, length: int = 1 << 16) -> str:
+    """Of the weights in a model or glimpse folder: whole small files, evenly spread blocks of large ones; files `without` do not count."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt", ".bin") and path.name not in without):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, max(length, size // blocks)):
+                file.seek(start)
+                digest.update(file.read(length))
+    return digest.hexdigest()[:16]
 
 
 def side_files(folder: Path) -> list[Path]:

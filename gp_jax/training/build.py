@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from gp_jax.config import GlimpseConfig, ModelConfig
 from gp_jax.data.feed import Loaded, LoadMicroBatch, load, local_rows
-from gp_jax.data.prepared import open_prepared
+from gp_jax.data.prepared import PreparedSource, open_prepared
 from gp_jax.data.record import Source
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Length, Schedule
@@ -23,6 +23,7 @@ from gp_jax.glimpse.predictor import make_predictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
 from gp_jax.lvlm import LVLM
 from gp_jax.plan import middle_layer
+from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_digest
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, TrainConfig
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
@@ -190,11 +191,15 @@ def build(config: TrainConfig, progress: Progress) -> Run:
         remat=config.remat,
         attention=config.attention,
     )
-    return Run(config, vlm, mesh, feed, validation, step, steps, identity(config, vlm.model.glimpse_config, feed, steps))
+    weights = weights_digest(vlm.folder, without=(GLIMPSE_TENSORS, GLIMPSE_TORCH))
+    return Run(config, vlm, mesh, feed, validation, step, steps, identity(config, vlm.model.glimpse_config, feed, steps, weights))
 
 
-def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int) -> dict[str, Any]:
-    """What a resumed run must share with the one it goes on from: all that changes its numbers; not the devices it runs on."""
+def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int, weights: str) -> dict[str, Any]:
+    """What a resumed run must share with the one it goes on from: all that changes its numbers; not the devices it runs on.
+
+    Args: weights: digest of the base model's. Checkpoints without what came later (`checkpoint.LATER`) go on.
+    """
     fields = ("model", "glimpse_from", "loss", "optim", "dtype", "batch_size", "accumulation", "seed")
     chosen = {name: value for name, value in plain(config).items() if name in fields}
     data = plain(config.data)
@@ -204,7 +209,9 @@ def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int
         del data["released_boxes"]
     records = repr([source.entries for source in feed.sources])  # ids, questions, answers, sizes
     data["records"] = {"count": sum(len(s.entries) for s in feed.sources), "digest": hashlib.sha256(records.encode()).hexdigest()[:16]}
-    return chosen | {"glimpse": plain(glimpse) | {"start": config.glimpse.start}, "data": data, "steps": steps}
+    if evidence := [source.made_from for source in feed.sources if isinstance(source, PreparedSource)]:
+        data["records"]["evidence"] = evidence
+    return chosen | {"weights": weights, "glimpse": plain(glimpse) | {"start": config.glimpse.start}, "data": data, "steps": steps}
 
 
 def plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ import tyro
 from gp_jax.base_settings import BaseConfig
 from gp_jax.config_file import exit_status, given_path, read_config
 from gp_jax.settings import TrainConfig
+from gp_jax.training.early import early_stops
 
 Config = TrainConfig | BaseConfig
 
@@ -56,8 +57,9 @@ def main(argv: list[str]) -> int:
         if launch.print_config:
             print(json.dumps(dataclasses.asdict(launch.train().check()), indent=2))
             return 0
-        from gp_jax.training.loop import train
+        from gp_jax.training.loop import train  # takes seconds
 
         return 130 if train(launch.train())["signal"] == 2 else 0
 
-    return exit_status("train.py", body)
+    with early_stops():
+        return exit_status("train.py", body)

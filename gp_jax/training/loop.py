@@ -20,8 +20,10 @@ from gp_jax.data.feed import Placer
 from gp_jax.errors import GlimpseError
 from gp_jax.report import RunLog, environment, memory_gib, write_text
 from gp_jax.settings import TrainConfig
-from gp_jax.sharding import start_processes
+from gp_jax.sharding import has_others, start_processes
 from gp_jax.training.build import plain
+from gp_jax.training.early import no_early_stops
+from gp_jax.training.places import find_places
 from gp_jax.training.stages import Stage, build_stage
 
 LAG = 2  # steps whose metrics may still be on their way: the host never waits for the newest
@@ -45,11 +47,14 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.asked = 0  # how often; the same in all processes, which ask at the same places
 
     def __enter__(self) -> "Stop":
         # With several processes JAX's own preemption notice listens to SIGTERM: it knows how to agree on a step. SIGINT, which
         # one of them might get alone, then ends it as usual.
         self.together = jax.process_count() > 1
+        if not self.together:
+            no_early_stops()
         self.old = {} if self.together else {s: signal.signal(s, self._note) for s in self.SIGNALS}
         return self
 
@@ -62,13 +67,10 @@ class Stop:
         for s, handler in self.old.items():
             signal.signal(s, handler)
 
-    def alone(self) -> bool:
-        """Whether this process, the only one, was told to stop."""
-        return not self.together and self.signal is not None
-
-    def now(self, step: int) -> bool:
-        """Whether to stop behind this step."""
-        if self.together and multihost_utils.reached_preemption_sync_point(step):
+    def now(self) -> bool:
+        """Whether to stop here. Every process must ask as often as the others: they agree on the number of the question to stop at."""
+        self.asked += 1
+        if self.together and self.signal is None and multihost_utils.reached_preemption_sync_point(self.asked):
             self.signal = signal.SIGTERM
         return self.signal is not None
 
@@ -150,7 +152,7 @@ class Loop:
                 if due:
                     self.write(step)
                 progress.update()
-                stopping = stop.now(step)
+                stopping = stop.now()
                 self.rest(step, stopping, stop)
         self.collect(0)
         self.checkpoints.save(step, self.state, wait=True)
@@ -182,11 +184,12 @@ class Loop:
         self.checkpoints.save(step, state, wait=True)
         self.checkpoints.close()
         self.log.close()
+        begin_with = self.stage.begin_with(state, self.folder)
         numbers = range(step * self.config.accumulation, (step + 1) * self.config.accumulation)
         kinds = ", ".join(f"{name}={values[name]}" for name in (*self.stage.losses, "grad_norm"))
         raise GlimpseError(
             f"step {step + 1}: loss or gradient is not finite ({kinds}); its records are {', '.join(self.run.feed.names(numbers))}; "
-            f"the state before it is saved in {self.folder / 'checkpoints'}"
+            f"the state before it is saved; another --out goes on from it with {begin_with}"
         )
 
     def write(self, step: int) -> None:
@@ -203,7 +206,7 @@ class Loop:
         loss = None
         if self.stage.validate is not None and (step % self.config.validate_every == 0 or last) and not stopping:
             self.collect(0)
-            found = self.stage.validate(self.state, step, self.folder, self.log, bar, stop.alone)
+            found = self.stage.validate(self.state, step, self.folder, self.log, bar, stop.now)
             loss = found and found["loss"]
         if loss is not None:
             say(f"step {step}: validation " + "  ".join(f"{name} {found[name]:.3f}" for name in self.stage.validation_shown))
@@ -218,8 +221,11 @@ def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
 
     Returns: {"step": ..., "signal": ...}. Raises: GlimpseError on anything wrong with it, its model or its data.
     """
-    config = config.check()
-    start_processes(config.mesh.coordinator, config.mesh.processes, config.mesh.process)
+    config = find_places(config.check())
+    mesh = config.mesh
+    if has_others(mesh.coordinator, mesh.processes, mesh.process):
+        no_early_stops()  # JAX listens to SIGTERM itself from where processes are joined
+    start_processes(mesh.coordinator, mesh.processes, mesh.process)
     keep_compiled(config.compilation_cache)
     with Stop() as stop:
         stage = build_stage(config, bar)

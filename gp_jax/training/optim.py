@@ -7,7 +7,7 @@ import jax
 import optax
 import optax.contrib
 
-from gp_jax.errors import GlimpseError
+from gp_jax.choices import check_choice
 from gp_jax.settings import OptimConfig
 
 
@@ -21,8 +21,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
         "linear": lambda: optax.linear_schedule(peak, end, rest),
         "constant": lambda: optax.constant_schedule(peak),
     }
-    if config.schedule not in after:
-        raise GlimpseError(f"optim.schedule='{config.schedule}' is not one of {', '.join(after)}")
+    check_choice("optim.schedule", config.schedule, after)
     main = after[config.schedule]()
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warm), main], [warm]) if warm else main
 
@@ -45,8 +44,7 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=matrices,
         ),
     }
-    if config.name not in makers:
-        raise GlimpseError(f"optim.name='{config.name}' is not one of {', '.join(makers)}")
+    check_choice("optim.name", config.name, makers)
     made = makers[config.name]()
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), made) if config.clip_norm else made
 

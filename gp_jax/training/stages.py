@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from etils import epath
 
 from gp_jax.base_settings import BaseConfig
 from gp_jax.settings import TrainConfig
@@ -13,7 +14,10 @@ from gp_jax.training.base import build_base, describe_base, export_base_run, sum
 from gp_jax.training.base_losses import SHOWN as BASE_SHOWN
 from gp_jax.training.build import Progress, Run, build
 from gp_jax.training.export import export_run
+from gp_jax.training.step import TrainState
 from gp_jax.training.validation import validate
+
+LAST_GOOD = "last_good"  # folder of a run that had to give up
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Stage:
         Callable[..., dict[str, float] | None] | None
     )  # (state, step, folder, log, progress, stopped) -> means; None: nothing to validate on
     export: Callable[..., str]  # (state, folder) -> what it wrote, in words
+    begin_with: Callable[..., str]  # (state, folder) -> the option by which another run begins with this state
     describe: Callable[[], str]
     losses: tuple[str, ...]  # named when one is not finite
     shown: tuple[str, ...]  # beside the progress bar
@@ -40,6 +45,7 @@ def build_stage(config: TrainConfig | BaseConfig, progress: Progress) -> Stage:
             run=run,
             validate=partial(validate_base, run),
             export=partial(export_base_run, run),
+            begin_with=lambda state, folder: f"--start {folder}",
             describe=partial(describe_base, run),
             losses=("language", "dense"),
             shown=BASE_SHOWN,
@@ -51,11 +57,18 @@ def build_stage(config: TrainConfig | BaseConfig, progress: Progress) -> Stage:
         run=run,
         validate=partial(validate, run) if run.validation is not None else None,
         export=partial(export_run, run),
+        begin_with=partial(begin_with_glimpse, run),
         describe=partial(describe, run),
         losses=("language", "dice", "bce"),
         shown=("loss", "language", "dice", "bce", "iou"),
         validation_shown=("loss", "language", "dice", "f1", "iou", "retention"),
     )
+
+
+def begin_with_glimpse(run: Run, state: TrainState, folder: epath.Path) -> str:
+    """Exports the glimpse of a run that cannot go on. Returns: the option of train.py that takes it."""
+    export_run(run, state, folder / LAST_GOOD)
+    return f"--glimpse-from {folder / LAST_GOOD / 'export'}"
 
 
 def describe(run: Run) -> str:

@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw
 from gp_jax.data.collate import TrainSample
 from gp_jax.data.feed import Placer
 from gp_jax.data.record import Record
-from gp_jax.data.samples import decode
-from gp_jax.images import overlay, side_by_side
+from gp_jax.images import decode, overlay, side_by_side
 from gp_jax.processing import Processor
 from gp_jax.report import RunLog
 from gp_jax.training.build import Feed, Progress, Run
@@ -45,7 +44,7 @@ def validate(
         if wanted > 0 and jax.process_index() == 0:
             members = feed.schedule[loaded.number].members
             here = {members[row]: values for row, values in own_rows(logits).items() if row < len(members)}
-            wanted -= draw(feed, dict(list(here.items())[:wanted]), run, step, folder, log)
+            wanted -= draw(feed, dict(list(here.items())[:wanted]), run, step, folder, log, run.config.validation_pictures - wanted)
     log.write(step, totals, "validation")
     return totals
 
@@ -58,8 +57,10 @@ def own_rows(array: jax.Array) -> dict[int, np.ndarray]:
     return dict(sorted(rows.items()))
 
 
-def draw(feed: Feed, logits: dict[tuple[int, int], np.ndarray], run: Run, step: int, folder: epath.Path, log: RunLog) -> int:
-    """Pictures of some records. Returns: how many."""
+def draw(
+    feed: Feed, logits: dict[tuple[int, int], np.ndarray], run: Run, step: int, folder: epath.Path, log: RunLog, first: int = 0
+) -> int:
+    """Pictures of some records, numbered from `first`: object stores have no folder to count them in. Returns: how many."""
     maker, threshold, drawn = feed.loader.maker, run.vlm.glimpse_config.reduce_threshold, 0
     target = folder / "validation" / f"step_{step:07d}"
     for (source, number), row in logits.items():
@@ -71,16 +72,11 @@ def draw(feed: Feed, logits: dict[tuple[int, int], np.ndarray], run: Run, step: 
         sheet = picture(record, sample, keep, maker.processor)
         target.mkdir(parents=True, exist_ok=True)
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in record.id)[-80:]
-        with (target / f"{drawn_so_far(target):02d}_{name}.png").open("wb") as file:
+        with (target / f"{first + drawn:02d}_{name}.png").open("wb") as file:
             sheet.save(file, format="PNG")
         log.picture(step, f"validation/{number}", sheet)
         drawn += 1
     return drawn
-
-
-def drawn_so_far(folder: epath.Path) -> int:
-    """Pictures in a folder."""
-    return sum(path.name.endswith(".png") for path in folder.iterdir())
 
 
 def picture(record: Record, sample: TrainSample, keep: np.ndarray, processor: Processor) -> Image.Image:

@@ -1,0 +1,23 @@
+"""Settings that can only be some words: the words, and the check, without loading what they stand for."""
+
+import difflib
+from collections.abc import Iterable
+
+from gp_jax.errors import GlimpseError
+
+SCHEDULES = ("cosine", "linear", "constant")
+OPTIMIZERS = ("adamw", "muon")
+ATTENTION = ("auto", "einsum", "split_batch", "blockwise", "triangle", "splash", "splash_interpret", "cudnn")  # of ops.attention
+NORMS = ("rmsnorm", "layernorm")
+PREDICTORS = ("AttnFuserV1", "AttnFuserV2", "mean")  # mean: of the glimpse maps, nothing is learned (ours, for ablations)
+
+
+def check_choice(field: str, value: object, known: Iterable[str]) -> None:
+    """Raises: GlimpseError that names the field and the nearest word, unless `value` is one of those known."""
+    known = tuple(known)
+    if value in known:
+        return
+    by_small = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(str(value).lower(), by_small, n=1)
+    hint = f", did you mean '{by_small[near[0]]}'?" if near else ""
+    raise GlimpseError(f"{field}={value!r} is not one of {', '.join(known)}{hint}")
