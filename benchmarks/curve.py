@@ -45,7 +45,7 @@ def main(args: Args) -> None:
         when[step] = hours
     own = [line for line in lines if line["group"] == args.group and line["step"] in when]
     names = [name for name in own[-1] if name not in NOT_CURVES]
-    shares = [name for name in names if name not in ("loss", "language", "dense", "dice", "bce")]
+    shares = [name for name in names if name not in ("loss", "language", "dense", "reading", "dice", "bce")]
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name in shares:
         values = [line[name] for line in own]
@@ -53,7 +53,7 @@ def main(args: Args) -> None:
         axis.plot([when[line["step"]] for line in own], smooth, label=name, linewidth=2.5 if name == "exact" else 1.2)
     axis.set(xlabel="hours of training", ylabel=f"share ({args.group})", ylim=(0, 1.02))
     axis.grid(alpha=0.3)
-    axis.legend(loc="upper left", fontsize=8)
+    axis.legend(loc="best", fontsize=8)
     args.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.picture, dpi=120)
     print(f"{own[-1]['step']} steps, {hours:.2f} h: " + "  ".join(f"{name} {own[-1][name]:.3f}" for name in names))
