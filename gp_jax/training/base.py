@@ -28,6 +28,7 @@ from gp_jax.processing import Processor
 from gp_jax.report import RunLog
 from gp_jax.scenes.feed import LoadScenes, canvas_of
 from gp_jax.scenes.questions import FAMILIES
+from gp_jax.sharding import replicated, spread
 from gp_jax.training.base_losses import METRICS, Pretraining, losses
 from gp_jax.training.build import Progress, build_mesh, plain
 from gp_jax.training.export import export
@@ -170,8 +171,10 @@ def validate_base(
 
 def export_base_run(run: BaseRun, state: TrainState, folder: epath.Path) -> str:
     """Writes `folder`/export: the model in Hugging Face layout, and orbax/ with the same tensors. Returns: what it holds, in words."""
-    share = run.config.blend
-    model = run.model(state.params if share == 1 else jax.tree.map(lambda a, b: a + share * (b - a), run.step.params, state.params))
+    share, params = run.config.blend, state.params
+    if share < 1:
+        params = jax.tree.map(lambda a, b: a + share * (b - a), spread(run.step.params, replicated(run.mesh)), params)
+    model = run.model(params)
     write = partial(save_model, model, run.hf_config, source=run.folder, nested=True)
     export(folder, lambda local: write(folder=local), export_base(model, nested=True))
     return "the model (Hugging Face layout, orbax)"
