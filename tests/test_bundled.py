@@ -1,6 +1,7 @@
 """The bundled model: it answers, prunes and generalises; transformers reads the same files and gives the same answers."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,13 @@ import pytest
 import scenes_tools
 
 from gp_jax import GlimpseVLM
-from gp_jax.evaluation.plans import make_plans
-from gp_jax.evaluation.runner import Runner, Task
+from gp_jax.evaluation.results import read_predictions
 from gp_jax.images import decode
 from gp_jax.pretrained.files import BUNDLED
 from gp_jax.scenes.source import ScenesSource
 
 RECORDS = 48
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,15 @@ def vlm():
 
 
 @pytest.fixture(scope="module")
-def found(vlm, tmp_path_factory):
-    """Predictions by plan, on scenes far from those that figures are quoted for."""
-    task = Task("scenes", ScenesSource("test", RECORDS, start=500_000))
-    plans = make_plans(("dense", "glimpse", "oracle", "nothing", "random"), vlm.glimpse_config)
-    predictions = Runner(vlm, task, tmp_path_factory.mktemp("bundled") / "predictions.jsonl", batch=16).run(plans, quiet=True)
-    return {plan.name: [p for p in predictions if p.plan == plan.name] for plan in plans}
+def found(tmp_path_factory):
+    """Predictions by plan, on scenes far from those that figures are quoted for; in a process of its own, whose programs are optimised."""
+    out, plans = tmp_path_factory.mktemp("bundled") / "out", ("dense", "glimpse", "oracle", "nothing", "random")
+    options = {"model": "scenes", "tasks": "scenes:test", "start": 500_000, "limit": RECORDS, "batch": 16, "pictures": 1, "out": out}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(ROOT / "eval.py"), *words, "--plans", *plans]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"XLA_FLAGS": ""})
+    predictions = read_predictions(out / "predictions.jsonl")
+    return {name: [p for p in predictions if p.plan == name] for name in plans}
 
 
 def exact(predictions):
