@@ -1,8 +1,8 @@
 """Losses of the stage `base`: answers, what is drawn on every visual token and beside it, and what a question has read off a token.
 
 The dense loss is what makes a small model learn to read at all: without it digits stay at chance for tens of thousands of pictures. The
-reading loss does the same for relations: without it questions do not look at the visual tokens that know what stands beside a shape (58 %
-right where these know it, 52 % where they do not). The heads are thrown away after training.
+reading loss does the same for relations: without it questions hardly look at the visual tokens that know what stands beside a shape. The
+heads are thrown away after training.
 B samples, U text rows, Q turns, M vision slots, P patches of a visual token, V vocabulary.
 """
 
