@@ -7,7 +7,7 @@ from gp_jax.errors import GlimpseError
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
-ATTENTION = ("auto", "einsum", "split_batch", "blockwise", "triangle", "splash", "splash_interpret", "cudnn")  # of ops.attention
+ATTENTION = ("auto", "einsum", "split_batch", "blockwise", "rows", "splash", "splash_interpret", "cudnn")  # of ops.attention
 NORMS = ("rmsnorm", "layernorm")
 PREDICTORS = ("AttnFuserV1", "AttnFuserV2", "mean")  # mean: of the glimpse maps, nothing is learned (ours, for ablations)
 

@@ -59,7 +59,7 @@ class DataSource:
     """A prepared folder (`gp-jax prepare`) and how much of it a run reads."""
 
     path: str
-    """Folder that `gp-jax prepare` wrote, may be gs://; or scenes:N, so many generated scenes."""
+    """Folder that `gp-jax prepare` wrote, may be gs://; or scenes:N, so many generated scenes; or scenes:N:FAMILY,... for some families."""
     split: str = "train"
     """Split in it."""
     sampling: str = "all"

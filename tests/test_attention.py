@@ -7,9 +7,10 @@ import pytest
 
 from gp_jax import GlimpseError
 from gp_jax.ops.attention import KERNELS, attend, choose, einsum_attention
+from gp_jax.ops.blockwise import tile_size
 from gp_jax.sharding import make_mesh
 
-RUNNABLE = ["blockwise", "split_batch", "splash_interpret"]
+RUNNABLE = ["blockwise", "rows", "split_batch", "splash_interpret"]
 
 
 def operands(length: int, keys: int | None = None, heads: int = 4, kv_heads: int = 2, width: int = 20, value: int = 12, batch: int = 2):
@@ -32,13 +33,21 @@ def test_kernel_equals_einsum(name, causal, length):
     np.testing.assert_allclose(attend(q, k, v, segment, segment, causal=causal, implementation=name), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("length", [3, 300, 1100])
-def test_triangle_equals_einsum(length):
-    q, k, v, segment = operands(length)
-    expected = einsum_attention(q, k, v, segment, segment, causal=True)
-    np.testing.assert_allclose(attend(q, k, v, segment, segment, causal=True, implementation="triangle"), expected, atol=2e-6)
-    with pytest.raises(GlimpseError, match="'triangle' is for causal attention among the same rows"):
-        attend(q, k, v, segment, segment, implementation="triangle")
+def test_rows_take_other_keys_than_queries_unless_causal():
+    q, k, v, segment = operands(300, keys=40)
+    seen = segment[:, :280:7]
+    np.testing.assert_allclose(
+        attend(q, k, v, segment, seen, implementation="rows"), einsum_attention(q, k, v, segment, seen, causal=False), atol=2e-6
+    )
+    with pytest.raises(GlimpseError, match="'rows' is, where causal, for attention among the same rows"):
+        attend(q, k, v, segment, seen, causal=True, implementation="rows")
+
+
+@pytest.mark.parametrize("length", [3, 300, 512, 513, 1100, 1152, 5000])
+def test_equal_tiles(length):
+    size = tile_size(length)
+    tiles = -(-length // size)
+    assert size <= 512 and tiles == -(-length // 512) and tiles * size - length < 64 * tiles
 
 
 def test_einsum_is_the_formula():
@@ -64,15 +73,16 @@ def test_fully_masked_rows_are_zero(name):
     assert (attend(q, k, v, segment, segment, causal=False, implementation=name) == 0).all()
 
 
+@pytest.mark.parametrize("name", ["blockwise", "rows"])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_blockwise_gradients(causal):
+def test_gradients(causal, name):
     q, k, v, segment = operands(600)
 
     def loss(name):
         return lambda *x: (attend(*x, segment, segment, causal=causal, implementation=name) ** 2).sum()
 
     expected = jax.grad(loss("einsum"), argnums=(0, 1, 2))(q, k, v)
-    for a, b in zip(jax.grad(loss("blockwise"), argnums=(0, 1, 2))(q, k, v), expected, strict=True):
+    for a, b in zip(jax.grad(loss(name), argnums=(0, 1, 2))(q, k, v), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
         assert jnp.isfinite(a).all()
 
@@ -116,8 +126,10 @@ def test_unknown_kernel():
         ("cpu", jnp.float32, 64, False, False, "einsum"),
         ("cpu", jnp.float32, 8192, False, False, "blockwise"),
         ("cpu", jnp.float32, 8192, True, True, "blockwise"),
-        ("cpu", jnp.float32, 1024, True, True, "triangle"),
+        ("cpu", jnp.float32, 1024, True, True, "rows"),
         ("cpu", jnp.float32, 256, True, True, "einsum"),
+        ("cpu", jnp.float32, 2304, False, False, "rows"),
+        ("cpu", jnp.bfloat16, 2304, False, False, "blockwise"),
         ("tpu", jnp.bfloat16, 8192, False, False, "splash"),
         ("tpu", jnp.bfloat16, 64, False, False, "einsum"),
         ("gpu", jnp.bfloat16, 8192, True, True, "cudnn"),

@@ -266,6 +266,11 @@ def test_source_is_one_of_grain_and_pickles():
     other = ScenesSource("val", 13, start=5, seed=7)
     assert other[0].id == "val-s7-000005" and other[0].images != source[0].images and families(other[0]) == families(source[0])
     assert other[3] == pickle.loads(pickle.dumps(other))[3] == scene_record("val", 8, seed=7)
+    some = ScenesSource("val", 7, start=1, only=("detail", "text"))
+    assert [families(record) for record in some] == ["detail", "text"] * 3 + ["detail"] and len({record.id for record in some}) == 7
+    assert some[1] == pickle.loads(pickle.dumps(some))[1] == scene_record("val", 8) and some.entries[1].id == some[1].id
+    with pytest.raises(GlimpseError, match="did you mean 'text'"):
+        ScenesSource("val", 3, only=("txt",))
     with pytest.raises(IndexError):
         source[13]
     for split, count in (("exam", 3), ("val", 0)):

@@ -18,12 +18,13 @@ from gp_jax.errors import GlimpseError
 from gp_jax.ops.blockwise import blockwise_attention
 from gp_jax.ops.dense import dense_attention
 from gp_jax.ops.kernels import cudnn_attention, per_device, splash_attention
+from gp_jax.ops.rows import rows_attention
 from gp_jax.ops.target import PLATFORMS, targets
-from gp_jax.ops.triangle import triangle_attention
 
 SCORE_BYTES = 64 * 2**20  # einsum may hold this many bytes of attention scores, larger problems go to a tiled kernel
 CPU_SCORE_BYTES = 8 * 2**20  # what a CPU's caches do not hold is read and written several times
-TRIANGLE = range(512, 4097)  # lengths of prompts for which a CPU's scores are best held row by row
+ROWS = {4: range(512, 4097), 2: range(512, 2049)}  # lengths for which a CPU's scores are best held row by row, by the operands' width
+CAUSAL_ROWS = range(512, 4097)  # of prompts
 SHORT = 128  # up to so many queries and keys a row is one tile: only the batch is split
 
 
@@ -62,7 +63,7 @@ KERNELS = {
     "einsum": einsum_attention,
     "split_batch": split_batch,
     "blockwise": blockwise_attention,
-    "triangle": triangle_attention,
+    "rows": rows_attention,
     "splash": splash_attention,
     "splash_interpret": partial(splash_attention, interpret=True),
     "cudnn": cudnn_attention,
@@ -80,9 +81,13 @@ def choose(q: Array, k: Array, prefix: bool, causal: bool = False, backend: str 
         return "splash"
     if backend == "gpu" and prefix and length >= SHORT and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] == k.shape[-1] <= 128:
         return "cudnn"
-    if backend == "cpu" and causal and length == k.shape[2] and length in TRIANGLE:
-        return "triangle"
-    return "einsum" if score_bytes <= (CPU_SCORE_BYTES if backend == "cpu" else SCORE_BYTES) else "blockwise"
+    if backend != "cpu":
+        return "einsum" if score_bytes <= SCORE_BYTES else "blockwise"
+    if causal and length == k.shape[2] and length in CAUSAL_ROWS:
+        return "rows"
+    if score_bytes <= CPU_SCORE_BYTES or max(length, k.shape[2]) < ROWS[4].start:  # blockwise would hold as much in its one tile
+        return "einsum"
+    return "rows" if not causal and length in ROWS[q.dtype.itemsize] and k.shape[2] in ROWS[q.dtype.itemsize] else "blockwise"
 
 
 # A choice made when a program is lowered, not when it is traced. `jax.lax.platform_dependent` would lower every branch for every
@@ -143,8 +148,8 @@ def attend(
         implementation = choose(q, k, prefix, causal)
     if implementation not in KERNELS:
         raise GlimpseError(f"attention implementation '{implementation}' is unknown (known: auto, {', '.join(KERNELS)})")
-    if implementation == "triangle" and not (causal and q.shape[2] == k.shape[2]):
-        raise GlimpseError("attention implementation 'triangle' is for causal attention among the same rows")
+    if implementation == "rows" and causal and q.shape[2] != k.shape[2]:
+        raise GlimpseError("attention implementation 'rows' is, where causal, for attention among the same rows")
     if implementation == "cudnn" and not prefix:
         raise GlimpseError("attention implementation 'cudnn' needs rows that are one valid prefix each (prefix=True)")
     return KERNELS[implementation](q, k, v, q_segment, kv_segment, causal=causal)

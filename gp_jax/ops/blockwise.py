@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-QUERY_TILE, KEY_TILE = 512, 512
+TILE, STEP = 512, 64
+
+
+def tile_size(length: int) -> int:
+    """Of as few equal tiles of at most 512 as hold so many rows, in multiples of 64: little of them is padding."""
+    return min(length, -(-length // -(-length // TILE) // STEP) * STEP)
 
 
 def _tiles(x: Array, axis: int, size: int, fill: int = 0) -> Array:
@@ -49,10 +54,10 @@ def _tile_kinds(q_tiles: Array, kv_tiles: Array, causal: bool, q_size: int, kv_s
 
 
 def blockwise_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
-    """See `attention.attend`. Holds one tile of scores at a time, (B, N, 512, 512) float32."""
+    """See `attention.attend`. Holds one tile of scores at a time, at most (B, N, 512, 512) float32."""
     batch, heads, length, width = q.shape
     groups, exact = heads // k.shape[1], "highest" if q.dtype == jnp.float32 else None
-    q_size, kv_size = min(QUERY_TILE, length), min(KEY_TILE, k.shape[2])
+    q_size, kv_size = tile_size(length), tile_size(k.shape[2])
     q_tiles = _tiles(q.reshape(batch, k.shape[1], groups, length, width), 3, q_size)
     k_tiles, v_tiles = _tiles(k, 2, kv_size), _tiles(v, 2, kv_size)
     q_segments, kv_segments = _tiles(q_segment, 1, q_size, -1), _tiles(kv_segment, 1, kv_size, -1)

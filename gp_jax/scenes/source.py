@@ -2,12 +2,13 @@
 
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from gp_jax.choices import check_choice
 from gp_jax.data.record import Entry, Record
 from gp_jax.errors import GlimpseError
 from gp_jax.scenes.draw import draw
@@ -94,18 +95,30 @@ def families(record: Record | Entry) -> str:
 class ScenesSource:
     """Records of a split, made when asked for: a `record.Source` and a grain `RandomAccessDataSource`. Pickles as its settings."""
 
-    def __init__(self, split: str, count: int, start: int = 0, progress: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, split: str, count: int, start: int = 0, progress: bool = False, seed: int = 0, only: Sequence[str] = FAMILIES
+    ) -> None:
+        """Record `i` is number `start + i` of the split, counted among those of the families `only`. Raises: GlimpseError."""
         if split not in SPLIT_SEED:
             raise GlimpseError(f"split '{split}' is not one of {', '.join(SPLIT_SEED)}")
+        for family in only:
+            check_choice("family", family, FAMILIES)
         if count < 1 or start < 0 or seed < 0:
             raise GlimpseError(f"scenes {start} to {start + count}, seed {seed}: count must be 1 or more, start and seed 0 or more")
         self.split, self.count, self.start, self.seed, self._progress = split, count, start, seed, progress
+        self.only = tuple(family for family in FAMILIES if family in only)
 
     def __getstate__(self) -> dict:
-        return {"split": self.split, "count": self.count, "start": self.start, "seed": self.seed, "_progress": self._progress}
+        return {name: vars(self)[name] for name in ("split", "count", "start", "seed", "only", "_progress")}
 
     def __repr__(self) -> str:
-        return f"ScenesSource({self.split!r}, {self.count}, {self.start}, seed={self.seed})"
+        only = f", only={self.only}" if self.only != FAMILIES else ""
+        return f"ScenesSource({self.split!r}, {self.count}, {self.start}, seed={self.seed}{only})"
+
+    def _number(self, index: int) -> int:
+        """Of a record in its split, where the families take turns."""
+        turn, place = divmod(self.start + index, len(self.only))
+        return turn * len(FAMILIES) + FAMILIES.index(self.only[place])
 
     @property
     def name(self) -> str:
@@ -117,7 +130,7 @@ class ScenesSource:
         """One per record, in order; about a millisecond each, once."""
         from tqdm import tqdm
 
-        numbers = range(self.start, self.start + self.count)
+        numbers = [self._number(i) for i in range(self.count)]
         return [scene_entry(self.split, i, self.seed) for i in tqdm(numbers, desc=self.name, unit="scene", disable=not self._progress)]
 
     def __len__(self) -> int:
@@ -127,7 +140,7 @@ class ScenesSource:
         index = index.__index__()
         if not -self.count <= index < self.count:
             raise IndexError(f"{self.name}: record {index} of {self.count}")
-        return scene_record(self.split, self.start + index % self.count, self.seed)
+        return scene_record(self.split, self._number(index % self.count), self.seed)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(self.count))

@@ -24,6 +24,7 @@ from gp_jax.glimpse.prompt import GlimpsePrompt
 from gp_jax.lvlm import LVLM
 from gp_jax.plan import middle_layer
 from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_digest
+from gp_jax.scenes.questions import FAMILIES
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, TrainConfig
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
@@ -114,13 +115,14 @@ class Feed:
 
 
 def open_source(source: DataSource) -> Source:
-    """A prepared folder; or, for a path like "scenes:5000", so many generated scenes. Raises: GlimpseError."""
-    name, _, count = source.path.partition(":")
+    """A prepared folder; for a path like "scenes:5000" or "scenes:5000:text,chart", so many generated scenes. Raises: GlimpseError."""
+    name, _, rest = source.path.partition(":")
     if name != "scenes":
         return open_prepared(source.path, source.split)
+    count, _, only = rest.partition(":")
     if not count.isdecimal() or int(count) == 0:
         raise GlimpseError(f"data source '{source.path}': say how many scenes, e.g. scenes:5000")
-    return ScenesSource(source.split, int(count))
+    return ScenesSource(source.split, int(count), only=only.split(",") if only else FAMILIES)
 
 
 def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: SampleMaker, mesh: Mesh | None, progress: Progress) -> Feed:
