@@ -59,7 +59,8 @@ class DataSource:
     """A prepared folder (`gp-jax prepare`) and how much of it a run reads."""
 
     path: str
-    """Folder that `gp-jax prepare` wrote, may be gs://; or scenes:N, so many generated scenes; or scenes:N:FAMILY,... for some families."""
+    """Folder that `gp-jax prepare` wrote, may be gs://; or scenes:N, so many generated scenes. Those of some families:
+    scenes:N:text,chart; of so many visual tokens: scenes:N:64-144; or both."""
     split: str = "train"
     """Split in it."""
     sampling: str = "all"

@@ -23,7 +23,7 @@ from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Schedule
 from gp_jax.pretrained.files import weights_digest
 from gp_jax.settings import SHORT_ANSWER, DataConfig, DataSource, TrainConfig
-from gp_jax.training.build import build_feed, identity
+from gp_jax.training.build import build_feed, identity, open_source
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +221,16 @@ def test_a_batch_that_devices_cannot_share_is_refused():
 def test_loaders_can_be_sent_to_worker_processes(home, vlm):
     loader = pickle.loads(pickle.dumps(feed(home, vlm)))
     assert dataclasses.is_dataclass(loader.map(0))
+
+
+def test_scenes_of_some_kind_are_a_source():
+    source = open_source(DataSource("scenes:6:text,chart:64-121", split="val"))
+    assert len(source) == 6 and source.only == ("text", "chart") and source.tokens == (64, 121)
+    for path, message in (
+        ("scenes:0", "say how many"),
+        ("scenes:", "say how many"),
+        ("scenes:4:txet", "did you mean 'text'"),
+        ("scenes:4:", "''"),
+    ):
+        with pytest.raises(GlimpseError, match=message):
+            open_source(DataSource(path))

@@ -269,8 +269,13 @@ def test_source_is_one_of_grain_and_pickles():
     some = ScenesSource("val", 7, start=1, only=("detail", "text"))
     assert [families(record) for record in some] == ["detail", "text"] * 3 + ["detail"] and len({record.id for record in some}) == 7
     assert some[1] == pickle.loads(pickle.dumps(some))[1] == scene_record("val", 8) and some.entries[1].id == some[1].id
+    small = ScenesSource("val", 5, only=("text",), tokens=(64, 121))
+    assert small[1] == pickle.loads(pickle.dumps(small))[1] and small[1].id == "val-t64to121-000008" and families(small[1]) == "text"
+    assert all(64 <= w * h / 256 <= 121 for entry in small.entries for w, h in entry.sizes)
     with pytest.raises(GlimpseError, match="did you mean 'text'"):
         ScenesSource("val", 3, only=("txt",))
+    with pytest.raises(GlimpseError, match="no canvas has 5 to 9 visual tokens"):
+        ScenesSource("val", 3, tokens=(5, 9))
     with pytest.raises(IndexError):
         source[13]
     for split, count in (("exam", 3), ("val", 0)):

@@ -24,6 +24,7 @@ UNSEEN = "test_ood"
 DATASET = "scenes"
 
 
+@functools.cache
 def _canvases(low: int, high: int) -> tuple[tuple[int, int], ...]:
     """Sizes in pixels of so many tokens, no side more than twice the other, and not below 96 px."""
     sides = range(6, 35)
@@ -33,8 +34,11 @@ def _canvases(low: int, high: int) -> tuple[tuple[int, int], ...]:
 USUAL, ANY, LARGE = _canvases(240, 272), _canvases(64, 400), _canvases(400, 576)
 
 
-def canvas_of(rng: np.random.Generator, split: str) -> tuple[int, int]:
-    """Width and height in pixels: about 256 tokens for 60 % of the records, else 64 to 400; in test_ood 400 to 576."""
+def canvas_of(rng: np.random.Generator, split: str, tokens: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Width and height in pixels: about 256 tokens for 60 % of the records, else 64 to 400; in test_ood 400 to 576; or as `tokens` says."""
+    if tokens is not None:
+        sizes = _canvases(*tokens)
+        return sizes[int(rng.integers(len(sizes)))]
     if split == UNSEEN:
         return LARGE[int(rng.integers(len(LARGE)))]
     if (lot := rng.random()) < 0.3:
@@ -43,15 +47,16 @@ def canvas_of(rng: np.random.Generator, split: str) -> tuple[int, int]:
     return sizes[int(rng.integers(len(sizes)))]
 
 
-def scene_question(split: str, index: int, seed: int = 0) -> tuple[Scene, Question]:
+def scene_question(split: str, index: int, seed: int = 0, tokens: tuple[int, int] | None = None) -> tuple[Scene, Question]:
     """What record number `index` is about, without drawing it.
 
-    Args: seed: with another one it is another benchmark of the same kind. Raises: GlimpseError for an unknown split.
+    Args: seed: with another one it is another benchmark of the same kind; tokens: least and most visual tokens, None: `canvas_of`.
+    Raises: GlimpseError for an unknown split.
     """
     if split not in SPLIT_SEED:
         raise GlimpseError(f"split '{split}' is not one of {', '.join(SPLIT_SEED)}")
     rng = np.random.default_rng(np.random.SeedSequence([SPLIT_SEED[split], index, *([seed] if seed else [])]))
-    canvas, family = canvas_of(rng, split), FAMILIES[index % len(FAMILIES)]
+    canvas, family = canvas_of(rng, split, tokens), FAMILIES[index % len(FAMILIES)]
     while True:
         scene = make_scene(rng, canvas, unseen=split == UNSEEN)
         pile = [ask for ask in asks(scene) if ask.family == family and (split != UNSEEN or _is_unseen(scene, ask))]
@@ -66,25 +71,26 @@ def _is_unseen(scene: Scene, ask: Ask) -> bool:
     return any(thing.is_named and held_out(thing.color, thing.kind) for thing in (scene.things[i] for i in ask.target))
 
 
-def scene_record(split: str, index: int, seed: int = 0) -> Record:
+def scene_record(split: str, index: int, seed: int = 0, tokens: tuple[int, int] | None = None) -> Record:
     """One question about one picture, of family `index % 6`."""
-    scene, question = scene_question(split, index, seed)
+    scene, question = scene_question(split, index, seed, tokens)
     width, height = scene.canvas
     file = io.BytesIO()
     Image.fromarray(draw(scene)).save(file, "BMP")  # noise hardly compresses: PNG would take most of the time for half of the bytes
     boxes = tuple((x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in question.boxes)
-    return Record(record_id(split, index, seed), DATASET, question.question, question.answer, (file.getvalue(),), (boxes,), (None,))
+    return Record(record_id(split, index, seed, tokens), DATASET, question.question, question.answer, (file.getvalue(),), (boxes,), (None,))
 
 
-def scene_entry(split: str, index: int, seed: int = 0) -> Entry:
+def scene_entry(split: str, index: int, seed: int = 0, tokens: tuple[int, int] | None = None) -> Entry:
     """What planning needs of `scene_record`; nothing is drawn."""
-    scene, question = scene_question(split, index, seed)
-    return Entry(record_id(split, index, seed), DATASET, question.question, question.answer, (scene.canvas,))
+    scene, question = scene_question(split, index, seed, tokens)
+    return Entry(record_id(split, index, seed, tokens), DATASET, question.question, question.answer, (scene.canvas,))
 
 
-def record_id(split: str, index: int, seed: int = 0) -> str:
-    """A record's name, such as test-000012, or test-s7-000012 with another seed than 0."""
-    return f"{split}-{f's{seed}-' if seed else ''}{index:06d}"
+def record_id(split: str, index: int, seed: int = 0, tokens: tuple[int, int] | None = None) -> str:
+    """A record's name, such as test-000012; test-s7-000012 with another seed than 0, test-t64to99-000012 with so many visual tokens."""
+    other = (f"s{seed}-" if seed else "") + (f"t{tokens[0]}to{tokens[1]}-" if tokens else "")
+    return f"{split}-{other}{index:06d}"
 
 
 def families(record: Record | Entry) -> str:
@@ -96,7 +102,14 @@ class ScenesSource:
     """Records of a split, made when asked for: a `record.Source` and a grain `RandomAccessDataSource`. Pickles as its settings."""
 
     def __init__(
-        self, split: str, count: int, start: int = 0, progress: bool = False, seed: int = 0, only: Sequence[str] = FAMILIES
+        self,
+        split: str,
+        count: int,
+        start: int = 0,
+        progress: bool = False,
+        seed: int = 0,
+        only: Sequence[str] = FAMILIES,
+        tokens: tuple[int, int] | None = None,
     ) -> None:
         """Record `i` is number `start + i` of the split, counted among those of the families `only`. Raises: GlimpseError."""
         if split not in SPLIT_SEED:
@@ -106,14 +119,16 @@ class ScenesSource:
         if count < 1 or start < 0 or seed < 0:
             raise GlimpseError(f"scenes {start} to {start + count}, seed {seed}: count must be 1 or more, start and seed 0 or more")
         self.split, self.count, self.start, self.seed, self._progress = split, count, start, seed, progress
-        self.only = tuple(family for family in FAMILIES if family in only)
+        if tokens is not None and not _canvases(*tokens):
+            raise GlimpseError(f"no canvas has {tokens[0]} to {tokens[1]} visual tokens (36 to 1,156 are possible)")
+        self.only, self.tokens = tuple(family for family in FAMILIES if family in only), tokens
 
     def __getstate__(self) -> dict:
-        return {name: vars(self)[name] for name in ("split", "count", "start", "seed", "only", "_progress")}
+        return {name: vars(self)[name] for name in ("split", "count", "start", "seed", "only", "tokens", "_progress")}
 
     def __repr__(self) -> str:
-        only = f", only={self.only}" if self.only != FAMILIES else ""
-        return f"ScenesSource({self.split!r}, {self.count}, {self.start}, seed={self.seed}{only})"
+        more = (f", only={self.only}" if self.only != FAMILIES else "") + (f", tokens={self.tokens}" if self.tokens else "")
+        return f"ScenesSource({self.split!r}, {self.count}, {self.start}, seed={self.seed}{more})"
 
     def _number(self, index: int) -> int:
         """Of a record in its split, where the families take turns."""
@@ -131,7 +146,8 @@ class ScenesSource:
         from tqdm import tqdm
 
         numbers = [self._number(i) for i in range(self.count)]
-        return [scene_entry(self.split, i, self.seed) for i in tqdm(numbers, desc=self.name, unit="scene", disable=not self._progress)]
+        bar = tqdm(numbers, desc=self.name, unit="scene", disable=not self._progress)
+        return [scene_entry(self.split, i, self.seed, self.tokens) for i in bar]
 
     def __len__(self) -> int:
         return self.count
@@ -140,7 +156,7 @@ class ScenesSource:
         index = index.__index__()
         if not -self.count <= index < self.count:
             raise IndexError(f"{self.name}: record {index} of {self.count}")
-        return scene_record(self.split, self._number(index % self.count), self.seed)
+        return scene_record(self.split, self._number(index % self.count), self.seed, self.tokens)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(self.count))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,6 @@ from gp_jax.glimpse.prompt import GlimpsePrompt
 from gp_jax.lvlm import LVLM
 from gp_jax.plan import middle_layer
 from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_digest
-from gp_jax.scenes.questions import FAMILIES
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, TrainConfig
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
@@ -115,14 +115,20 @@ class Feed:
 
 
 def open_source(source: DataSource) -> Source:
-    """A prepared folder; for a path like "scenes:5000" or "scenes:5000:text,chart", so many generated scenes. Raises: GlimpseError."""
+    """A prepared folder, or generated scenes: see `DataSource.path`. Raises: GlimpseError."""
     name, _, rest = source.path.partition(":")
     if name != "scenes":
         return open_prepared(source.path, source.split)
-    count, _, only = rest.partition(":")
+    count, *options = rest.split(":")
     if not count.isdecimal() or int(count) == 0:
         raise GlimpseError(f"data source '{source.path}': say how many scenes, e.g. scenes:5000")
-    return ScenesSource(source.split, int(count), only=only.split(",") if only else FAMILIES)
+    chosen: dict[str, Any] = {}
+    for option in options:
+        if sizes := re.fullmatch(r"(\d+)-(\d+)", option):
+            chosen["tokens"] = int(sizes[1]), int(sizes[2])
+        else:
+            chosen["only"] = option.split(",")
+    return ScenesSource(source.split, int(count), **chosen)
 
 
 def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: SampleMaker, mesh: Mesh | None, progress: Progress) -> Feed:
