@@ -31,7 +31,7 @@ train = TrainConfig(
         attn_fuse_size=96,
         attn_fuse_num_heads=4,
         visual_cond_size=96,
-        reduce_threshold=0.2,  # by eval.py --model scenes --tasks scenes:val --limit 300 --plans dense glimpse-above-{20,30,50}
+        reduce_threshold=0.05,  # by eval.py --model scenes --tasks scenes:val --limit 300 --plans dense glimpse-above-{5,10,20,30,50}
         start="prompt",
     ),
     optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_ratio=0.05, clip_norm=1.0),
