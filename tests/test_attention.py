@@ -101,12 +101,13 @@ def test_blockwise_memory_is_linear():
     assert large < 32768 * 32768 * 2 * 4 / 50
 
 
+@pytest.mark.parametrize("name", ["splash_interpret", "rows"])
 @pytest.mark.parametrize("tensor", [2, 4], ids=["heads divide", "more devices than key-value heads"])
-def test_splash_is_split_over_a_mesh(tensor):
+def test_kernel_is_split_over_a_mesh(tensor, name):
     mesh = make_mesh(8 // 2 // tensor, 2, tensor)
     q, k, v, segment = operands(256, batch=4, value=20)
     with jax.set_mesh(mesh):
-        out = jax.jit(lambda *x: attend(*x, segment, segment, causal=True, implementation="splash_interpret"))(q, k, v)
+        out = jax.jit(lambda *x: attend(*x, segment, segment, causal=True, implementation=name))(q, k, v)
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp"), "tensor"))
     assert out.sharding.is_equivalent_to(spread, out.ndim)
     np.testing.assert_allclose(out, einsum_attention(q, k, v, segment, segment, causal=True), atol=2e-6)

@@ -226,7 +226,7 @@ def test_a_base_run_learns_resumes_and_exports(architecture, tmp_path, monkeypat
     glimpse = TrainConfig(
         model=str(tmp_path / "whole" / "export"),
         out=str(tmp_path / "glimpse"),
-        data=DataConfig(sources=(DataSource("scenes:16"),), shapes=1),
+        data=DataConfig(sources=(DataSource("scenes:16:64-121"),), shapes=1),
         glimpse=GlimpseSettings(reduce_layer=1, attn_fuse_size=16, visual_cond_size=16, attn_fuse_num_heads=2, start="prompt"),
         batch_size=8,
         accumulation=1,

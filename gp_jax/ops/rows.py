@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gp_jax.ops.dense import dense_attention
+from gp_jax.ops.kernels import per_device
 
 PARTS = 4
 CAUSAL_TILE = 272  # queries
@@ -21,7 +22,12 @@ TILE_BYTES = {4: 2.6 * 2**20, 2: 5.2 * 2**20}  # of float32 scores, by the opera
 
 def rows_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
     """See `attention.attend`; causal needs as many queries as keys. Holds one tile of scores at a time, float32."""
-    length = q.shape[2]
+    return per_device(_rows, q, k, v, q_segment, kv_segment, causal=causal)
+
+
+def _rows(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
+    """One device's share."""
+    q_segment, kv_segment, length = jnp.asarray(q_segment), jnp.asarray(kv_segment), q.shape[2]
     if not causal:
         heads = q.shape[1] // k.shape[1]
         return _part(q, k, v, q_segment, kv_segment, None, int(TILE_BYTES[q.dtype.itemsize] / (4 * heads * k.shape[2])))
