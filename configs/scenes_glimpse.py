@@ -37,10 +37,10 @@ train = TrainConfig(
     optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_ratio=0.05, clip_norm=1.0),
     batch_size=8,
     accumulation=2,
-    steps=700,
+    steps=640,
     remat=False,
     log_every=10,
-    validate_every=700,
+    validate_every=640,
     save_every=100,
     keep=1,
 )
