@@ -6,20 +6,20 @@ The glimpse of the bundled model, from its frozen base, with the released losses
 from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
 
 REST = "attribute,relation,text,chart,detail"
-SMALL = "64-121"  # visual tokens: a third of the time of a usual picture, and as much to learn from
+SMALL = "64-121"  # visual tokens: a third of the time of a usual picture
 
 
-def mixture(thousandths: int) -> tuple[DataSource, ...]:
-    """More than half small pictures; a third comparisons, which need two regions and are learned last."""
-    shares = {f"{REST}:{SMALL}": 375, f"comparison:{SMALL}": 208, REST: 271, "comparison": 146}
-    return tuple(DataSource(f"scenes:{share * thousandths}:{kind}") for kind, share in shares.items())
+def mixture(unit: int) -> tuple[DataSource, ...]:
+    """48 units of scenes: more than half small pictures; a third comparisons, which need two regions and are learned last."""
+    units = {f"{REST}:{SMALL}": 18, f"comparison:{SMALL}": 10, REST: 13, "comparison": 7}
+    return tuple(DataSource(f"scenes:{count * unit}:{kind}") for kind, count in units.items())
 
 
 train = TrainConfig(
     model="scenes",
     out="runs/scenes_glimpse",
     data=DataConfig(
-        sources=mixture(12),
+        sources=mixture(250),
         validation=(DataSource("scenes:192", split="val"),),
         shapes=5,
     ),

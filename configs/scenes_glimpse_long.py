@@ -11,7 +11,7 @@ from configs.scenes_glimpse import train as short
 train = replace(
     short,
     out="runs/scenes_glimpse_long",
-    data=replace(short.data, sources=mixture(48)),
+    data=replace(short.data, sources=mixture(1000)),
     steps=3000,
     validate_every=600,
     save_every=200,
