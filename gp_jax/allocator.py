@@ -1,8 +1,9 @@
 """What entry points do for memory before anything else.
 
-On CPU glibc is told to keep large buffers (XLA otherwise loses up to half its time to returning and re-faulting them) and XLA to
-compile without its MLIR emitters, which keep 300 MB for a model of any size; steps take as long, compiling the mid benchmark some
-10 s of CPU longer. Both must stand in the environment before the process starts, so entry points restart themselves once.
+On CPU glibc is told to keep large buffers (XLA otherwise loses up to half its time to returning and re-faulting them), XLA to compile
+without its MLIR emitters, which keep 300 MB for a model of any size (steps take as long, compiling the mid benchmark some 10 s of CPU
+longer), and JAX not to queue programs, since one that waits for its turn holds its memory already. All of this must stand in the
+environment before the process starts, so entry points restart themselves once.
 """
 
 import glob
@@ -12,8 +13,11 @@ import platform
 import sys
 from importlib.machinery import PathFinder
 
+# From 32 MiB on (the most that glibc takes here) buffers are mappings of their own: in the heap they leave holes that stay.
+MAPPED = 32 * 2**20
 TUNABLES = ":".join(
-    f"glibc.malloc.{setting}" for setting in ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000", "top_pad=67108864", "arena_max=1")
+    f"glibc.malloc.{setting}"
+    for setting in ("hugetlb=1", f"mmap_threshold={MAPPED}", "trim_threshold=100000000000", "top_pad=67108864", "arena_max=1")
 )
 EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"  # an XLA that does not know it ignores it
 
@@ -49,6 +53,8 @@ def keep_memory() -> None:
     sys.meta_path[:] = [_NoTorch if finder is PathFinder else finder for finder in sys.meta_path]
     if importlib.util.find_spec("libtpu") and _on_cpu():
         os.environ["JAX_PLATFORMS"] = "cpu"  # installed as a compiler: looking for its TPU fails after a page of warnings
+    if _on_cpu():
+        os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")  # programs that wait for their turn hold their memory already
     glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
     if not glibc or "GLIBC_TUNABLES" in os.environ or "LD_PRELOAD" in os.environ or not _on_cpu():
         return

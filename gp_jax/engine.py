@@ -195,6 +195,7 @@ class Engine:
         if slots:
             vision = self.split(vision_input(samples, self.config, batch, slots), batch)
             features = self.see(vision, watch=self.watch(plan))
+            vision = vision.without_pixels()
         clock.lap("vision", features)
         stream, low, scores = self.embed(prompt, features), 0, []
         for cut, given in zip(plan, cuts, strict=True):

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gp_jax.glimpse.compact import survivors, take_kv, take_rows
+from gp_jax.glimpse.compact import take_kv, take_rows
 from gp_jax.glimpse.prompt import GlimpsePrompt, add_rows, drop, tap
 from gp_jax.glimpse.select import keep_mask
 from gp_jax.lvlm import LVLM
 from gp_jax.models.decoder import Layer, behind, row_angles
 from gp_jax.ops.layers import at_once, rematerialised
+from gp_jax.ops.ranking import to_front
 from gp_jax.plan import SCORERS, survivors_mask
 from gp_jax.scorers.glimpse import importance
 from gp_jax.scorers.scorer import Cut, Scoring, present_slots
@@ -78,10 +79,14 @@ def add_vectors(_: None, x: Array, vectors: Array, glimpse_row: Array) -> Array:
     return constrained(add_rows(x, vectors, glimpse_row), "batch")
 
 
+def looking_row(_: None, x: Array, angles: Array, row: Array) -> tuple[Array, Array]:
+    """Every sample's `row` (B,) of what enters a layer: hidden (B, 1, D) and angles (B, 1, H / 2)."""
+    return tuple(constrained(jnp.take_along_axis(a, row[:, None, None], axis=1), "batch") for a in (x, angles))
+
+
 def tap_layer(layer: Layer, x: Array, angles: Array, valid: Array, row: Array, key: Array, log_softmax: bool) -> Array:
-    """The attention (B, T, N) of every sample's `row` (B,) in a layer, from what went into the layer and its keys: the query is computed
-    again, a row's worth, so that layers that are looked at need no program of their own."""
-    x, angles = (jnp.take_along_axis(a, row[:, None, None], axis=1) for a in (x, angles))
+    """The attention (B, T, N) in a layer of the rows of `looking_row`, with the layer's keys: their query is computed again, a row's
+    worth, so that layers that are looked at need no program of their own."""
     query = layer.self_attn.project(layer.input_layernorm(x), angles)[0][:, :, 0]
     visible = valid & (jnp.arange(valid.shape[1]) <= row[:, None])
     return constrained(tap(query, key, visible, log_softmax=log_softmax), "batch")
@@ -97,7 +102,7 @@ def run(
     implementation: str = "auto",
     call: Callable = at_once,
 ) -> Stream:
-    """Layers low .. high-1, with their keys and values.
+    """Layers low .. high-1, with their keys and values. As programs of their own they overwrite the stream's hidden states.
 
     Args: taps: layers in which the attention of every sample's `tap_row` is recorded; glimpse: the stream holds glimpse rows, whose
         vectors are added; call: see `ops.layers.at_once`.
@@ -112,12 +117,12 @@ def run(
     for index in range(low, high):
         layer = model.decoder.layers[index]
         if vectors is not None and index in config.le_layers:
-            x = call(add_vectors, None, x, vectors[config.le_layers.index(index)], stream.glimpse_row)
-        before = x
-        x, key, value = call(prefill_layer, layer, x, angles, stream.valid, implementation=implementation)
+            x = call(add_vectors, None, x, vectors[config.le_layers.index(index)], stream.glimpse_row, donate=(0,))
+        looking = call(looking_row, None, x, angles, stream.tap_row) if index in taps else None
+        x, key, value = call(prefill_layer, layer, x, angles, stream.valid, implementation=implementation, donate=(0,))
         kv.append(LayerKV(key, value, stream.valid))
-        if index in taps:
-            tapped[index] = call(tap_layer, layer, before, angles, stream.valid, stream.tap_row, key, log_softmax=log_softmax)
+        if looking is not None:
+            tapped[index] = call(tap_layer, layer, *looking, stream.valid, stream.tap_row, key, log_softmax=log_softmax)
     return dataclasses.replace(stream, hidden=x, kv=tuple(kv), taps=tapped)
 
 
@@ -156,7 +161,7 @@ def compact(stream: Stream, stays: Array, cut: Cut, length: int) -> Stream:
 
     Args: stays: (B, T) bool; length: static, at least `need` of `score`.
     """
-    order = survivors(stays, length)
+    order = to_front(stays, length)
     valid = take_rows(stays, order)
     kv = stream.kv
     if cut.past:

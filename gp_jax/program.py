@@ -18,9 +18,10 @@ from jax import Array
 
 from gp_jax import pipeline, sampling
 from gp_jax.buckets import Ladders
-from gp_jax.glimpse.compact import survivors, take_rows
+from gp_jax.glimpse.compact import take_rows
 from gp_jax.layout import slots_of
 from gp_jax.lvlm import LVLM
+from gp_jax.ops.ranking import to_front
 from gp_jax.plan import Plan, merges, needs_glimpse, tapped_layers, watched_blocks
 from gp_jax.trees import KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
 
@@ -111,7 +112,7 @@ class Program:
     def in_prompt_order(self, done: dict[str, Array]) -> dict[str, Array]:
         """Outputs for the caller, whose visual tokens lie picture by picture, row by row."""
         slot = self.prompt.image_slot
-        rows = survivors(slot >= 0, min(self.vision.token_image.shape[1], slot.shape[1]))
+        rows = to_front(slot >= 0, min(self.vision.token_image.shape[1], slot.shape[1]))
         slot = take_rows(slot, rows)
         keep, logits = (take_rows(done.pop(name), jnp.maximum(slot, 0)) for name in ("keep", "logits"))
         keep, importance = keep & (slot >= 0), jnp.where(slot >= 0, 1 / (1 + jnp.exp(-logits)), 0.0)

@@ -3,41 +3,23 @@
 B samples, V vocabulary, n new-token slots.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from gp_jax.lvlm import LVLM
+from gp_jax.ops.ranking import as_integers, smallest
 from gp_jax.pipeline import decode_step
 from gp_jax.sharding import constrained
 from gp_jax.trees import DecodeState, LayerKV, Sampling
 
 
-def smallest(holds: Callable[[Array], Array], rows: int) -> Array:
-    """Per row the smallest int32 for which `holds`, which is false up to some number and true from there on. Returns: (rows, 1)."""
-
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
-        right = holds(middle)
-        return jnp.where(right, low, middle + 1), jnp.where(right, middle, high)
-
-    ends = (jnp.full((rows, 1), limit, jnp.int32) for limit in (jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max))
-    return jax.lax.fori_loop(0, 32, halve, tuple(ends))[1]
-
-
 def truncate(logits: Array, top_k: Array, top_p: Array) -> Array:
     """Keeps the `top_k` largest logits, then the smallest set of them whose probability reaches `top_p`; others become -inf.
 
-    Both edges are found by halving: sorting a vocabulary that is split over chips moves it between them, and takes the TPU compiler
-    longer than a decoder layer.
     Args: logits: (B, V) float32, already divided by the temperature; top_k: () int, 0 off; top_p: () float, 1 off.
     """
-    bits = jax.lax.bitcast_convert_type(logits + 0.0, jnp.int32)  # -0.0 becomes 0.0
-    order = jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)  # integers in the order of the floats
-    rows, count = logits.shape
+    order, (rows, count) = as_integers(logits), logits.shape
     k = jnp.where((top_k <= 0) | (top_k > count), count, top_k)
 
     def above(edge: Array, values: Array | int) -> Array:

@@ -23,13 +23,17 @@ def tree(cls):
 class VisionInput:
     """Patches of every sample in window order, windows packed into blocks of equal size (see `layout.pack_windows`)."""
 
-    patches: Array  # (B, S, patch_dim) float
+    patches: Array | None  # (B, S, patch_dim) float
     patch_hw: Array  # (B, S, 2) int: row and column in the patch grid of its image
     patch_window: Array  # (B, S) int: window number inside its block, -1 padding
     patch_image: Array  # (B, S) int: image number inside the sample, -1 padding
     token_hw: Array  # (B, M, 2) int: row and column in the merged grid of its image
     token_window: Array  # (B, M) int
     token_image: Array  # (B, M) int, -1 padding
+
+    def without_pixels(self) -> "VisionInput":
+        """What is read behind the tower: pixels are the largest input, and need not be held until the last cut."""
+        return dataclasses.replace(self, patches=None)
 
 
 @tree

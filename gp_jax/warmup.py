@@ -30,7 +30,7 @@ class WarmUp:
                 if (batch, patches) not in vision:
                     empty = vision_input([], self.engine.config, batch, self.engine.slots_of(patches))
                     empty = self.engine.split(empty, batch)
-                    vision[batch, patches] = empty, self.engine.see(empty, watch=self.engine.watch(self.plan))
+                    vision[batch, patches] = empty.without_pixels(), self.engine.see(empty, watch=self.engine.watch(self.plan))
             seen = [vision[batch, p] for p in self.patch_rungs if self.can_meet(p, length)]
             self.walk_text(batch, length)
             if self.plan and seen:

@@ -117,6 +117,7 @@ def label(function: Callable, args: tuple, static: dict) -> str:
         "row_angles": "rope angles",
         "prefill_layer": "layer",
         "add_vectors": "glimpse rows",
+        "looking_row": "glimpse input",
         "tap_layer": "glimpse attention",
         "slot_maps": "predictor maps",
         "predictor_layer": "predictor block",

@@ -7,14 +7,6 @@ from jax import Array
 from gp_jax.trees import LayerKV
 
 
-def survivors(keep: Array, length: int) -> Array:
-    """Row numbers that stay, in order, then any others up to `length`.
-
-    Args: keep: (B, T) bool with at most `length` true per row. Returns: (B, length) int.
-    """
-    return jnp.argsort(~keep, axis=-1, stable=True)[:, :length]
-
-
 def take_rows(x: Array, order: Array, axis: int = 1) -> Array:
     """Gathers along `axis` per sample; axis 0 of x is the sample. Whole rows are copied, not elements."""
     return jax.vmap(lambda rows, index: jnp.take(rows, index, axis=axis - 1))(x, order)

@@ -15,6 +15,7 @@ from jax import Array
 
 from gp_jax.config import GlimpseConfig
 from gp_jax.errors import GlimpseError
+from gp_jax.ops.ranking import best
 from gp_jax.trees import KeepLimits
 
 METHODS = ("glimpse", "attention", "random", "nothing", "fastv", "pyramiddrop", "visionzip", "divprune", "cdpruner", "vscan")
@@ -161,18 +162,16 @@ def keep_mask(logits: Array, present: Array, rule: KeepLimits) -> Array:
     Args: logits: (B, M) float32 importance; present: (B, M) bool, slots that hold a token.
     Returns: (B, M) bool.
     """
-    # Ranking logits instead of probabilities refines ties that a saturated sigmoid would leave to chance.
-    order = jnp.lexsort((-logits, ~present), axis=-1)
-    rank = jnp.argsort(order, axis=-1)
-
-    def best(count: Array) -> Array:
-        return rank < count[:, None]
 
     def fewer(mask: Array, count: Array) -> Array:
-        return (jnp.sum(mask & present, axis=-1) < count)[:, None]
+        return jnp.sum(mask & present, axis=-1) < count
 
     keep = (1 / (1 + jnp.exp(-logits)) > rule.threshold) & present
-    keep = jnp.where(fewer(keep, rule.cap_trigger + 1), keep, best(rule.cap))
-    keep |= fewer(keep, rule.floor) & best(rule.floor)
-    keep = jnp.where((rule.fixed >= 0)[:, None], best(rule.fixed), keep)
+    fixed, capped = rule.fixed >= 0, ~fewer(keep, rule.cap_trigger + 1)
+    by_rank, filled = fixed | capped, fewer(keep, rule.floor)
+    # One of these counts decides, since the best of fewer are among the best of more. Logits are ranked, not probabilities: that refines
+    # ties which a saturated sigmoid would leave to chance.
+    count = jnp.where(fixed, rule.fixed, jnp.where(capped, jnp.maximum(rule.cap, rule.floor), rule.floor))
+    ranked = best(logits, present, count)
+    keep = jnp.where(by_rank[:, None], ranked, keep | (filled[:, None] & ranked))
     return (keep | rule.always) & present

@@ -126,13 +126,18 @@ class ClipTower(nnx.Module):
         batch, received, keys = vision.patches.shape[0], {}, {}
         x = call(ClipTower.embed, self, vision.patches)
         wanted = {self.config.select_layer, *condition_layers}
-        states = {0: x}
+        states = {}
+
+        def see(index: int) -> None:
+            if index in wanted:
+                states[index] = call(patches_only, None, x, batch=batch)
+
+        see(0)
         for index, block in enumerate(self.blocks[: max(wanted | {last + 1 for last in watch})], start=1):
             if index - 1 in watch:
                 received[index - 1], keys[index - 1] = call(ClipBlock.watched, block, x, batch=batch)
-            x = call(ClipBlock.run, block, x, implementation=implementation, remat=remat)
-            states[index] = x
-        states = {index: call(patches_only, None, states[index], batch=batch) for index in wanted}
+            x = call(ClipBlock.run, block, x, implementation=implementation, remat=remat, donate=(0,))
+            see(index)
         line_break = None if self.line_break is None else self.line_break[...]
         tokens = call(TwoLayers.__call__, self.projector, states[self.config.select_layer])
         return VisionFeatures(tokens, tuple(states[i] for i in condition_layers), received, keys, line_break)

@@ -16,7 +16,7 @@ from jax import Array
 from gp_jax.config import TextConfig
 from gp_jax.ops.attention import attend
 from gp_jax.ops.dense import dense_attention
-from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, product
+from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, lookup, product
 from gp_jax.ops.rope import rotate, text_angles
 from gp_jax.trees import LayerKV
 
@@ -141,7 +141,7 @@ class Decoder(nnx.Module):
 
     def embed(self, ids: Array) -> Array:
         """(B, T) int -> (B, T, D)."""
-        return jnp.take(self.embed_tokens[...], ids, axis=0)
+        return lookup(self.embed_tokens[...], ids)
 
     def angles(self, positions: Array) -> Array:
         """(A, B, T) int -> (B, T, H / 2) float32."""

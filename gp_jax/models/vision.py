@@ -18,9 +18,11 @@ from gp_jax.ops.attention import attend
 from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, at_once, rematerialised
 from gp_jax.ops.received import attention_received
 from gp_jax.ops.rope import grid_angles, rotate
+from gp_jax.ops.slices import in_slices, on_one_cpu
 from gp_jax.trees import VisionFeatures, VisionInput
 
 NORM_EPS = 1e-6
+CPU_PATCHES = 1024  # that go through a block at a time where they do not look at each other
 
 
 class PatchEmbed(Linear):
@@ -76,6 +78,11 @@ class VisionAttention(nnx.Module):
         return attention_received(q, k, segment), jnp.mean(k.astype(jnp.float32), axis=1)
 
 
+def slices_of(x: Array) -> int:
+    """In how many slices (B, S, C) goes through what does not mix its rows, or its windows."""
+    return -(-x.shape[0] * x.shape[1] // CPU_PATCHES) if on_one_cpu() else 1
+
+
 class VisionBlock(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
@@ -86,19 +93,28 @@ class VisionBlock(nnx.Module):
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, angles: Array, segment: Array, implementation: str = "auto") -> Array:
-        x = x + self.attn(self.norm1(x), angles, segment, implementation)
+        return self.transform(self.look(x, angles, segment, implementation))
+
+    def look(self, x: Array, angles: Array, segment: Array, implementation: str = "auto") -> Array:
+        """The half with attention."""
+        return x + self.attn(self.norm1(x), angles, segment, implementation)
+
+    def transform(self, x: Array) -> Array:
+        """The half with the MLP."""
         return x + self.mlp(self.norm2(x))
 
     def in_windows(self, x: Array, angles: Array, segment: Array, window: int, remat: bool = False) -> Array:
         """The block with attention inside blocks of `window` patches. x: (B, S, C), angles and segment alike. Returns: (B, S, C)."""
-        rows = (a.reshape(-1, window, *a.shape[2:]) for a in (x, angles, segment))
-        block = partial(self.__call__, implementation="auto")
-        return (rematerialised(block) if remat else block)(*rows).reshape(x.shape)
+        rows = tuple(a.reshape(-1, window, *a.shape[2:]) for a in (x, angles, segment))
+        out = rematerialised(self.__call__)(*rows) if remat else in_slices(self.__call__, rows, slices_of(x))
+        return out.reshape(x.shape)
 
     def whole(self, x: Array, angles: Array, segment: Array, implementation: str, remat: bool = False) -> Array:
         """The block with attention among all patches of an image."""
-        block = partial(self.__call__, implementation=implementation)
-        return (rematerialised(block) if remat else block)(x, angles, segment)
+        if remat:
+            return rematerialised(partial(self.__call__, implementation=implementation))(x, angles, segment)
+        x = self.look(x, angles, segment, implementation)
+        return in_slices(self.transform, (x.reshape(-1, x.shape[-1]),), slices_of(x)).reshape(x.shape)
 
     def watched(self, x: Array, angles: Array, segment: Array, unit: int) -> tuple[Array, Array]:
         """Means over every merge group of what `VisionAttention.watch` gives: (B, M), (B, M, H), float32."""
@@ -166,9 +182,9 @@ class VisionTower(nnx.Module):
             if index in watch:
                 received[index], keys[index] = call(VisionBlock.watched, block, x, angles, vision.patch_image, unit=unit)
             if index in config.fullatt_block_indexes:
-                x = call(VisionBlock.whole, block, x, angles, vision.patch_image, implementation=implementation, remat=remat)
+                x = call(VisionBlock.whole, block, x, angles, vision.patch_image, implementation=implementation, remat=remat, donate=(0,))
             else:
-                x = call(VisionBlock.in_windows, block, x, angles, vision.patch_window, window=window, remat=remat)
+                x = call(VisionBlock.in_windows, block, x, angles, vision.patch_window, window=window, remat=remat, donate=(0,))
             if index in condition_layers:
                 seen[index] = call(pooled, None, x, unit=unit)
         return VisionFeatures(call(PatchMerger.__call__, self.merger, x), tuple(seen[i] for i in condition_layers), received, keys)

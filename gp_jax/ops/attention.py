@@ -19,6 +19,7 @@ from gp_jax.ops.blockwise import blockwise_attention
 from gp_jax.ops.dense import dense_attention
 from gp_jax.ops.kernels import cudnn_attention, per_device, splash_attention
 from gp_jax.ops.rows import rows_attention
+from gp_jax.ops.slices import in_slices
 from gp_jax.ops.target import PLATFORMS, targets
 
 SCORE_BYTES = 64 * 2**20  # einsum may hold this many bytes of attention scores, larger problems go to a tiled kernel
@@ -48,15 +49,8 @@ def split_batch(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Arra
 
 def _split_batch(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
     """One device's share."""
-    batch, least = q.shape[0], -(-q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4 // SCORE_BYTES)
-    if least == 1:
-        return einsum_attention(q, k, v, q_segment, kv_segment, causal=causal)
-    even = next((n for n in range(least, 2 * least + 8) if batch % n == 0), least)  # a remainder would be a program of its own
-
-    def one(row):
-        return einsum_attention(*(x[None] for x in row), causal=causal)[0]
-
-    return jax.lax.map(one, (q, k, v, q_segment, kv_segment), batch_size=max(1, batch // even))
+    least = -(-q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * 4 // SCORE_BYTES)
+    return in_slices(partial(einsum_attention, causal=causal), (q, k, v, q_segment, kv_segment), least)
 
 
 KERNELS = {

@@ -5,6 +5,7 @@ product with it is at least as fast. Products accumulate in float32; norms compu
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -54,6 +55,34 @@ def product(x: Array, weight: Array) -> Array:
     rows = jax.lax.optimization_barrier(jnp.broadcast_to(x.reshape(1, -1), (2, x.shape[-1]))) if lone else x
     y = jnp.einsum("...i,oi->...o", rows, weight, preferred_element_type=jnp.float32, precision=precision(weight.dtype))
     return y[:1].reshape(*x.shape[:-1], -1) if lone else y
+
+
+def lookup(table: Array, ids: Array) -> Array:
+    """Rows of a table: (V, D) and (...) int -> (..., D)."""
+    return _lookup_16(table, ids) if table.dtype.itemsize == 2 else jnp.take(table, ids, axis=0)
+
+
+@jax.custom_vjp
+def _lookup_16(table: Array, ids: Array) -> Array:
+    """Of 16-bit floats: on CPU as integers, since XLA would make a float32 copy of the whole table to take a row of it."""
+
+    def bits(table: Array, ids: Array) -> Array:
+        rows = jnp.take(jax.lax.bitcast_convert_type(table, jnp.uint16), ids, axis=0)
+        return jax.lax.bitcast_convert_type(rows, table.dtype)
+
+    return jax.lax.platform_dependent(table, ids, cpu=bits, default=partial(jnp.take, axis=0))
+
+
+def _keep_ids(table: Array, ids: Array) -> tuple[Array, tuple]:
+    return _lookup_16(table, ids), (ids, table.shape)
+
+
+def _add_rows(kept: tuple, d_rows: Array) -> tuple[Array, None]:
+    ids, shape = kept
+    return jnp.zeros(shape, d_rows.dtype).at[ids].add(d_rows), None
+
+
+_lookup_16.defvjp(_keep_ids, _add_rows)
 
 
 class Linear(nnx.Module):
@@ -118,7 +147,8 @@ def rematerialised(block: Callable) -> Callable:
     return jax.checkpoint(block, policy=policy)
 
 
-def at_once(function: Callable, part: nnx.Module | None, *args: Any, **static: Any) -> Any:
+def at_once(function: Callable, part: nnx.Module | None, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
     """How a stage calls a function of one of the model's parts unless told otherwise: here and now. Jitted, the stage is then one program
-    with its layers unrolled, which training differentiates; `parts.Parts` in its place makes a program of each kind of part."""
+    with its layers unrolled, which training differentiates; `parts.Parts` in its place makes a program of each kind of part, which may
+    overwrite the arguments to `donate`."""
     return function(part, *args, **static)

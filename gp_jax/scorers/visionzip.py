@@ -26,6 +26,7 @@ from jax import Array
 
 from gp_jax.config import Vision
 from gp_jax.glimpse.compact import take_rows
+from gp_jax.ops.ranking import best
 from gp_jax.scorers.scorer import Scoring
 from gp_jax.scorers.similarity import back, collect, nearest, raster, unit
 from gp_jax.vision_config import ClipConfig
@@ -46,8 +47,7 @@ def contextual_count(kept: Array, count: Array, class_token: bool) -> Array:
 def choose(received: Array, present: Array, kept: Array, class_token: bool) -> tuple[Array, Array]:
     """One sample, in raster order. received: (M,) float32; present: (M,) bool; kept: () int. Returns: dominant, targets, (M,) bool."""
     few = contextual_count(kept, jnp.sum(present), class_token)
-    order = jnp.argsort(jnp.where(present, -received, jnp.inf), stable=True)
-    dominant = present & (jnp.argsort(order) < kept - few)
+    dominant = best(received[None], present[None], (kept - few)[None])[0]
     rest = present & ~dominant
     place, step = jnp.cumsum(rest) - 1, jnp.maximum(1, jnp.sum(rest) // jnp.maximum(few, 1))
     return dominant, rest & (place % step == 0) & (place // step < few)

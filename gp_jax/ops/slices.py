@@ -1,0 +1,30 @@
+"""Work on many rows, some at a time: what lies between its products then takes little memory, and on a CPU stays in the caches."""
+
+from collections.abc import Callable
+
+import jax
+from jax import Array
+
+from gp_jax.ops.target import targets
+
+
+def in_slices(function: Callable, rows: tuple[Array, ...], least: int) -> Array:
+    """`function` of arrays with a common leading axis, whose outputs depend on their own rows only, in at least so many slices.
+
+    Returns: as `function` of all at once.
+    """
+    count = rows[0].shape[0]
+    least = min(least, count)
+    if least < 2:
+        return function(*rows)
+    even = next((n for n in range(least, 2 * least + 8) if count % n == 0), least)  # a remainder would be a program of its own
+    size = max(1, count // even)
+    if count % size:
+        return jax.lax.map(lambda row: function(*(x[None] for x in row))[0], rows, batch_size=size)
+    out = jax.lax.map(lambda part: function(*part), tuple(x.reshape(-1, size, *x.shape[1:]) for x in rows))
+    return out.reshape(count, *out.shape[2:])
+
+
+def on_one_cpu() -> bool:
+    """Whether the program that is being traced is for a CPU and is not spread over a mesh, whose devices would have to take turns."""
+    return targets() == ("cpu",) and jax.sharding.get_abstract_mesh().empty
