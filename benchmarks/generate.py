@@ -5,7 +5,6 @@ torch on the same weights, each in float32 and bfloat16, each in a process of it
 and the roofline, the machine's own product rate and memory bandwidth measured in the same run. Needs torch (`pip install ".[test]"`).
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -17,8 +16,8 @@ from typing import Literal
 import tyro
 
 from benchmarks.contenders import Contender, interleave, serve
+from benchmarks.generate_report import STAGES, report
 
-STAGES = ("processing", "vision", "prefill", "decode")
 QUESTION = "What does the sign say?"
 
 
@@ -63,9 +62,10 @@ def run_ours(folder: Path, dtype: str, retention: str, side: str, new_tokens: st
 
     from benchmarks.contenders import resident
     from gp_jax import GlimpseVLM, Prune
+    from gp_jax.clock import COMPILES
 
     jax.devices()
-    python = resident()
+    python, imported = resident(), time.perf_counter()
     vlm = GlimpseVLM.from_pretrained(folder, dtype=dtype)
     weights, loaded = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(vlm.model))), time.perf_counter()
     image, tokens = picture(int(side)), int(new_tokens)
@@ -90,6 +90,7 @@ def run_ours(folder: Path, dtype: str, retention: str, side: str, new_tokens: st
     request()
     vlm.engine.decode = decode  # the timed requests run as they are
     ready = dict(load=loaded - started, first=time.perf_counter() - loaded, weights=weights / 2**20, python=python)
+    ready |= dict(reading=loaded - imported, compiled=COMPILES.count)
     prompt = vlm.processor([[image]], [QUESTION]).inputs["input_ids"].shape[1]
     ready |= analytic(vlm, prompt - last["total"], last["total"], float(retention), 2 if dtype == "bfloat16" else 4)
     held, needed = last["kv"]
@@ -115,7 +116,10 @@ def analytic(vlm, text: int, visual: int, retention: float, itemsize: int) -> di
         return 4 * rows * (6 * size.hidden_size + 2 * size.intermediate_size)
 
     most = max(block(work.patches, config.vision), block(text + visual, config.text))
-    return dict(flops=found["decoder prefill"].flops, cache_analytic=found["kv cache"].bytes / 2**20, block=most / 2**20)
+    token = stages(config, None, Workload(0, 0, 1, 2, 1), itemsize=itemsize)["decode token"].bytes  # of so short a text: weights alone
+    return dict(
+        flops=found["decoder prefill"].flops, cache_analytic=found["kv cache"].bytes / 2**20, block=most / 2**20, token=token / 2**20
+    )
 
 
 def run_transformers(folder: Path, dtype: str, side: str, new_tokens: str) -> None:
@@ -168,11 +172,6 @@ def run_transformers(folder: Path, dtype: str, side: str, new_tokens: str) -> No
 WORKERS = {"ours": run_ours, "transformers": run_transformers}
 
 
-def tokens_per(contender: Contender, args: Args) -> float:
-    """Milliseconds per generated token behind the first."""
-    return 1e3 * contender.median("decode") / max(1, args.new_tokens - 1)
-
-
 def main(args: Args) -> int:
     """Runs it. Returns: exit status."""
     from tqdm import tqdm
@@ -190,7 +189,10 @@ def main(args: Args) -> int:
             for name in args.contenders:
                 worker, *more = ways[name]
                 print(f"starting {name} {dtype}", file=sys.stderr)
-                field.append(Contender(f"{name} {dtype}", "benchmarks.generate", worker, folder, dtype, *more, *size))
+                command = (f"{name} {dtype}", "benchmarks.generate", worker, folder, dtype, *more, *size)
+                if worker == "ours":
+                    Contender(*command).end()  # the first answer that counts finds compiled programs
+                field.append(Contender(*command))
         roofline = Contender("roofline", "benchmarks.roofline")
         with tqdm(total=len(field) * (args.rounds + 1), unit="request") as bar:
             interleave(field, args.rounds, progress=lambda name: (bar.set_description(name), bar.update()))
@@ -198,87 +200,6 @@ def main(args: Args) -> int:
         roofline.end()
     report(args, field, ends, roofline.ready)
     return 0
-
-
-def report(args: Args, field: list[Contender], ends: dict[str, dict], roofline: dict) -> None:
-    """Prints the tables and writes generate.json and generate.png."""
-    visual = args.side**2
-    print(f"\n{visual} visual tokens, {args.new_tokens} new tokens, {args.retention:.1%} kept; {args.rounds} interleaved rounds, medians")
-    print(f"{'':24}" + "".join(f"{stage + ' s':>14}" for stage in (*STAGES, "total")) + f"{'ms/token':>10}{'spread':>8}{'peak MiB':>10}")
-    for c in field:
-        row = "".join(f"{c.median(stage):14.3f}" for stage in (*STAGES, "total"))
-        print(f"{c.name:24}{row}{tokens_per(c, args):10.1f}{c.spread('total'):8.1%}{ends[c.name]['peak']:10.0f}")
-        print(f"{'  spread':24}" + "".join(f"{c.spread(stage):14.1%}" for stage in (*STAGES, "total")))
-    named, ratios = {c.name: c for c in field}, {}
-    for dtype in args.dtypes:
-        ours, dense, theirs = (named.get(f"{name} {dtype}") for name in ("pruned", "dense", "transformers"))
-        for title, one, other in (
-            ("pruned / dense", ours, dense),
-            ("dense / transformers", dense, theirs),
-            ("pruned / transformers", ours, theirs),
-        ):
-            if one and other:
-                ratios[f"{title} {dtype}"] = {s: one.median(s) / other.median(s) for s in (*STAGES, "total")}
-    for title, values in ratios.items():
-        print(f"{title:32}" + "".join(f"{stage} {value:5.2f}   " for stage, value in values.items()))
-    for dtype in args.dtypes:
-        if f"pruned / dense {dtype}" in ratios:
-            work = named[f"pruned {dtype}"].ready["flops"] / named[f"dense {dtype}"].ready["flops"]
-            time_ratio = ratios[f"pruned / dense {dtype}"]["prefill"]
-            ratios[f"pruned / dense {dtype}"]["prefill flops"] = work
-            print(f"prefill {dtype}: pruned / dense {time_ratio:.3f} in time, {work:.3f} in FLOPs: {time_ratio / work:.2f} x")
-    best = {
-        name: min((named[f"{name} {d}"].median("total") for d in args.dtypes if f"{name} {d}" in named), default=None)
-        for name in args.contenders
-    }
-    if best.get("pruned") and best.get("transformers"):
-        print(f"best pruned is {best['transformers'] / best['pruned']:.2f} x as fast as the best transformers")
-    print("roofline: " + ", ".join(f"{name} {value:.0f}" for name, value in roofline.items()))
-    for c in field:
-        bound = c.ready["weights"] * 2**20 / (roofline["read GB/s"] * 1e9) * 1e3
-        print(
-            f"{c.name:24}weights {c.ready['weights']:6.0f} MiB: {bound:5.1f} ms/token at least; load {c.ready['load']:.1f} s, "
-            f"first answer {c.ready['first']:.1f} s, resident before {ends[c.name]['resident']:.0f} MiB"
-        )
-        if "cache" in ends[c.name]:
-            print("\n".join(f"{'':24}{line}" for line in memory(c.ready, ends[c.name])))
-    args.out.mkdir(parents=True, exist_ok=True)
-    found = {c.name: dict(ready=c.ready, requests=c.results, end=ends[c.name]) for c in field}
-    scratch = args.out / ".generate.partial"
-    scratch.write_text(json.dumps(dict(contenders=found, ratios=ratios, roofline=roofline), indent=1))
-    scratch.replace(args.out / "generate.json")
-    plot(args, field)
-
-
-def memory(ready: dict, end: dict) -> tuple[str, str]:
-    """The cache and the peak of one of ours, beside what they should be."""
-    padding = 1 - end["cache_needed"] / end["cache"]
-    bound = 1.25 * (ready["weights"] + ready["block"] + end["cache"])
-    return (
-        f"cache {end['cache']:.2f} MiB in arrays, {end['cache_needed']:.2f} without padding ({padding:.1%}), from sizes "
-        f"{ready['cache_analytic']:.2f} ({end['cache_needed'] / ready['cache_analytic']:.3f} x)",
-        f"peak {end['peak'] - ready['python']:.0f} MiB above the {ready['python']:.0f} of Python and JAX; weights + a block's activations "
-        f"{ready['block']:.0f} + cache, and 25 %: {bound:.0f}",
-    )
-
-
-def plot(args: Args, field: list[Contender]) -> None:
-    """Stacked seconds per stage."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 * len(field) + 1.2), layout="constrained")
-    left = [0.0] * len(field)
-    for stage in STAGES:
-        values = [c.median(stage) for c in field]
-        axes.barh([c.name for c in field], values, left=left, label=stage)
-        left = [a + b for a, b in zip(left, values, strict=True)]
-    axes.invert_yaxis()
-    axes.set_xlabel(f"seconds, {args.side**2} visual tokens, {args.new_tokens} new tokens")
-    axes.legend(ncols=4, loc="lower right")
-    figure.savefig(args.out / "generate.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -18,4 +18,4 @@ class LVLM(nnx.Module):
         self.vision = make_tower(config.vision, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config.text, dtype=dtype, rngs=rngs)
         self.glimpse = GlimpsePrompt(glimpse, config.text, rngs=rngs) if glimpse and glimpse.rows else None
-        self.predictor = make_predictor(glimpse, config, rngs=rngs) if glimpse else None
+        self.predictor = make_predictor(glimpse, config, dtype=dtype, rngs=rngs) if glimpse else None

@@ -94,20 +94,20 @@ class Generation:
         return next(p for p in self.programs if p.name == name)
 
 
-def placed_model(config: ModelConfig, glimpse: GlimpseConfig | None, dtype: jnp.dtype, mesh: Mesh) -> LVLM:
-    """The model with shapes that have their place on the mesh instead of arrays."""
-    graph, state = nnx.split(abstract_model(config, glimpse, dtype))
+def placed(model: LVLM, mesh: Mesh) -> LVLM:
+    """A model of shapes with their places on the mesh."""
+    (graph, state), text = nnx.split(model), model.config.text
 
     def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-        sharding = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, config.text)
+        sharding = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, text)
         return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
 
     return nnx.merge(graph, nnx.from_flat_state([(path, place(path, variable)) for path, variable in nnx.to_flat_state(state)]))
 
 
-def weight_bytes(config: ModelConfig, glimpse: GlimpseConfig | None, dtype: jnp.dtype) -> int:
+def weight_bytes(model: LVLM) -> int:
     """Of the whole model."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(abstract_model(config, glimpse, dtype))))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model)))
 
 
 def label(function: Callable, args: tuple, static: dict) -> str:
@@ -189,10 +189,10 @@ def compile_generation(
     Raises: GlimpseError when the topology is unknown, a length is beyond its ladder, or a program cannot fit a chip at all.
     """
     ladders, hbm, kind = ladders or Ladders(), hbm_bytes(topology), jnp.dtype(dtype)
-    whole = weight_bytes(config, glimpse, kind)
+    abstract = abstract_model(config, glimpse, kind)
     lengths = padded(request, config, glimpse, plans, ladders)
-    mesh = mesh or inference_mesh(topology, sizes or {}, config.text, lengths["batch"], whole)
-    model = placed_model(config, glimpse, kind, mesh)
+    mesh = mesh or inference_mesh(topology, sizes or {}, config.text, lengths["batch"], weight_bytes(abstract))
+    model = placed(abstract, mesh)
     weights = sum(shard_bytes(leaf) for leaf in jax.tree.leaves(nnx.state(model)))
     if weights > hbm:
         raise GlimpseError(f"{topology}: the weights alone need {weights / 2**30:.2f} GiB of {hbm / 2**30:.2f} GiB per chip")

@@ -60,8 +60,9 @@ class PredictorLayer(nnx.Module):
 class ImportancePredictor(nnx.Module):
     """One block per visual condition. V2 ignores the conditions; it carries `cond_in_projs` because the released class does."""
 
-    def __init__(self, config: GlimpseConfig, model: ModelConfig, *, rngs: nnx.Rngs):
-        options = dict(dtype=jnp.float32, rngs=rngs, init=xavier_uniform)
+    def __init__(self, config: GlimpseConfig, model: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """dtype: of the base model, from which the predictor's inputs come; it is float32 itself."""
+        options = dict(dtype=jnp.float32, rngs=rngs, init=xavier_uniform, beside=dtype)
         blocks = range(len(config.selected_visual_layers))
         maps = len(config.selected_layers) * model.text.num_attention_heads
         self.attn_in_proj = Linear(maps, config.attn_fuse_size, bias=True, **options)
@@ -160,6 +161,6 @@ class MeanOfMaps(nnx.Module):
         return call(mean_of_maps, None, maps)
 
 
-def make_predictor(config: GlimpseConfig, model: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The predictor that `attn_fuse_type` names."""
-    return MeanOfMaps() if config.attn_fuse_type == "mean" else ImportancePredictor(config, model, rngs=rngs)
+def make_predictor(config: GlimpseConfig, model: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
+    """The predictor that `attn_fuse_type` names. dtype: of the base model."""
+    return MeanOfMaps() if config.attn_fuse_type == "mean" else ImportancePredictor(config, model, dtype=dtype, rngs=rngs)

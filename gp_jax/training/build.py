@@ -60,7 +60,7 @@ def attach_glimpse(model: LVLM, config: GlimpseConfig, seed: int, mesh: Mesh | N
     model.glimpse_config = config
     # A base model comes without: nnx must be told that what was None now holds parameters.
     model.glimpse = nnx.data(GlimpsePrompt(config, model.config.text, rngs=rngs) if config.rows else None)
-    model.predictor = nnx.data(make_predictor(config, model.config, rngs=rngs))
+    model.predictor = nnx.data(make_predictor(config, model.config, dtype=model.decoder.embed_tokens.dtype, rngs=rngs))
     if like and model.glimpse is not None:
         model.glimpse.imitate(model.decoder.embed(np.asarray(like[-config.le_length :])))
     for part in (model.glimpse, model.predictor):
