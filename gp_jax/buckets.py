@@ -44,6 +44,12 @@ def octaves(name: str, first: int, last: int, parts: int = 8, multiple: int = 1)
     return Ladder(name, tuple(sorted(rungs)))
 
 
+def finer_from(first: int, ladder: Ladder, parts: int, multiple: int) -> Ladder:
+    """A ladder with more rungs from `first` on, where a step costs more than a compilation."""
+    above = octaves(ladder.name, first, ladder.rungs[-1], parts, multiple).rungs
+    return Ladder(ladder.name, tuple(sorted({*ladder.rungs, *above})))
+
+
 @dataclass(frozen=True)
 class Ladders:
     """The lengths that shape a request. Defaults hold one 16,384-token photograph or several smaller ones.
@@ -59,7 +65,7 @@ class Ladders:
     """
 
     patches: Ladder = octaves("patches", 256, 196608, multiple=64)
-    prompt: Ladder = octaves("prompt", 128, 65536, multiple=16)
+    prompt: Ladder = finer_from(1024, octaves("prompt", 128, 65536, multiple=16), parts=16, multiple=16)
     kept: Ladder = octaves("kept", 32, 65536, multiple=16)
     decode: Ladder = octaves("decode", 16, 8192, parts=1)
     batch: Ladder = Ladder("batch", (1, 2, 4, 8, 16, 32, 64, 128, 256))
