@@ -39,7 +39,7 @@ def precision(dtype: jnp.dtype, beside: jnp.dtype | None = None) -> str | None:
     """Whoever asks for float32 weights wants float32 products, on a TPU too.
 
     Where their input comes from `beside`, a type of 16 bits, a TPU makes them in three passes instead of six: that keeps 16 bits of
-    every factor, at half the time and half of the compiler's.
+    every factor, and takes the compiler half as long.
     """
     if dtype != jnp.float32:
         return None

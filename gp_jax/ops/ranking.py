@@ -1,7 +1,7 @@
 """Ranking without sorting.
 
-A sort over a prompt takes the TPU compiler longer than a decoder layer, moves what is split over chips between them, and on CPU takes ten
-times as long as what is here: an edge between two ranks is found by halving, places in a new order are counted.
+A sort over a prompt takes the TPU compiler longer than a decoder layer and moves what is split over chips between them. Here an edge
+between two ranks is found by halving, and places in a new order are counted.
 
 B samples, M values or rows.
 """
