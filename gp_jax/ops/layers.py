@@ -110,10 +110,12 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
 
     def __call__(self, x: Array) -> Array:
+        return self.wide(x).astype(x.dtype)
+
+    def wide(self, x: Array) -> Array:
+        """The same, left in float32."""
         y = product(x, self.weight[...], self.beside)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(jnp.float32)
-        return y.astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
 class RMSNorm(nnx.Module):
@@ -142,7 +144,7 @@ class LayerNorm(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(act(gate x) * up x)."""
+    """down(act(gate x) * up x). What lies between the products is computed in float32 and rounded once."""
 
     def __init__(self, size: int, inner: int, act: str, **options: Any):
         """options: of `Linear`."""
@@ -152,7 +154,7 @@ class GatedMLP(nnx.Module):
         self.act = activation(act)
 
     def __call__(self, x: Array) -> Array:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj((self.act(self.gate_proj.wide(x)) * self.up_proj.wide(x)).astype(x.dtype))
 
 
 def rematerialised(block: Callable) -> Callable:
