@@ -45,7 +45,8 @@ def octaves(name: str, first: int, last: int, parts: int = 8, multiple: int = 1)
 
 
 def finer_from(first: int, ladder: Ladder, parts: int, multiple: int) -> Ladder:
-    """A ladder with more rungs from `first` on, where a step costs more than a compilation."""
+    """A ladder with more rungs from `first` on, where a step costs more than a compilation. (Below 2,048 rows some are no multiples of
+    128, to which a TPU's attention pads them.)"""
     above = octaves(ladder.name, first, ladder.rungs[-1], parts, multiple).rungs
     return Ladder(ladder.name, tuple(sorted({*ladder.rungs, *above})))
 

@@ -8,19 +8,25 @@ import jax
 
 STAGES = ("processing", "compile", "vision", "glimpse", "finish", "decode")
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+READ_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 class CompileWatch:
-    """Counts programs that XLA compiles and the seconds it takes, in this process, from the first use on."""
+    """Counts programs that XLA compiles and the seconds it takes, in this process, from the first use on; `read`: those of them that were
+    found compiled in the persistent cache."""
 
     def __init__(self) -> None:
-        self.count, self.seconds = 0, 0.0
+        self.count, self.read, self.seconds = 0, 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._note)
+        jax.monitoring.register_event_listener(self._note_read)
 
     def _note(self, event: str, duration: float, **_: object) -> None:
         if event == COMPILE_EVENT:
             self.count += 1
             self.seconds += duration
+
+    def _note_read(self, event: str, **_: object) -> None:
+        self.read += event == READ_EVENT
 
 
 COMPILES = CompileWatch()

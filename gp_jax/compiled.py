@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 MOST = 4 * 2**30  # bytes
+WORTH = 0.02  # seconds of compiling: a quicker program gains nothing from being read, and every write looks at the whole folder
 FULL = 0.7  # share of the allowed mappings at which programs are forgotten
 EVERY = 128  # compilations between two looks: some 4,000 mappings
 
@@ -44,7 +45,7 @@ def keep_compiled(folder: str | None = None) -> None:
     if folder is None:
         jax.config.update("jax_compilation_cache_max_size", MOST)
     jax.config.update("jax_compilation_cache_dir", folder or str(default_folder()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a request runs dozens of small programs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
 
 
 def mappings() -> int:

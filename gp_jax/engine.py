@@ -104,7 +104,8 @@ class Engine:
         return watched_blocks(plan, self.config.vision)
 
     def run(self, stream: Stream, low: int, high: int, **look: object) -> Stream:
-        """Layers low .. high-1. Caches so far, whose lengths may differ, stay outside: the programs depend on one length."""
+        """Layers low .. high-1, which use the stream's hidden states up. Caches so far, whose lengths may differ, stay outside: the
+        programs depend on one length."""
         return pipeline.run(self.model, stream, low, high, implementation=self.attention, call=self.call, **look)
 
     def score(

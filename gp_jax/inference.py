@@ -211,7 +211,6 @@ def inference_fn(
         raise GlimpseError(f"attention={attention!r} is not one of {', '.join(KERNELS)}")
     settings = partial(sampling_settings, config, 0.0, 0, 1.0, 0, eos_token_id)
     settings()  # raises now, not when it is traced
-    graph, state = nnx.split(abstract_model(config, glimpse, jnp.float32))
     shapes = {name: x.shape for name, x in inference_inputs([], config, glimpse, plan, buckets).items()}
     platforms = ("xla",) if attention == "xla" else PLATFORMS
 
@@ -220,6 +219,7 @@ def inference_fn(
         if found != shapes:
             wrong = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
             raise GlimpseError(f"inputs: {wrong[0]} has the shape {found.get(wrong[0])}, this program takes {shapes.get(wrong[0])}")
+        graph, state = nnx.split(abstract_model(config, glimpse, _base_dtype(params)))
         with targeting(*platforms):
             program = Program(nnx.merge(graph, _state(state, params)), plan, buckets, settings(), max_new_tokens)
             return program({name: jnp.asarray(x) for name, x in inputs.items()})
@@ -236,6 +236,11 @@ def _resolved(prune: Prune | Plan | str | None, glimpse: GlimpseConfig | None, c
 
 def _as_dict(tree: Any) -> dict[str, np.ndarray]:
     return {f.name: np.asarray(getattr(tree, f.name)) for f in fields(tree)}
+
+
+def _base_dtype(params: Mapping[str, Any]) -> jnp.dtype:
+    """The type of the base model's parameters; what is missing of them `_state` says."""
+    return getattr(params.get("decoder", {}).get("embed_tokens"), "dtype", jnp.float32)
 
 
 def _state(state: nnx.State, params: Mapping[str, Any]) -> nnx.State:

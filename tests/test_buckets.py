@@ -1,5 +1,7 @@
 """Ladders: the smallest rung that fits, errors past the end."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,11 +32,17 @@ def test_octaves(parts, multiple, power):
 
 @pytest.mark.parametrize("ladder", [Ladders().patches, Ladders().prompt, Ladders().kept], ids=lambda ladder: ladder.name)
 def test_defaults_waste_little(ladder):
-    """On average over uniformly random counts, at most 15 % of a bucket, in every range that begins with a small picture."""
+    """On average over uniformly random counts, at most 8 % of a bucket, in every range that begins with a small picture."""
     for end in (512, 1024, 5000, 60000):
         counts = np.arange(ladder.rungs[0], end)
         fits = np.array([ladder.fit(n) for n in counts])
         assert np.mean(1 - counts / fits) < 0.08 and np.mean(fits - counts) / np.mean(fits) < 0.08
+
+
+def test_long_prompts_have_closer_rungs():
+    rungs = Ladders().prompt.rungs
+    assert all(high - low <= low / 16 + 16 for low, high in itertools.pairwise(rungs) if low >= 1024)
+    assert {*octaves("prompt", 128, 65536, multiple=16).rungs} < {*rungs} and Ladders().prompt.fit(1068) == 1088
 
 
 @pytest.mark.parametrize("rungs", [(), (4, 4), (8, 4), (0, 3)])

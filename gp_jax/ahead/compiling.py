@@ -60,7 +60,8 @@ class Memory:
 
 
 class Value(jax.ShapeDtypeStruct):
-    """An array that is not there. It counts as held for as long as Python holds it, as an array would."""
+    """An array that is not there. It counts as held for as long as Python holds it, as an array would (one that a program may overwrite
+    too, so a chip needs rather less than is said)."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding, memory: Memory):
         super().__init__(shape, dtype, sharding=sharding)

@@ -15,7 +15,7 @@ from jax import Array
 
 from gp_jax.config import ClipConfig
 from gp_jax.ops.attention import attend
-from gp_jax.ops.layers import LayerNorm, Linear, activation, at_once, precision, rematerialised
+from gp_jax.ops.layers import LayerNorm, Linear, activation, at_once, einsum, rematerialised
 from gp_jax.trees import VisionFeatures, VisionInput
 
 
@@ -40,7 +40,7 @@ class ClipAttention(nnx.Module):
     def watch(self, x: Array) -> tuple[Array, Array]:
         """Attention that every patch receives from the class token (tiles, n) and its keys (tiles, n, H), mean over heads, float32."""
         q, k = self.heads(self.q_proj(x[:, :1])), self.heads(self.k_proj(x))
-        logits = jnp.einsum("tnqh,tnsh->tns", q, k, preferred_element_type=jnp.float32, precision=precision(x.dtype))
+        logits = einsum("tnqh,tnsh->tns", q, k)
         shares = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
         return jnp.mean(shares, axis=1)[:, 1:], jnp.mean(k.astype(jnp.float32), axis=1)[:, 1:]
 
@@ -54,7 +54,7 @@ class TwoLayers(nnx.Module):
         self.act = activation(act)
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(self.act(self.fc1.wide(x)).astype(x.dtype))
 
 
 class ClipBlock(nnx.Module):

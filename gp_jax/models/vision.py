@@ -146,7 +146,7 @@ class PatchMerger(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """(B, S, C) -> (B, M, out_hidden_size)."""
         x = rearrange(self.ln_q(x), "b (m u) c -> b m (u c)", u=self.merge_unit)
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(jax.nn.gelu(self.fc1.wide(x), approximate=False).astype(x.dtype))
 
 
 class VisionTower(nnx.Module):

@@ -35,15 +35,21 @@ def activation(name: str) -> Callable[[Array], Array]:
     return ACTIVATIONS[name]
 
 
-def precision(dtype: jnp.dtype, beside: jnp.dtype | None = None) -> str | None:
-    """Whoever asks for float32 weights wants float32 products, on a TPU too.
+def einsum(form: str, a: Array, b: Array, beside: jnp.dtype | None = None) -> Array:
+    """A product accumulated and returned in float32. Whoever asks for float32 weights (`b`) wants float32 products, on a TPU too.
 
     Where their input comes from `beside`, a type of 16 bits, a TPU makes them in three passes instead of six: that keeps 16 bits of
     every factor, and takes the compiler half as long.
     """
-    if dtype != jnp.float32:
-        return None
-    return "high" if beside is not None and jnp.dtype(beside).itemsize == 2 and targets() == ("tpu",) else "highest"
+
+    def exact(precision: str | None) -> Callable[[Array, Array], Array]:
+        return partial(jnp.einsum, form, preferred_element_type=jnp.float32, precision=precision)
+
+    if b.dtype != jnp.float32:
+        return exact(None)(a, b)
+    if beside is None or jnp.dtype(beside).itemsize > 2 or targets() in (("cpu",), ("gpu",), ("cuda",)):
+        return exact("highest")(a, b)
+    return exact("high")(a, b) if targets() == ("tpu",) else jax.lax.platform_dependent(a, b, tpu=exact("high"), default=exact("highest"))
 
 
 def xavier_uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
@@ -52,14 +58,14 @@ def xavier_uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Arra
 
 
 def product(x: Array, weight: Array, beside: jnp.dtype | None = None) -> Array:
-    """x W^T with W (out, in), accumulated and returned in float32. beside: see `precision`.
+    """x W^T with W (out, in), accumulated and returned in float32. beside: see `einsum`.
 
     One row in bfloat16, which is what decoding has, runs as two equal ones: a matrix times a vector in that type is emitted on CPU as a
     plain loop, ten times slower than a product of two rows. Programs that cannot run on a CPU keep their one row.
     """
     lone = weight.dtype == jnp.bfloat16 and x.size == x.shape[-1] and not {"cpu", "xla"}.isdisjoint(targets())  # xla: any platform
     rows = jax.lax.optimization_barrier(jnp.broadcast_to(x.reshape(1, -1), (2, x.shape[-1]))) if lone else x
-    y = jnp.einsum("...i,oi->...o", rows, weight, preferred_element_type=jnp.float32, precision=precision(weight.dtype, beside))
+    y = einsum("...i,oi->...o", rows, weight, beside)
     return y[:1].reshape(*x.shape[:-1], -1) if lone else y
 
 

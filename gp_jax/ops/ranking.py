@@ -17,8 +17,8 @@ LOWEST = jnp.iinfo(jnp.int32).min
 
 def as_integers(x: Array) -> Array:
     """float32 as int32 in the same order. NaN is the smallest of all, -0.0 is 0.0."""
-    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.int32)
-    return jnp.where(jnp.isnan(x), LOWEST, jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits))
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(jnp.isnan(x), LOWEST, jnp.where(bits < 0, LOWEST - bits, bits))
 
 
 def smallest(holds: Callable[[Array], Array], rows: int) -> Array:
@@ -51,8 +51,8 @@ def best(values: Array, among: Array, count: Array) -> Array:
 
 
 def to_front(stays: Array, length: int) -> Array:
-    """Row numbers of the rows that stay, in order, then of the others, in order, up to `length`. (B, M) bool -> (B, length) int32."""
-    count = jnp.sum(stays, axis=-1, keepdims=True)
+    """Row numbers of the rows that stay, in order, then of the others, in order, up to `length` <= M. (B, M) bool -> (B, length) int32."""
+    length, count = min(length, stays.shape[1]), jnp.sum(stays, axis=-1, keepdims=True)
     place = jnp.where(stays, jnp.cumsum(stays, axis=-1), count + jnp.cumsum(~stays, axis=-1)) - 1
     numbers = jnp.arange(stays.shape[1], dtype=jnp.int32)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from gp_jax.ops.target import targets
@@ -17,12 +18,12 @@ def in_slices(function: Callable, rows: tuple[Array, ...], least: int) -> Array:
     least = min(least, count)
     if least < 2:
         return function(*rows)
-    even = next((n for n in range(least, 2 * least + 8) if count % n == 0), least)  # a remainder would be a program of its own
-    size = max(1, count // even)
-    if count % size:
-        return jax.lax.map(lambda row: function(*(x[None] for x in row))[0], rows, batch_size=size)
-    out = jax.lax.map(lambda part: function(*part), tuple(x.reshape(-1, size, *x.shape[1:]) for x in rows))
-    return out.reshape(count, *out.shape[2:])
+    slices = next((n for n in range(least, 2 * least + 8) if count % n == 0), least)  # a remainder is compiled apart
+    size = count // slices
+    whole = size * slices
+    out = jax.lax.map(lambda part: function(*part), tuple(x[:whole].reshape(slices, size, *x.shape[1:]) for x in rows))
+    out = out.reshape(whole, *out.shape[2:])
+    return out if whole == count else jnp.concatenate([out, function(*(x[whole:] for x in rows))])
 
 
 def on_one_cpu() -> bool:
