@@ -24,14 +24,24 @@ class Kind:
         return nnx.merge(self.graph, jax.tree.unflatten(self.tree, leaves))
 
 
+class Programs:
+    """Jitted functions and the kinds that they are compiled for."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[tuple, Kind] = {}
+        self.jitted: dict[tuple, Callable] = {}
+
+
+SHARED = Programs()  # of this process: models of equal structure, a glimpse after another, compile once
+
+
 class Parts:
     """Calls `function(part, *args, **static)` as a program: see `ops.layers.at_once`."""
 
-    def __init__(self, mesh: Mesh | None = None):
-        self.mesh = mesh
-        self.kinds: list[Kind] = []
+    def __init__(self, mesh: Mesh | None = None, programs: Programs = SHARED):
+        """programs: its own where what is traced depends on more than the arguments, such as another platform than this machine's."""
+        self.mesh, self.programs = mesh, programs
         self.known: dict[int, tuple[nnx.Module, Kind, tuple]] = {}  # by id; the module is kept, so that its id stays its own
-        self.programs: dict[tuple, Callable] = {}
 
     def __call__(self, function: Callable, part: nnx.Module | None, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
         """Args: part: whose parameters are arguments, None: no parameters; donate: which of `args` the program may overwrite."""
@@ -50,21 +60,19 @@ class Parts:
         if id(part) not in self.known:
             graph, state = nnx.split(part)
             leaves, tree = jax.tree.flatten(state)
-            kind = next((k for k in self.kinds if k.graph == graph and k.tree == tree), None)
-            if kind is None:
-                self.kinds.append(kind := Kind(graph, tree))
+            kind = self.programs.kinds.setdefault((graph, tree), Kind(graph, tree))
             self.known[id(part)] = part, kind, tuple(leaves)
         return self.known[id(part)][1:]
 
     def program(self, function: Callable, static: tuple[str, ...], donate: tuple[int, ...]) -> Callable:
         """The jitted function; its own cache tells kinds, shapes and static settings apart."""
         key = function, static, donate
-        if key not in self.programs:
+        if key not in self.programs.jitted:
 
             def call(leaves: tuple, *args: Any, kind: Kind | None, **static: Any) -> Any:
                 return function(kind and kind.module(leaves), *args, **static)
 
             call.__name__ = getattr(function, "__name__", "program")
             donated = tuple(n + 1 for n in donate)
-            self.programs[key] = jax.jit(call, static_argnames=("kind", *static), donate_argnums=donated)
-        return self.programs[key]
+            self.programs.jitted[key] = jax.jit(call, static_argnames=("kind", *static), donate_argnums=donated)
+        return self.programs.jitted[key]

@@ -1,6 +1,7 @@
 """Eight fake CPU devices, float32 products as they are, and the folders that tests read."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+gc.set_threshold(50_000, 20, 50)  # JAX makes many small objects, and looking through all of them again and again takes a tenth of the time
 
 from pathlib import Path
 

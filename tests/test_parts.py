@@ -8,8 +8,9 @@ import tiny_models as tiny
 from flax import nnx
 
 from gp_jax import GlimpseVLM, pipeline
+from gp_jax.clock import COMPILES
 from gp_jax.layout import read_samples, vision_input
-from gp_jax.parts import Parts
+from gp_jax.parts import Parts, Programs
 from gp_jax.plan import Cut
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9]]
@@ -50,7 +51,7 @@ def test_layer_by_layer_equals_one_program(vlm):
 
 
 def test_equal_layers_share_a_program(vlm):
-    parts, calls = Parts(), []
+    parts, calls = Parts(programs=Programs()), []
     x = jnp.ones((1, 8, vlm.config.text.hidden_size))
 
     def mlp(layer, x):
@@ -58,11 +59,24 @@ def test_equal_layers_share_a_program(vlm):
         return layer.mlp(x)
 
     outs = [parts(mlp, layer, x) for layer in vlm.model.decoder.layers]
-    assert len(calls) == 1 and len(parts.kinds) == 1, "traced once"
+    assert len(calls) == 1 and len(parts.programs.kinds) == 1, "traced once"
     assert len({float(out.sum()) for out in outs}) == len(outs), "with weights of their own"
     parts(mlp, vlm.model.decoder.layers[0], x[:, :4])
     assert len(calls) == 2, "and once per shape"
     assert float(parts(lambda _, x: x.sum(), None, x)) == x.size
+
+
+def test_models_of_equal_structure_share_their_programs(vlm, tmp_path):
+    """Another glimpse, other weights: another model, the same programs."""
+    model = tiny.hf_model(seed=1)
+    model.save_pretrained(tmp_path)
+    tiny.save_glimpse(tmp_path / "glimpse", model, tiny.GLIMPSE, tiny.glimpse_weights(tiny.GLIMPSE))
+    other = GlimpseVLM.from_pretrained(tmp_path, glimpse=tmp_path / "glimpse", ladders=tiny.LADDERS)
+    inputs = tiny.inputs(SAMPLES)
+    first, before = vlm.generate(**inputs, max_new_tokens=4), COMPILES.count
+    second = other.generate(**inputs, max_new_tokens=4)
+    assert COMPILES.count == before
+    assert not np.array_equal(first.mask_logits[0], second.mask_logits[0])
 
 
 def test_donated_arguments_are_used_up():

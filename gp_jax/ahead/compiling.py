@@ -20,7 +20,7 @@ from gp_jax.engine import Engine
 from gp_jax.errors import GlimpseError
 from gp_jax.layout import Sample
 from gp_jax.ops.target import targeting
-from gp_jax.parts import Kind, Parts
+from gp_jax.parts import Kind, Parts, Programs
 from gp_jax.sharding import batch_sharding, replicated
 from gp_jax.trees import DecodeState, VisionFeatures
 
@@ -87,7 +87,7 @@ class Compiler(Parts):
     def __init__(self, mesh: jax.sharding.Mesh, weights: int, label: Callable, watch: Callable, rows: frozenset[int]):
         """weights: bytes on a chip; label: (function, args, static) -> name; watch: name -> context around its compilation; rows: of
         `hlo.read`."""
-        super().__init__(mesh)
+        super().__init__(mesh, Programs())
         self.weights, self.label, self.watch, self.rows = weights, label, watch, rows
         self.compiled: dict[tuple, Future] = {}  # of (Program, outputs)
         self.names: dict[tuple, str] = {}
