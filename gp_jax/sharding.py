@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gp_jax.config import TextConfig
@@ -52,13 +53,17 @@ PARAMETERS = (
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (all by default). Raises: GlimpseError unless the sizes multiply to their number."""
+    """A mesh over `devices` (all by default). Raises: GlimpseError unless the sizes multiply to their number, and on several slices."""
     devices = jax.devices() if devices is None else devices
     if data * fsdp * tensor != len(devices):
         raise GlimpseError(
             f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {data * fsdp * tensor} devices, there are {len(devices)}"
         )
-    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    if slices := len({getattr(device, "slice_index", 0) for device in devices}) - 1:
+        raise GlimpseError(f"the devices are of {slices + 1} TPU slices; a mesh over more than one is not supported")
+    # An axis may take part of a side of the chips' torus: tensor=8 on 4 x 4 of them, which `jax.make_mesh` refuses on some generations.
+    grid = mesh_utils.create_device_mesh((data, fsdp, tensor), devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 @functools.cache
