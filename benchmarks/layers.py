@@ -64,6 +64,9 @@ def measure(run: Callable[[], Any], repeats: int) -> dict[str, float]:
 
 def one(args: Args) -> dict[str, dict[str, float]]:
     """Measures one form. Outputs of all forms are compared by their sums."""
+    from gp_jax.allocator import keep_memory
+
+    keep_memory()
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -156,11 +156,12 @@ ENTRY %main (p: bf16[4,64]) -> f32[512,512] {
 
 
 def test_what_a_program_says_of_itself():
-    facts = hlo.read(PROGRAM, frozenset({512}))
+    facts = hlo.read(PROGRAM, {512: 0})
     assert facts.collectives == {"all-reduce": 5 * 4 * 128 * 2, "all-gather": 4 * 64 * 2}, "a loop's as often as it runs"
     assert facts.splash == facts.kernels == 1 and facts.loops == (5,)
     assert facts.largest == facts.squares == 512 * 512 * 4, "what a fusion computes on the way is not stored"
-    assert hlo.read(PROGRAM, frozenset({4096})).squares == 0
+    assert hlo.read(PROGRAM, {4096: 0}).squares == 0
+    assert hlo.read(PROGRAM, {512: 512 * 512}).squares == 0, "rows of so many values are no scores"
     assert hlo.type_bytes("(pred[3], s4[4], f8e4m3fn[2], u32[])") == 3 + 2 + 2 + 4
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +84,7 @@ def shard_bytes(value: Any) -> int:
 class Compiler(Parts):
     """Compiles what it is told to run, once per program, and answers with shapes. Threads, a request each, share what is compiled."""
 
-    def __init__(self, mesh: jax.sharding.Mesh, weights: int, label: Callable, watch: Callable, rows: frozenset[int]):
+    def __init__(self, mesh: jax.sharding.Mesh, weights: int, label: Callable, watch: Callable, rows: Mapping[int, int]):
         """weights: bytes on a chip; label: (function, args, static) -> name; watch: name -> context around its compilation; rows: of
         `hlo.read`."""
         super().__init__(mesh, Programs())

@@ -152,6 +152,15 @@ def quiet(name: str) -> AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def explained(lengths: set[int], model: LVLM, batch: int, mesh: Mesh) -> dict[int, int]:
+    """How many elements an array on a chip may have in which a sequence's length occurs twice: none, but where one of the model's widths
+    is the same number, whose activations are rows x width."""
+    leaves = jax.tree.leaves(nnx.state(model))
+    widths = {size for leaf in leaves for size in (*leaf.shape, *leaf.sharding.shard_shape(leaf.shape))}
+    samples = -(-batch // (mesh.shape["data"] * mesh.shape["fsdp"]))
+    return {length: samples * length**2 if length in widths else 0 for length in lengths}
+
+
 def padded(request: Request, config: ModelConfig, glimpse: GlimpseConfig, plans: tuple[str, ...], ladders: Ladders) -> dict[str, int]:
     """The rungs that a request takes. Raises: GlimpseError when it is beyond a ladder."""
     try:
@@ -198,7 +207,8 @@ def compile_generation(
         raise GlimpseError(f"{topology}: the weights alone need {weights / 2**30:.2f} GiB of {hbm / 2**30:.2f} GiB per chip")
     work = request.workload(config.vision, ladders)
     n, slots = work.text + work.visual, lengths["patches"] // config.vision.merge_unit
-    rows = frozenset(r for r in (lengths["prompt"], ladders.prompt.fit(n), slots, lengths["patches"]) if r >= LONG)
+    long = {r for r in (lengths["prompt"], ladders.prompt.fit(n), slots, lengths["patches"]) if r >= LONG}
+    rows = explained(long, model, lengths["batch"], mesh)
     compiler = Compiler(mesh, weights, label, watch, rows)
     blank = Sample(
         np.zeros(n, np.int32), np.zeros((config.position_axes, n), np.int32), np.full(n, -1), (),

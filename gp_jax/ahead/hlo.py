@@ -1,7 +1,9 @@
 """What the text of a compiled program says: bytes sent between chips, attention kernels, the largest array, loops."""
 
+import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 COLLECTIVES = (
@@ -73,8 +75,8 @@ def _read(text: str) -> tuple[dict[str, _Computation], str, set[str]]:
     return found, entry, inner
 
 
-def read(text: str, rows: frozenset[int] = frozenset()) -> Facts:
-    """Args: text: `compiled.as_text()`; rows: lengths of sequences, to look for arrays of rows x rows."""
+def read(text: str, rows: Mapping[int, int] | None = None) -> Facts:
+    """Args: text: `compiled.as_text()`; rows: lengths of sequences, to look for arrays of rows x rows with more elements than so many."""
     computations, entry, inner = _read(text)
     times: dict[str, int] = defaultdict(int)
 
@@ -99,9 +101,9 @@ def read(text: str, rows: frozenset[int] = frozenset()) -> Facts:
             if name in inner or operation in NO_ARRAY:
                 continue
             for array in ARRAY.findall(kind):
-                size = array_bytes(*array)
+                size, shape = array_bytes(*array), [int(side) for side in array[1].split(",") if side]
                 largest = max(largest, size)
-                if any(array[1].split(",").count(str(n)) >= 2 for n in rows):
+                if any(shape.count(n) >= 2 and math.prod(shape) > most for n, most in (rows or {}).items()):
                     squares = max(squares, size)
     loops = tuple(int(n) for n in TRIPS.findall(text) if int(n) > 1)
     return Facts(dict(sent), splash, kernels, largest, squares, loops)
