@@ -82,7 +82,7 @@ def start(c: Contender) -> str:
     bound = 2 * (c.median("total") + ready["reading"])
     return (
         f"first answer {ready['load'] + ready['first']:.1f} s after the start, {ready['reading']:.1f} s of it reading weights "
-        f"({ready['read']} programs read, {ready['compiled']} small ones compiled); twice a later answer and reading: {bound:.1f}"
+        f"({ready['read']} programs read, {ready['compiled']} compiled); twice a later answer and reading: {bound:.1f}"
     )
 
 

@@ -7,7 +7,7 @@ B samples, T prompt rows, S vision patches, M vision slots, A position axes, N =
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -211,6 +211,12 @@ def inference_fn(
         raise GlimpseError(f"attention={attention!r} is not one of {', '.join(KERNELS)}")
     settings = partial(sampling_settings, config, 0.0, 0, 1.0, 0, eos_token_id)
     settings()  # raises now, not when it is traced
+
+    @cache
+    def parts(dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(abstract_model(config, glimpse, dtype))
+
+    parts(jnp.dtype(jnp.float32))  # as above
     shapes = {name: x.shape for name, x in inference_inputs([], config, glimpse, plan, buckets).items()}
     platforms = ("xla",) if attention == "xla" else PLATFORMS
 
@@ -219,7 +225,7 @@ def inference_fn(
         if found != shapes:
             wrong = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
             raise GlimpseError(f"inputs: {wrong[0]} has the shape {found.get(wrong[0])}, this program takes {shapes.get(wrong[0])}")
-        graph, state = nnx.split(abstract_model(config, glimpse, _base_dtype(params)))
+        graph, state = parts(_base_dtype(params))
         with targeting(*platforms):
             program = Program(nnx.merge(graph, _state(state, params)), plan, buckets, settings(), max_new_tokens)
             return program({name: jnp.asarray(x) for name, x in inputs.items()})
@@ -240,7 +246,7 @@ def _as_dict(tree: Any) -> dict[str, np.ndarray]:
 
 def _base_dtype(params: Mapping[str, Any]) -> jnp.dtype:
     """The type of the base model's parameters; what is missing of them `_state` says."""
-    return getattr(params.get("decoder", {}).get("embed_tokens"), "dtype", jnp.float32)
+    return jnp.dtype(getattr(params.get("decoder", {}).get("embed_tokens"), "dtype", jnp.float32))
 
 
 def _state(state: nnx.State, params: Mapping[str, Any]) -> nnx.State:

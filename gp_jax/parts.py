@@ -32,7 +32,9 @@ class Programs:
         self.jitted: dict[tuple, Callable] = {}
 
 
-SHARED = Programs()  # of this process: models of equal structure, a glimpse after another, compile once
+# Of this process: models of equal structure, a glimpse after another, compile once. As with any function that is jitted at a module's
+# level, `jax.clear_caches()` lets go of what was compiled.
+SHARED = Programs()
 
 
 class Parts:

@@ -112,7 +112,7 @@ class Program:
     def in_prompt_order(self, done: dict[str, Array]) -> dict[str, Array]:
         """Outputs for the caller, whose visual tokens lie picture by picture, row by row."""
         slot = self.prompt.image_slot
-        rows = to_front(slot >= 0, min(self.vision.token_image.shape[1], slot.shape[1]))
+        rows = to_front(slot >= 0, self.vision.token_image.shape[1])
         slot = take_rows(slot, rows)
         keep, logits = (take_rows(done.pop(name), jnp.maximum(slot, 0)) for name in ("keep", "logits"))
         keep, importance = keep & (slot >= 0), jnp.where(slot >= 0, 1 / (1 + jnp.exp(-logits)), 0.0)

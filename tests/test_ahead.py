@@ -222,7 +222,7 @@ def test_topologies(monkeypatch):
         topology_devices("v5e:3x5")
     mesh = inference_mesh("v5e:2x4", {"tensor": 2}, SIZES["3b"].text, 1, 0)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
-    for topology in ("v6e:4x4", "v5p:2x2x4", "v4:2x2x4", "v5e:4x4"):  # tensor=8 is half of one side's chips times the other's
+    for topology in ("v6e:4x4", "v5p:2x2x4", "v4:4x4x1", "v5e:4x4"):  # tensor=8 of 4 x 4: two rows, part of a side
         mesh = inference_mesh(topology, {}, SIZES["72b"].text, 8, 146_800_000_000)
         assert mesh.shape["tensor"] >= 8 and len({*mesh.devices.flat}) == 16
     with pytest.raises(GlimpseError, match="does not divide 8 devices"):

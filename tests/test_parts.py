@@ -80,6 +80,6 @@ def test_models_of_equal_structure_share_their_programs(vlm, tmp_path):
 
 
 def test_donated_arguments_are_used_up():
-    parts, x = Parts(), jnp.ones(4)
+    parts, x = Parts(programs=Programs()), jnp.ones(4)
     parts(lambda _, x: x + 1, None, x, donate=(0,))
     assert x.is_deleted()

@@ -154,11 +154,12 @@ def quiet(name: str) -> AbstractContextManager:
 
 def explained(lengths: set[int], model: LVLM, batch: int, mesh: Mesh) -> dict[int, int]:
     """How many elements an array on a chip may have in which a sequence's length occurs twice: none, but where one of the model's widths
-    is the same number, whose activations are rows x width."""
+    is the same number, whose activations are rows x width. (With one head on a chip its scores would be no more, so none there either.)"""
     leaves = jax.tree.leaves(nnx.state(model))
     widths = {size for leaf in leaves for size in (*leaf.shape, *leaf.sharding.shard_shape(leaf.shape))}
-    samples = -(-batch // (mesh.shape["data"] * mesh.shape["fsdp"]))
-    return {length: samples * length**2 if length in widths else 0 for length in lengths}
+    samples = batch_sharding(mesh, batch).shard_shape((batch,))[0]
+    several = model.config.text.num_attention_heads > mesh.shape["tensor"]
+    return {length: samples * length**2 if length in widths and several else 0 for length in lengths}
 
 
 def padded(request: Request, config: ModelConfig, glimpse: GlimpseConfig, plans: tuple[str, ...], ladders: Ladders) -> dict[str, int]:

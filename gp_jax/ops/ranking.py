@@ -51,7 +51,10 @@ def best(values: Array, among: Array, count: Array) -> Array:
 
 
 def to_front(stays: Array, length: int) -> Array:
-    """Row numbers of the rows that stay, in order, then of the others, in order, up to `length` <= M. (B, M) bool -> (B, length) int32."""
+    """Row numbers of the rows that stay, in order, then of the others, in order, the first `length`.
+
+    (B, M) bool -> (B, min(length, M)) int32.
+    """
     length, count = min(length, stays.shape[1]), jnp.sum(stays, axis=-1, keepdims=True)
     place = jnp.where(stays, jnp.cumsum(stays, axis=-1), count + jnp.cumsum(~stays, axis=-1)) - 1
     numbers = jnp.arange(stays.shape[1], dtype=jnp.int32)
