@@ -93,7 +93,7 @@ def plot(args: "Args", field: list[Contender]) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 * len(field) + 1.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 * len(field) + 1.6), layout="constrained")
     left = [0.0] * len(field)
     for stage in STAGES:
         values = [c.median(stage) for c in field]
@@ -101,5 +101,5 @@ def plot(args: "Args", field: list[Contender]) -> None:
         left = [a + b for a, b in zip(left, values, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel(f"seconds, {args.side**2} visual tokens, {args.new_tokens} new tokens")
-    axes.legend(ncols=4, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), ncols=4, loc="outside upper center")
     figure.savefig(args.out / "generate.png", dpi=120)

@@ -153,20 +153,23 @@ def verdict(found: list[dict]) -> Iterator[str]:
 
 
 def plot(args: Args, found: list[dict]) -> None:
-    """Seconds over visual tokens of a request, a line per retention."""
+    """Seconds over visual tokens of a request, a line per retention, a panel per batch size."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for kind in dict.fromkeys(entry["kept"] for entry in found):
-        own = sorted((e["tokens"], e["seconds"]["total"]) for e in found if e["kept"] == kind)
-        axes.loglog(*zip(*own, strict=True), marker="o", label=kind if kind == "dense" else f"{float(kind):.1%} kept")
-    axes.set_xlabel("visual tokens of a request")
-    axes.set_ylabel("seconds")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    batches = sorted({entry["batch"] for entry in found})
+    figure, panels = pyplot.subplots(1, len(batches), figsize=(2 + 3.5 * len(batches), 4), sharey=True, squeeze=False, layout="constrained")
+    for axes, batch in zip(panels[0], batches, strict=True):
+        for kind in dict.fromkeys(entry["kept"] for entry in found):
+            own = sorted((e["tokens"], e["seconds"]["total"]) for e in found if e["kept"] == kind and e["batch"] == batch)
+            axes.loglog(*zip(*own, strict=True), marker="o", label=kind if kind == "dense" else f"{float(kind):.1%} kept")
+        axes.set_title(f"batch {batch}")
+        axes.set_xlabel("visual tokens of a request")
+        axes.grid(alpha=0.3, which="both")
+    panels[0, 0].set_ylabel("seconds")
+    panels[0, 0].legend()
     figure.savefig(args.out / "scaling.png", dpi=120)
 
 

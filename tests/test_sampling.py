@@ -1,11 +1,14 @@
 """Truncation of the distribution, against the definition."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gp_jax.sampling import truncate
+
+truncate = jax.jit(truncate)
 
 
 def kept_by_definition(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from gp_jax import GlimpseError, Prune
 from gp_jax.glimpse.select import anchor_indices, cap_trigger, keep_mask, limits, reference_mask
+
+keep_mask = jax.jit(keep_mask)
 
 
 def released_rule(logits: list[float], prune: Prune, always: set[int]) -> set[int]:
