@@ -165,9 +165,12 @@ def plot(args: Args, found: list[dict]) -> None:
         for kind in dict.fromkeys(entry["kept"] for entry in found):
             own = sorted((e["tokens"], e["seconds"]["total"]) for e in found if e["kept"] == kind and e["batch"] == batch)
             axes.loglog(*zip(*own, strict=True), marker="o", label=kind if kind == "dense" else f"{float(kind):.1%} kept")
+        ticks = sorted({entry["tokens"] for entry in found if entry["batch"] == batch})
+        axes.minorticks_off()
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.set_title(f"batch {batch}")
         axes.set_xlabel("visual tokens of a request")
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
     panels[0, 0].set_ylabel("seconds")
     panels[0, 0].legend()
     figure.savefig(args.out / "scaling.png", dpi=120)

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 MOST = 4 * 2**30  # bytes
-WORTH = 0.02  # seconds of compiling: a quicker program gains nothing from being read, and every write looks at the whole folder
+WORTH = 0.02  # seconds of compiling: reading a quicker program gains little, and JAX looks at the whole folder for every write
 FULL = 0.7  # share of the allowed mappings at which programs are forgotten
 EVERY = 128  # compilations between two looks: some 4,000 mappings
 

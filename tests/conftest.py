@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-gc.set_threshold(50_000, 20, 50)  # JAX makes many small objects, and looking through all of them again and again takes a tenth of the time
+gc.set_threshold(50_000, 20, 50)  # tracing makes many small objects, which would all be looked through again and again
 
 from pathlib import Path
 

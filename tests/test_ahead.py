@@ -14,11 +14,12 @@ import pytest
 
 from gp_jax import GlimpseError, Ladder, Ladders
 from gp_jax.ahead import compiling, hlo, report
-from gp_jax.ahead.generation import Request, compile_generation
+from gp_jax.ahead.generation import Request, compile_generation, explained, placed
 from gp_jax.ahead.topology import choose_sizes, generation_of, inference_mesh, parse_mesh, topology_devices
 from gp_jax.commands import compile as command
 from gp_jax.flops import SIZES
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
+from gp_jax.pretrained.params import abstract_model
 from gp_jax.settings import GlimpseSettings
 from gp_jax.sharding import make_mesh, replicated
 from gp_jax.tiny import CONFIG
@@ -210,6 +211,17 @@ def command_line(*options: object, **more: object) -> subprocess.CompletedProces
     environment = {k: v for k, v in os.environ.items() if k not in drop} | {k: str(v) for k, v in more.items()}
     argv = [sys.executable, "-m", "gp_jax", "compile", *map(str, options)]
     return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_activations_as_wide_as_a_sequence_is_long_are_no_scores():
+    config = model_config(CONFIG, {})
+    abstract, width = abstract_model(config, glimpse_config(CONFIG, config), "float32"), config.text.hidden_size
+    for sizes, batch, most in (((2, 2, 2), 8, 2), ((4, 2, 1), 4, 4), ((2, 2, 2), 2, 2)):  # 4 samples over 8 devices: each has all
+        mesh = make_mesh(*sizes)
+        assert explained({width, 997}, placed(abstract, mesh), batch, mesh) == {width: most * width**2, 997: 0}
+    heads = config.text.num_attention_heads  # one on each chip: its scores are as many
+    mesh = make_mesh(1, 1, heads, devices=jax.devices()[:heads])
+    assert explained({width}, placed(abstract, mesh), 1, mesh) == {width: 0}
 
 
 @libtpu

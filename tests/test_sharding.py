@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import tiny_models as tiny
 from jax.sharding import PartitionSpec
 
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Prune, make_mesh
-from gp_jax.sharding import parameter_sharding
+from gp_jax.sharding import _warn_once, parameter_sharding
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 
@@ -56,6 +57,7 @@ def test_sharded_equals_unsharded(folder, plain, shape, rows):
 def test_heads_that_do_not_divide_are_replicated_with_one_warning(folder):
     text = GlimpseVLM.from_pretrained(folder).config.text
     mesh = make_mesh(1, 2, 4)
+    _warn_once.cache_clear()  # another test of this process may have been warned
     with pytest.warns(UserWarning, match="2 key-value heads do not divide over tensor=4"):
         key = parameter_sharding("decoder.layers.0.self_attn.k_proj.weight", (16, 32), mesh, text)
     assert key.spec == PartitionSpec(None, "fsdp")
@@ -70,3 +72,5 @@ def test_mesh_must_use_all_devices():
     with pytest.raises(GlimpseError, match="needs 4 devices, there are 8"):
         make_mesh(2, 2, 1)
     assert make_mesh(2, 2, 1, devices=jax.devices()[:4]).size == 4
+    with pytest.raises(GlimpseError, match="of 2 TPU slices"):
+        make_mesh(2, 1, 1, devices=[SimpleNamespace(slice_index=0), SimpleNamespace(slice_index=1)])

@@ -47,7 +47,7 @@ def einsum(form: str, a: Array, b: Array, beside: jnp.dtype | None = None) -> Ar
 
     if b.dtype != jnp.float32:
         return exact(None)(a, b)
-    if beside is None or jnp.dtype(beside).itemsize > 2 or targets() in (("cpu",), ("gpu",), ("cuda",)):
+    if beside is None or jnp.dtype(beside).itemsize > 2 or {"tpu", "xla"}.isdisjoint(targets()):  # xla: any platform
         return exact("highest")(a, b)
     return exact("high")(a, b) if targets() == ("tpu",) else jax.lax.platform_dependent(a, b, tpu=exact("high"), default=exact("highest"))
 

@@ -18,11 +18,9 @@ def in_slices(function: Callable, rows: tuple[Array, ...], least: int) -> Array:
     least = min(least, count)
     if least < 2:
         return function(*rows)
-    slices = next((n for n in range(least, 2 * least + 8) if count % n == 0), least)  # a remainder is compiled apart
-    size = -(-count // slices)
-    slices = count // size
-    whole = size * slices
-    out = jax.lax.map(lambda part: function(*part), tuple(x[:whole].reshape(slices, size, *x.shape[1:]) for x in rows))
+    size = -(-count // next((n for n in range(least, 2 * least + 8) if count % n == 0), least))  # a remainder is compiled apart
+    whole = count // size * size
+    out = jax.lax.map(lambda part: function(*part), tuple(x[:whole].reshape(-1, size, *x.shape[1:]) for x in rows))
     out = out.reshape(whole, *out.shape[2:])
     return out if whole == count else jnp.concatenate([out, function(*(x[whole:] for x in rows))])
 
