@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gp_jax.ops.layers import einsum, lookup
+from gp_jax.ops.layers import einsum, lookup, product
 from gp_jax.ops.slices import in_slices
 from gp_jax.ops.target import targeting
 
@@ -31,6 +31,17 @@ def test_three_passes_beside_16_bits_on_a_tpu_alone():
         both = jax.jit(lambda x, w: einsum("i,oi->o", x, w, jnp.bfloat16)).trace(jnp.ones(4), jnp.ones((3, 4)))
     for platform, text in (("tpu", "HIGH,"), ("cpu", "HIGHEST,"), ("cuda", "HIGHEST,")):
         assert f"precision = [{text}" in both.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (1, 1, 7), (2, 1, 7)])
+@pytest.mark.parametrize("out", [2, 5, 40], ids=["wide", "square", "high"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_of_a_lone_row(shape, out, dtype):
+    x, weight = (jax.random.normal(jax.random.key(n), s, dtype) for n, s in enumerate((shape, (out, 7))))
+    expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    found = jax.jit(product)(x, weight)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

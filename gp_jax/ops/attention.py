@@ -24,8 +24,7 @@ from gp_jax.ops.target import PLATFORMS, targets
 
 SCORE_BYTES = 64 * 2**20  # einsum may hold this many bytes of attention scores, larger problems go to a tiled kernel
 CPU_SCORE_BYTES = 8 * 2**20  # what a CPU's caches do not hold is read and written several times
-ROWS = {4: range(512, 4097), 2: range(512, 2049)}  # lengths for which a CPU's scores are best held row by row, by the operands' width
-CAUSAL_ROWS = range(512, 4097)  # of prompts
+ROWS = range(512, 4097)  # lengths for which a CPU's scores are best held row by row
 SHORT = 128  # up to so many queries and keys a row is one tile: only the batch is split
 
 
@@ -77,11 +76,11 @@ def choose(q: Array, k: Array, prefix: bool, causal: bool = False, backend: str 
         return "cudnn"
     if backend != "cpu":
         return "einsum" if score_bytes <= SCORE_BYTES else "blockwise"
-    if causal and length == k.shape[2] and length in CAUSAL_ROWS:
+    if causal and length == k.shape[2] and length in ROWS:
         return "rows"
-    if score_bytes <= CPU_SCORE_BYTES or max(length, k.shape[2]) < ROWS[4].start:  # blockwise would hold as much in its one tile
+    if score_bytes <= CPU_SCORE_BYTES or max(length, k.shape[2]) < ROWS.start:  # blockwise would hold as much in its one tile
         return "einsum"
-    return "rows" if not causal and length in ROWS[q.dtype.itemsize] and k.shape[2] in ROWS[q.dtype.itemsize] else "blockwise"
+    return "rows" if not causal and length in ROWS and k.shape[2] in ROWS else "blockwise"
 
 
 # A choice made when a program is lowered, not when it is traced. `jax.lax.platform_dependent` would lower every branch for every

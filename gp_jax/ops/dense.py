@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 NAME = "attention"  # of what rematerialised blocks keep: small beside the scores that it saves computing once more
 LOWEST = float(jnp.finfo(jnp.float32).min)
+HIDDEN = -1e30  # a logit, finite in bfloat16 too
 
 
 def _product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
@@ -39,29 +40,49 @@ def dense_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     Args: q: (B, N, T, H); k: (B, K, S, H); v: (B, K, S, V); mask: (B, T, S) bool, what a query sees.
     Returns: (B, N, T, V), dtype of v.
     """
-    return _forward(q, k, v, mask)[0]
+    return forward(q, k, v, mask)[0].astype(v.dtype)
 
 
-def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Array]:
-    (batch, heads, length, width), groups = q.shape, k.shape[1]
+def forward(q: Array, k: Array, v: Array, mask: Array | None, hidden: Array | None = None) -> tuple[Array, Array]:
+    """See `dense_attention`. Without a mask every query sees the same keys, all but the `hidden` ones, (B, S) bool, and at least one.
+
+    Returns, float32: the output, and the logarithm of every row's total, (B, N, T).
+    """
+    (batch, heads, length, width), groups, size = q.shape, k.shape[1], v.shape[3]
+    summed = mask is None and v.dtype.itemsize == 2
+    if mask is None:  # said by the products themselves, in another column: a pass over all scores less
+        q = _with_column(q, 1.0)
+        k = _with_column(k, jnp.where(hidden, HIDDEN, 0.0)[:, None, :, None])
+    if summed:  # by the product, in another column: no weight is then kept in float32
+        v = _with_column(v, 1.0)
     keys, values = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
-    logits = _product(_rows(q, groups), keys, (2, 2)).reshape(batch, heads, length, -1) * width**-0.5
-    logits = jnp.where(mask[:, None], logits, -jnp.inf)
-    peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), LOWEST)
-    weights = jnp.exp(logits - peak)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    logits = _product(_rows(q, groups), keys, (2, 2)).reshape(batch, heads, length, -1)
+    if mask is not None:
+        logits = jnp.where(mask[:, None], logits, -jnp.inf)
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    if mask is not None:
+        peak = jnp.maximum(peak, LOWEST)
+    weights = jnp.exp((logits - peak) * width**-0.5)
     out = _product(_rows(weights.astype(v.dtype), groups), values, (2, 1)).reshape(batch, heads, length, -1)
-    out = out / jnp.where(total > 0, total, 1.0)  # of the output: it is smaller than the weights
-    log_total = peak + jnp.log(jnp.where(total > 0, total, 1.0))  # (B, N, T, 1)
-    return out.astype(v.dtype), log_total[..., 0]
+    out, total = (out[..., :size], out[..., size:]) if summed else (out, jnp.sum(weights, axis=-1, keepdims=True))
+    if mask is not None:
+        total = jnp.where(total > 0, total, 1.0)
+    out = out / total  # of the output: it is smaller than the weights
+    return out, (peak * width**-0.5 + jnp.log(total))[..., 0]
+
+
+def _with_column(x: Array, value: Array | float) -> Array:
+    """(B, N, T, H) -> (B, N, T, H + 1)."""
+    return jnp.concatenate([x, jnp.broadcast_to(value, (*x.shape[:3], 1)).astype(x.dtype)], axis=-1)
 
 
 def _keep(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple]:
-    out, log_total = (checkpoint_name(x, NAME) for x in _forward(q, k, v, mask))
+    out, log_total = forward(q, k, v, mask)
+    out, log_total = (checkpoint_name(x, NAME) for x in (out.astype(v.dtype), log_total))
     return out, (q, k, v, mask, out, log_total)
 
 
-def _backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
+def backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
     # Nothing is computed again before it is needed: a scheduler that is free to would do so for all layers at once.
     (q, k, v, mask, out, log_total), d_out = jax.lax.optimization_barrier((kept, d_out))
     (batch, heads, length, width), groups = q.shape, k.shape[1]
@@ -86,4 +107,4 @@ def _backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
     return d_q.reshape(q.shape).astype(q.dtype), d_k.reshape(k.shape).astype(k.dtype), d_v.reshape(v.shape).astype(v.dtype), None
 
 
-dense_attention.defvjp(_keep, _backward)
+dense_attention.defvjp(_keep, backward)

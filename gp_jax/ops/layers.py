@@ -17,6 +17,8 @@ from gp_jax.errors import GlimpseError
 from gp_jax.ops import dense
 from gp_jax.ops.target import targets
 
+WIDE = 3  # inputs to outputs of weights that a lone row finds on the left
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
@@ -61,12 +63,18 @@ def product(x: Array, weight: Array, beside: jnp.dtype | None = None) -> Array:
     """x W^T with W (out, in), accumulated and returned in float32. beside: see `einsum`.
 
     One row in bfloat16, which is what decoding has, runs as two equal ones: a matrix times a vector in that type is emitted on CPU as a
-    plain loop, ten times slower than a product of two rows. Programs that cannot run on a CPU keep their one row.
+    plain loop, ten times slower than a product of two rows. A weight much wider than high is read a quarter faster as the left factor.
+    Programs that cannot run on a CPU keep their one row.
     """
     lone = weight.dtype == jnp.bfloat16 and x.size == x.shape[-1] and not {"cpu", "xla"}.isdisjoint(targets())  # xla: any platform
-    rows = jax.lax.optimization_barrier(jnp.broadcast_to(x.reshape(1, -1), (2, x.shape[-1]))) if lone else x
-    y = einsum("...i,oi->...o", rows, weight, beside)
-    return y[:1].reshape(*x.shape[:-1], -1) if lone else y
+    if not lone:
+        return einsum("...i,oi->...o", x, weight, beside)
+    rows = jax.lax.optimization_barrier(jnp.broadcast_to(x.reshape(1, -1), (2, x.shape[-1])))
+    if weight.shape[1] > WIDE * weight.shape[0]:
+        y = jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)[:, 0]
+    else:
+        y = einsum("ri,oi->ro", rows, weight)[0]
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def lookup(table: Array, ids: Array) -> Array:
