@@ -33,57 +33,77 @@ def _rows(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, 
     q_segment, kv_segment, length = jnp.asarray(q_segment), jnp.asarray(kv_segment), q.shape[2]
     if not causal:
         heads = q.shape[1] // k.shape[1]
-        return _part(q, k, v, q_segment, kv_segment, None, TILE_BYTES // (4 * heads * k.shape[2])).astype(v.dtype)
+        return _part(q, k, v, q_segment, kv_segment, None, TILE_BYTES // (4 * heads * k.shape[2]))
     ends = [length * part // PARTS for part in range(PARTS + 1)]
     parts = [
         _part(q[:, :, low:high], k[:, :, :high], v[:, :, :high], q_segment[:, low:high], kv_segment[:, :high], low, CAUSAL_TILE)
         for low, high in itertools.pairwise(ends)
         if high > low
     ]
-    return jnp.concatenate(parts, axis=2).astype(v.dtype)
+    return jnp.concatenate(parts, axis=2)
 
 
 def _part(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, first: int | None, most: int) -> Array:
-    """Queries in tiles of at most `most`. first: the row of the first one, where key 0 is row 0 of a causal prompt; None: not causal.
-
-    Returns: float32, since XLA for CPUs writes a tile of a 16-bit result by converting the whole of it, there and back.
-    """
+    """Queries in tiles of at most `most`. first: the row of the first one, where key 0 is row 0 of a causal prompt; None: not causal."""
     (batch, heads, length, width), groups = q.shape, k.shape[1]
     tiles = -(-length // max(1, most))
     tile = -(-length // tiles)
     rest = tiles * tile - length
     q = jnp.pad(q, ((0, 0), (0, 0), (0, rest), (0, 0))).reshape(batch * groups, heads // groups, tiles, tile, width)
     q_segment = jnp.pad(q_segment, ((0, 0), (0, rest)), constant_values=NOBODY).reshape(batch, tiles, tile)
-    places = None if first is None else first + jnp.arange(tiles * tile).reshape(tiles, tile)
-
-    def one_group(group: tuple[Array, ...]) -> Array:
-        queries, key, value, own, seen = group
-
-        def one_tile(some: tuple[Array, ...]) -> Array:
-            query, own, place = some
-            return _tile(query[None], key[None, None], value[None, None], own, seen, place)[0]
-
-        return jax.lax.map(one_tile, (jnp.moveaxis(queries, 1, 0), own, places))
-
     own, seen = (jnp.repeat(x, groups, axis=0) for x in (q_segment, kv_segment))
-    out = jax.lax.map(one_group, (q, *(x.reshape(batch * groups, *x.shape[2:]) for x in (k, v)), own, seen))
-    out = jnp.moveaxis(out, 1, 2)  # (B K, G, tiles, tile, V)
-    return out.reshape(batch, heads, tiles * tile, -1)[:, :, :length]
+    places = None if first is None else first + jnp.arange(tiles * tile).reshape(tiles, tile)
+    out = _groups(jnp.moveaxis(q, 2, 1), *(x.reshape(batch * groups, *x.shape[2:]) for x in (k, v)), own, seen, places)
+    return jnp.moveaxis(out, 1, 2).reshape(batch, heads, tiles * tile, -1)[:, :, :length]
+
+
+@jax.custom_vjp
+def _groups(q: Array, k: Array, v: Array, own: Array, seen: Array, places: Array | None) -> Array:
+    """P = B K groups of heads, one after the other, tile by tile. Who sees whom is said by segments, `own` of queries and `seen` of keys,
+    and by the rows of causal queries.
+
+    Args: q: (P, tiles, G, tile, H); k: (P, S, H); v: (P, S, V); own: (P, tiles, tile), seen: (P, S), places: (tiles, tile).
+    Returns: (P, tiles, G, tile, V), dtype of v.
+    """
+    return _forward(q, k, v, own, seen, places)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, own: Array, seen: Array, places: Array | None) -> tuple[Array, Array]:
+    def group(some: tuple[Array, ...]) -> tuple[Array, Array]:
+        queries, key, value, own, seen = some
+
+        def tile(some: tuple[Array, ...]) -> tuple[Array, Array]:
+            query, own, place = some
+            operands = (_floats(x, v.dtype)[None] for x in (query, key[None], value[None]))
+            out, log_total = _tile(*operands, own, seen, place)
+            return _bits(out[0].astype(v.dtype)), log_total[0]
+
+        return jax.lax.map(tile, (queries, own, places))
+
+    out, log_total = jax.lax.map(group, (*map(_bits, (q, k, v)), own, seen))
+    return _floats(out, v.dtype), log_total
+
+
+def _bits(x: Array) -> Array:
+    """16-bit floats as integers: XLA for CPUs takes a slice of such floats out of a float32 copy, and writes one by converting the whole
+    array, there and back."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+
+
+def _floats(x: Array, dtype: jnp.dtype) -> Array:
+    """The other way."""
+    return jax.lax.bitcast_convert_type(x, dtype)
 
 
 def _mask(own: Array, seen: Array, place: Array | None) -> Array:
-    """Who sees whom. place: rows of causal queries. Returns: (1, tile, S) bool."""
+    """Who sees whom, own (tile,), seen (S,), place (tile,). Returns: (1, tile, S) bool."""
     mask = (own[:, None] == seen) & (seen > NOBODY)
     return (mask if place is None else mask & (place[:, None] >= jnp.arange(seen.size)))[None]
 
 
-@jax.custom_vjp
-def _tile(q: Array, k: Array, v: Array, own: Array, seen: Array, place: Array | None) -> Array:
-    """`dense_attention` of one tile, q (1, G, tile, H), whose mask is said by segments, own (tile,) and seen (S,), and rows. float32."""
-    return _forward(q, k, v, own, seen, place)[0]
+def _tile(q: Array, k: Array, v: Array, own: Array, seen: Array, place: Array | None) -> tuple[Array, Array]:
+    """`dense.forward` of one tile, q (1, G, tile, H)."""
 
-
-def _forward(q: Array, k: Array, v: Array, own: Array, seen: Array, place: Array | None) -> tuple[Array, Array]:
     def masked() -> tuple[Array, Array]:
         return dense.forward(q, k, v, _mask(own, seen, place))
 
@@ -98,14 +118,28 @@ def _forward(q: Array, k: Array, v: Array, own: Array, seen: Array, place: Array
 
 
 def _keep(*operands: Array) -> tuple[Array, tuple]:
-    out, log_total = _forward(*operands)
-    kept = (checkpoint_name(x, dense.NAME) for x in (out.astype(operands[2].dtype), log_total))
-    return out, (*operands, *kept)
+    out, log_total = (checkpoint_name(x, dense.NAME) for x in _forward(*operands))
+    return out, (*operands, out, log_total)
 
 
 def _backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None, None, None]:
-    q, k, v, own, seen, place, out, log_total = kept
-    return *dense.backward((q, k, v, _mask(own, seen, place), out, log_total), d_out.astype(v.dtype))[:3], None, None, None
+    q, k, v, own, seen, places, out, log_total = kept
+
+    def group(some: tuple[Array, ...]) -> tuple[Array, ...]:
+        key, value, seen, *by_tile = some
+
+        def tile(totals: tuple[Array, ...], some: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+            query, own, out, log_total, d_out, place = some
+            operands = (x[None] for x in (query, key[None], value[None], _mask(own, seen, place)[0], out, log_total))
+            d_query, *d_rest = (x.astype(jnp.float32) for x in dense.backward(tuple(operands), d_out[None])[:3])
+            return tuple(total + x[0, 0] for total, x in zip(totals, d_rest, strict=True)), d_query[0]
+
+        zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (key, value))
+        totals, d_queries = jax.lax.scan(tile, zeros, (*by_tile, places))
+        return d_queries, *totals
+
+    found = jax.lax.map(group, (k, v, seen, q, own, out, log_total, d_out))
+    return *(d.astype(x.dtype) for d, x in zip(found, (q, k, v), strict=True)), None, None, None
 
 
-_tile.defvjp(_keep, _backward)
+_groups.defvjp(_keep, _backward)
