@@ -95,7 +95,7 @@ def blockwise_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segme
             return jax.lax.switch(kind, [lambda c: c, mixed, full], carry), None
 
         (out, _, total), _ = jax.lax.scan(step, start, (k_tiles, v_tiles, kv_segments, jnp.arange(k_tiles.shape[0]), q_kinds))
-        return out / jnp.where(total > 0, total, 1.0)[..., None]  # float32: see `rows`
+        return out / jnp.where(total > 0, total, 1.0)[..., None]  # float32: XLA for CPUs writes a 16-bit tile by converting all of them
 
     tiles = jax.lax.map(one_query_tile, (q_tiles, q_segments, kinds, jnp.arange(q_tiles.shape[0])))  # (nq, B, K, G, q, V)
     out = jnp.moveaxis(tiles, 0, 3).reshape(batch, heads, -1, v.shape[-1])

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 NAME = "attention"  # of what rematerialised blocks keep: small beside the scores that it saves computing once more
 LOWEST = float(jnp.finfo(jnp.float32).min)
-HIDDEN = -1e30  # a logit, finite in bfloat16 too
+HIDDEN = -1e30  # a logit; -inf in float16
 
 
 def _product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
@@ -44,16 +44,16 @@ def dense_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 
 def forward(q: Array, k: Array, v: Array, mask: Array | None, hidden: Array | None = None) -> tuple[Array, Array]:
-    """See `dense_attention`. Without a mask every query sees the same keys, all but the `hidden` ones, (B, S) bool, and at least one.
+    """See `dense_attention`. With mask None every query sees the same keys, all but the `hidden` ones, (B, S) bool; there must be one.
 
-    Returns, float32: the output, and the logarithm of every row's total, (B, N, T).
+    Returns, float32: the output, and the logarithm of every row's sum of exponentials, (B, N, T).
     """
     (batch, heads, length, width), groups, size = q.shape, k.shape[1], v.shape[3]
     summed = mask is None and v.dtype.itemsize == 2
     if mask is None:  # said by the products themselves, in another column: a pass over all scores less
         q = _with_column(q, 1.0)
         k = _with_column(k, jnp.where(hidden, HIDDEN, 0.0)[:, None, :, None])
-    if summed:  # by the product, in another column: no weight is then kept in float32
+    if summed:  # by the product, in another column: no weight is then kept in float32 (behind a mask that is slower)
         v = _with_column(v, 1.0)
     keys, values = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
     logits = _product(_rows(q, groups), keys, (2, 2)).reshape(batch, heads, length, -1)
@@ -82,7 +82,8 @@ def _keep(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple]:
     return out, (q, k, v, mask, out, log_total)
 
 
-def backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
+def backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array]:
+    """kept: q, k, v, mask and what `forward` returned, the output in v's dtype. Returns: what q, k, v receive, float32."""
     # Nothing is computed again before it is needed: a scheduler that is free to would do so for all layers at once.
     (q, k, v, mask, out, log_total), d_out = jax.lax.optimization_barrier((kept, d_out))
     (batch, heads, length, width), groups = q.shape, k.shape[1]
@@ -104,7 +105,11 @@ def backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
     d_v = _product(p.reshape(len(rows), by_key[2], -1).astype(v.dtype), d_rows, (2, 1))
     d_logits = p * (_product(values, d_rows, (2, 2)).reshape(by_key) - lean.reshape(batch, groups, 1, *by_key[3:])) * scale
     d_k = _product(d_logits.reshape(len(rows), by_key[2], -1).astype(k.dtype), rows, (2, 1))
-    return d_q.reshape(q.shape).astype(q.dtype), d_k.reshape(k.shape).astype(k.dtype), d_v.reshape(v.shape).astype(v.dtype), None
+    return d_q.reshape(q.shape), d_k.reshape(k.shape), d_v.reshape(v.shape)
 
 
-dense_attention.defvjp(_keep, backward)
+def _backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
+    return *(d.astype(x.dtype) for d, x in zip(backward(kept, d_out), kept, strict=False)), None
+
+
+dense_attention.defvjp(_keep, _backward)

@@ -17,7 +17,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.ops import dense
 from gp_jax.ops.target import targets
 
-WIDE = 3  # inputs to outputs of weights that a lone row finds on the left
+WIDE = 3  # a weight with more inputs to an output is a lone row's left factor
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,

@@ -1,8 +1,8 @@
 """Attention on a CPU: some queries of one group of heads at a time, with all the keys they may see.
 
 A tile of scores is small enough for a core's cache, and there is no running maximum as in `blockwise`, which pays off where a row of
-scores is short. Causal queries come in quarters, each with the keys up to its end: 5/8 of the square. Where the queries of a tile are
-of one image, which keys they see is said by the product that makes the scores, not by a mask over them.
+scores is short. Causal queries come in quarters, each with the keys up to its end: 5/8 of the square. Others, where those of a tile are
+of one image, are told by the product that makes the scores which keys they see, not by a mask over them.
 
 Letters as in `attention`: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys, H head width, V value width.
 """
@@ -20,7 +20,6 @@ from gp_jax.ops.kernels import per_device
 PARTS = 4
 CAUSAL_TILE = 272  # queries
 TILE_BYTES = 8 * 2**20  # of float32 scores
-NOBODY = -1  # segment of rows that see nothing and that nobody sees
 
 
 def rows_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
@@ -50,7 +49,7 @@ def _part(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, fir
     tile = -(-length // tiles)
     rest = tiles * tile - length
     q = jnp.pad(q, ((0, 0), (0, 0), (0, rest), (0, 0))).reshape(batch * groups, heads // groups, tiles, tile, width)
-    q_segment = jnp.pad(q_segment, ((0, 0), (0, rest)), constant_values=NOBODY).reshape(batch, tiles, tile)
+    q_segment = jnp.pad(q_segment, ((0, 0), (0, rest)), constant_values=-1).reshape(batch, tiles, tile)
     own, seen = (jnp.repeat(x, groups, axis=0) for x in (q_segment, kv_segment))
     places = None if first is None else first + jnp.arange(tiles * tile).reshape(tiles, tile)
     out = _groups(jnp.moveaxis(q, 2, 1), *(x.reshape(batch * groups, *x.shape[2:]) for x in (k, v)), own, seen, places)
@@ -69,16 +68,18 @@ def _groups(q: Array, k: Array, v: Array, own: Array, seen: Array, places: Array
 
 
 def _forward(q: Array, k: Array, v: Array, own: Array, seen: Array, places: Array | None) -> tuple[Array, Array]:
-    def group(some: tuple[Array, ...]) -> tuple[Array, Array]:
-        queries, key, value, own, seen = some
+    """Returns: the output, and see `dense.forward`, (P, tiles, G, tile) float32."""
 
-        def tile(some: tuple[Array, ...]) -> tuple[Array, Array]:
-            query, own, place = some
-            operands = (_floats(x, v.dtype)[None] for x in (query, key[None], value[None]))
-            out, log_total = _tile(*operands, own, seen, place)
+    def group(parts: tuple[Array, ...]) -> tuple[Array, Array]:
+        queries, key, value, segments, seen = parts
+
+        def tile(parts: tuple[Array, ...]) -> tuple[Array, Array]:
+            query, segment, place = parts
+            operands = (_floats(x, as_in.dtype)[None] for x, as_in in ((query, q), (key[None], k), (value[None], v)))
+            out, log_total = _tile(*operands, segment, seen, place)
             return _bits(out[0].astype(v.dtype)), log_total[0]
 
-        return jax.lax.map(tile, (queries, own, places))
+        return jax.lax.map(tile, (queries, segments, places))
 
     out, log_total = jax.lax.map(group, (*map(_bits, (q, k, v)), own, seen))
     return _floats(out, v.dtype), log_total
@@ -91,30 +92,30 @@ def _bits(x: Array) -> Array:
 
 
 def _floats(x: Array, dtype: jnp.dtype) -> Array:
-    """The other way."""
+    """What `_bits` was made of."""
     return jax.lax.bitcast_convert_type(x, dtype)
 
 
 def _mask(own: Array, seen: Array, place: Array | None) -> Array:
-    """Who sees whom, own (tile,), seen (S,), place (tile,). Returns: (1, tile, S) bool."""
-    mask = (own[:, None] == seen) & (seen > NOBODY)
-    return (mask if place is None else mask & (place[:, None] >= jnp.arange(seen.size)))[None]
+    """Who sees whom, own (tile,), seen (S,), place (tile,). Returns: (tile, S) bool."""
+    mask = (own[:, None] == seen) & (seen >= 0)
+    return mask if place is None else mask & (place[:, None] >= jnp.arange(seen.size))
 
 
 def _tile(q: Array, k: Array, v: Array, own: Array, seen: Array, place: Array | None) -> tuple[Array, Array]:
     """`dense.forward` of one tile, q (1, G, tile, H)."""
 
     def masked() -> tuple[Array, Array]:
-        return dense.forward(q, k, v, _mask(own, seen, place))
+        return dense.forward(q, k, v, _mask(own, seen, place)[None])
 
     def of_one_image() -> tuple[Array, Array]:
         out, log_total = dense.forward(q, k, v, None, hidden=(seen != image)[None])
-        return jnp.where(own[:, None] > NOBODY, out, 0.0), log_total
+        return jnp.where(own[:, None] >= 0, out, 0.0), log_total
 
     if place is not None:
         return masked()
     image = jnp.max(own)
-    return jax.lax.cond(jnp.all((own == image) | (own <= NOBODY)) & (image > NOBODY) & jnp.any(seen == image), of_one_image, masked)
+    return jax.lax.cond(jnp.all((own == image) | (own < 0)) & (image >= 0) & jnp.any(seen == image), of_one_image, masked)
 
 
 def _keep(*operands: Array) -> tuple[Array, tuple]:
@@ -125,16 +126,16 @@ def _keep(*operands: Array) -> tuple[Array, tuple]:
 def _backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None, None, None]:
     q, k, v, own, seen, places, out, log_total = kept
 
-    def group(some: tuple[Array, ...]) -> tuple[Array, ...]:
-        key, value, seen, *by_tile = some
+    def group(parts: tuple[Array, ...]) -> tuple[Array, ...]:
+        key, value, seen, *by_tile = parts
 
-        def tile(totals: tuple[Array, ...], some: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-            query, own, out, log_total, d_out, place = some
-            operands = (x[None] for x in (query, key[None], value[None], _mask(own, seen, place)[0], out, log_total))
-            d_query, *d_rest = (x.astype(jnp.float32) for x in dense.backward(tuple(operands), d_out[None])[:3])
-            return tuple(total + x[0, 0] for total, x in zip(totals, d_rest, strict=True)), d_query[0]
+        def tile(totals: tuple[Array, Array], parts: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+            query, segment, out, log_total, d_out, place = parts
+            operands = (x[None] for x in (query, key[None], value[None], _mask(segment, seen, place), out, log_total))
+            d_query, d_key, d_value = dense.backward(tuple(operands), d_out[None])
+            return (totals[0] + d_key[0, 0], totals[1] + d_value[0, 0]), d_query[0]
 
-        zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (key, value))
+        zeros = jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
         totals, d_queries = jax.lax.scan(tile, zeros, (*by_tile, places))
         return d_queries, *totals
 
