@@ -63,7 +63,7 @@ def product(x: Array, weight: Array, beside: jnp.dtype | None = None) -> Array:
     """x W^T with W (out, in), accumulated and returned in float32. beside: see `einsum`.
 
     One row in bfloat16, which is what decoding has, runs as two equal ones: a matrix times a vector in that type is emitted on CPU as a
-    plain loop, ten times slower than a product of two rows. A weight much wider than high is read a quarter faster as the left factor.
+    plain loop, ten times slower than a product of two rows. A weight much wider than high is read faster as the left factor.
     Programs that cannot run on a CPU keep their one row.
     """
     lone = weight.dtype == jnp.bfloat16 and x.size == x.shape[-1] and not {"cpu", "xla"}.isdisjoint(targets())  # xla: any platform
