@@ -153,25 +153,33 @@ def verdict(found: list[dict]) -> Iterator[str]:
 
 
 def plot(args: Args, found: list[dict]) -> None:
-    """Seconds over visual tokens of a request, a line per retention, a panel per batch size."""
+    """Over visual tokens of a request, a line per retention, a panel per batch size: above seconds, below parts of the dense seconds with
+    their noise."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     batches = sorted({entry["batch"] for entry in found})
-    figure, panels = pyplot.subplots(1, len(batches), figsize=(2 + 3.5 * len(batches), 4), sharey=True, squeeze=False, layout="constrained")
-    for axes, batch in zip(panels[0], batches, strict=True):
+    figure, panels = pyplot.subplots(
+        2, len(batches), figsize=(2 + 3.5 * len(batches), 7), sharex="col", sharey="row", squeeze=False, layout="constrained"
+    )
+    for (above, below), batch in zip(panels.T, batches, strict=True):
         for kind in dict.fromkeys(entry["kept"] for entry in found):
-            own = sorted((e["tokens"], e["seconds"]["total"]) for e in found if e["kept"] == kind and e["batch"] == batch)
-            axes.loglog(*zip(*own, strict=True), marker="o", label=kind if kind == "dense" else f"{float(kind):.1%} kept")
+            own = sorted((e for e in found if e["kept"] == kind and e["batch"] == batch), key=lambda e: e["tokens"])
+            tokens, name = [e["tokens"] for e in own], kind if kind == "dense" else f"{float(kind):.1%} kept"
+            above.loglog(tokens, [e["seconds"]["total"] for e in own], marker="o", label=name)
+            noise = None if kind == "dense" else [e["noise"] for e in own]
+            below.errorbar(tokens, [e["ratio"] for e in own], noise, marker="o", capsize=3, alpha=0.8)
         ticks = sorted({entry["tokens"] for entry in found if entry["batch"] == batch})
-        axes.minorticks_off()
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.set_title(f"batch {batch}")
-        axes.set_xlabel("visual tokens of a request")
-        axes.grid(alpha=0.3)
+        for axes in (above, below):
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+        below.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        above.set_title(f"batch {batch}")
+        below.set_xlabel("visual tokens of a request")
     panels[0, 0].set_ylabel("seconds")
+    panels[1, 0].set_ylabel("pruned / dense")
     panels[0, 0].legend()
     figure.savefig(args.out / "scaling.png", dpi=120)
 
