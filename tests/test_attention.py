@@ -70,6 +70,25 @@ def test_rows_in_tiles_of_one_image_or_several(monkeypatch, dtype, images, causa
         assert a.dtype == dtype and away < most * (1e-5 if dtype == jnp.float32 else 0.02)
 
 
+def test_tiles_of_one_image_do_without_their_mask(monkeypatch):
+    q, k, v, _ = operands(149)
+    segment = jnp.where(jnp.arange(149) < 130, 0, -1)[None].repeat(2, 0)
+    expected = attend(q, k, v, segment, segment, implementation="einsum")
+    monkeypatch.setattr(rows, "_mask", lambda own, seen, place: jnp.zeros((own.size, seen.size), bool))  # whoever asks it sees nothing
+    np.testing.assert_allclose(attend(q, k, v, segment, segment, implementation="rows"), expected, atol=2e-6)
+    assert (attend(q, k, v, segment.at[:, 100:].set(1), segment, implementation="rows") == 0).all(), "several images ask it"
+
+
+def test_16_bit_tiles_are_moved_as_they_are(monkeypatch):
+    """XLA for CPUs would convert all queries, keys or outputs to float32 for every tile."""
+    monkeypatch.setattr(rows, "TILE_BYTES", 16 * 4 * 2 * 150)  # 10 tiles of 15 queries, of 2 heads each
+    q, k, v = (x.astype(jnp.bfloat16) for x in operands(150)[:3])
+    segment = jnp.zeros((2, 150), jnp.int32)
+    text = jax.jit(partial(attend, implementation="rows")).lower(q, k, v, segment, segment).compile().as_text()
+    assert "u16[4,10,2,15,12]" in text
+    assert not any(f"f32[4,{whole}]" in text for whole in ("10,2,15,20", "10,2,15,12", "150,20", "150,12"))
+
+
 @pytest.mark.parametrize("length", [3, 300, 512, 513, 1100, 1152, 5000])
 def test_equal_tiles(length):
     size = tile_size(length)

@@ -57,16 +57,15 @@ def forward(q: Array, k: Array, v: Array, mask: Array | None, hidden: Array | No
         v = _with_column(v, 1.0)
     keys, values = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
     logits = _product(_rows(q, groups), keys, (2, 2)).reshape(batch, heads, length, -1)
-    if mask is not None:
+    if mask is None:
+        peak = jnp.max(logits, axis=-1, keepdims=True)
+    else:
         logits = jnp.where(mask[:, None], logits, -jnp.inf)
-    peak = jnp.max(logits, axis=-1, keepdims=True)
-    if mask is not None:
-        peak = jnp.maximum(peak, LOWEST)
+        peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), LOWEST)
     weights = jnp.exp((logits - peak) * width**-0.5)
     out = _product(_rows(weights.astype(v.dtype), groups), values, (2, 1)).reshape(batch, heads, length, -1)
     out, total = (out[..., :size], out[..., size:]) if summed else (out, jnp.sum(weights, axis=-1, keepdims=True))
-    if mask is not None:
-        total = jnp.where(total > 0, total, 1.0)
+    total = jnp.where(total > 0, total, 1.0)
     out = out / total  # of the output: it is smaller than the weights
     return out, (peak * width**-0.5 + jnp.log(total))[..., 0]
 
