@@ -1,9 +1,39 @@
-"""The one error that users are meant to read."""
+"""The one error that users are meant to read, and how names from strangers stand in it."""
+
+import re
+from collections.abc import Iterable
+
+LONGEST = 2000  # characters of a message: what is longer hides its cause
+# Control characters (terminals act on them), changes of writing direction (they show other text than there is), halves of surrogates.
+UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class GlimpseError(ValueError):
     """Bad input or setting: one line that names the file, field or setting at fault."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
+
 
 class TooLong(GlimpseError):
     """A length is past the last rung of its ladder."""
+
+
+def printable(text: object, most: int = LONGEST) -> str:
+    """Text that a terminal shows as it is: control characters are written out, and what is too long is cut in its middle."""
+    text = str(text)
+    if len(text) > most:
+        text = f"{text[: most * 3 // 4]} ... {text[-(most // 5) :]}"
+    return UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(error: object, most: int = 200) -> str:
+    """What a library says, on one line; its type where it says nothing."""
+    return printable(" ".join(str(error).split()), most) or type(error).__name__
+
+
+def some(names: Iterable[object], most: int = 4) -> str:
+    """The first few of many names, and how many more there are."""
+    names = [printable(name, 120) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from gp_jax.config import ModelConfig
+from gp_jax.disk import read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.pictures import Plot, best_pinpoint, tiled, whole
-from gp_jax.pretrained.files import read_json
 from gp_jax.pretrained.tower import processor_file
 from gp_jax.processing import Area, Processor
 

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from gp_jax.config import ModelConfig
+from gp_jax.disk import read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.images import MAX_PIXELS, ImageLike, open_image
 from gp_jax.pictures import Plot, whole
-from gp_jax.pretrained.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

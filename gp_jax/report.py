@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from gp_jax.disk import write_text
 from gp_jax.version import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tensorflow-datasets", "numpy")
@@ -56,13 +57,6 @@ def memory_gib() -> float:
         return stats["peak_bytes_in_use"] / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def write_text(path: epath.Path, text: str) -> None:
-    """A file, whole or not at all."""
-    scratch = path.parent / f".{path.name}.partial"
-    scratch.write_text(text)
-    scratch.replace(path)
 
 
 class RunLog:

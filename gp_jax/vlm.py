@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from gp_jax.buckets import Ladders
 from gp_jax.clock import Clock
+from gp_jax.disk import read_json
 from gp_jax.engine import Engine
 from gp_jax.errors import GlimpseError
 from gp_jax.glimpse.select import Prune
@@ -84,14 +85,14 @@ class GlimpseVLM:
             raise GlimpseError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
         folder = files.find_model(path_or_hub_id, ALL_FILES)
         hf_config = read_config(folder)
-        generation = files.read_json(folder / "generation_config.json", required=False)
+        generation = read_json(folder / "generation_config.json", required=False)
         config = model_config(hf_config, generation, str(folder / "config.json"))
         own = glimpse is None
         home = folder if own else files.find_folder(glimpse, ("*.json", files.GLIMPSE_TENSORS, files.GLIMPSE_TORCH))
         extra = settings = None
         if not own or files.has_glimpse(home):
             extra = files.glimpse_source(home)
-            settings = glimpse_config(files.read_json(home / "config.json"), config, str(home / "config.json"))
+            settings = glimpse_config(read_json(home / "config.json"), config, str(home / "config.json"))
         processor = load_processor(folder, config)
         base = base_source(folder, config)
         bar = (lambda items: tqdm(items, desc="loading weights", unit="tensor")) if progress else iter

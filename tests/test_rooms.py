@@ -4,8 +4,9 @@ import ast
 from pathlib import Path
 
 RANKS = [
-    {"errors", "version", "allocator", "vision_config"},
-    {"choices"},
+    {"errors", "version", "allocator"},
+    {"choices", "disk", "schema"},
+    {"vision_config", "lock"},
     {"config", "config_file", "trees", "buckets", "clock", "compiled", "settings"},
     {"sharding", "ops", "images", "pictures", "base_settings"},
     {"models", "glimpse", "layout"},

@@ -99,9 +99,9 @@ class Compile:
 
 def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
     """A known size's or a folder's configuration, with the folder's own glimpse or one of the released proportions."""
+    from gp_jax.disk import read_json
     from gp_jax.flops import SIZES
     from gp_jax.pretrained import hf_config
-    from gp_jax.pretrained.files import read_json
     from gp_jax.settings import GlimpseSettings
     from gp_jax.training.build import glimpse_config
 

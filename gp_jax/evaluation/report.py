@@ -6,6 +6,7 @@ from pathlib import Path
 
 from etils import epath
 
+from gp_jax.disk import write_text
 from gp_jax.evaluation.gallery import Sample, cards, safe
 from gp_jax.evaluation.lines import Lines
 from gp_jax.evaluation.listing import listing, metric_names, places
@@ -13,7 +14,6 @@ from gp_jax.evaluation.marks import chip
 from gp_jax.evaluation.page import CSS, JS
 from gp_jax.evaluation.rows import PlanRow
 from gp_jax.evaluation.tables import MAIN, MISSING, Column, cost_columns, label, main_columns, part_warning, percent, warnings
-from gp_jax.report import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing from outside
 MEMORY = (

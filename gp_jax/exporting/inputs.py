@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from gp_jax.buckets import Ladder, Ladders
+from gp_jax.disk import read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.exporting.layout import FACTS, PROCESSOR
 from gp_jax.glimpse.select import Prune
 from gp_jax.images import ImageLike
 from gp_jax.inference import fitting_inputs
-from gp_jax.pretrained.files import read_json
 from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
 from gp_jax.processing import as_batch
 from gp_jax.processors import load_processor

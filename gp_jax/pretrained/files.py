@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from gp_jax.disk import read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.pretrained.torch_file import open_torch
 
@@ -76,21 +77,6 @@ def find_model(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     if Path(name).expanduser() != folder and not any(folder.glob("*.safetensors")):
         return find_folder(name, (*patterns, "*.bin"))
     return folder
-
-
-def read_json(path: Path, required: bool = True) -> dict[str, Any]:
-    """A JSON object. Raises: GlimpseError when missing (if required) or damaged."""
-    if not path.exists():
-        if required:
-            raise GlimpseError(f"{path}: file is missing")
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise GlimpseError(f"{path}: is not valid JSON ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise GlimpseError(f"{path}: must hold a JSON object")
-    return content
 
 
 def _floating(dtype: Any, key: str, where: str) -> np.dtype:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gp_jax.config import GlimpseConfig, ModelConfig
+from gp_jax.disk import read_json
 from gp_jax.pretrained import llava, qwen
 from gp_jax.pretrained.fields import check_activation, get, refuse_if, typed
-from gp_jax.pretrained.files import read_json
 from gp_jax.pretrained.tower import with_tower
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gp_jax.config import ModelConfig
+from gp_jax.disk import read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.pretrained import files
 from gp_jax.pretrained.names import NAMES, checkpoint_name
@@ -46,7 +47,7 @@ def with_tower(hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return dict(hf)
     if name in KNOWN and local_tower(name, folder) is None:
         return {**hf, "vision_config": KNOWN[name]}
-    own = files.read_json(find_tower(name, folder, weights=False) / "config.json")
+    own = read_json(find_tower(name, folder, weights=False) / "config.json")
     return {**hf, "vision_config": own.get("vision_config", own)}
 
 
@@ -54,14 +55,14 @@ def processor_file(folder: Path) -> list[Path]:
     """The `preprocessor_config.json` of the tower that a checkpoint refers to, where it has none itself and that one is here."""
     if (folder / PROCESSOR).exists():
         return []
-    name = files.read_json(folder / "config.json", required=False).get(NAME)
+    name = read_json(folder / "config.json", required=False).get(NAME)
     place = local_tower(name, folder) if isinstance(name, str) else None
     return [place / PROCESSOR] if place and (place / PROCESSOR).exists() else []
 
 
 def base_source(folder: Path, config: ModelConfig) -> files.TensorSource:
     """The base model's tensors, the tower's from its own folder where the checkpoint has none."""
-    base, name = files.base_source(folder), files.read_json(folder / "config.json").get(NAME)
+    base, name = files.base_source(folder), read_json(folder / "config.json").get(NAME)
     if name is None:
         return base
     prefix = checkpoint_name("vision.class_embedding", NAMES[config.model_type].rules).removesuffix("embeddings.class_embedding")

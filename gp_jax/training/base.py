@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from gp_jax.base_settings import BaseConfig, ScenesConfig
 from gp_jax.checkpoint import read_params, run_folder
 from gp_jax.data.feed import Loaded, Placer, load, local_rows
+from gp_jax.disk import read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.lvlm import LVLM
-from gp_jax.pretrained.files import read_json
 from gp_jax.pretrained.hf_config import model_config
 from gp_jax.pretrained.params import export_base
 from gp_jax.pretrained.saving import save_model

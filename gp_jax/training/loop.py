@@ -17,8 +17,9 @@ from gp_jax.checkpoint import Checkpoints, run_folder
 from gp_jax.clock import COMPILES
 from gp_jax.compiled import keep_compiled
 from gp_jax.data.feed import Placer
+from gp_jax.disk import write_text
 from gp_jax.errors import GlimpseError
-from gp_jax.report import RunLog, environment, memory_gib, write_text
+from gp_jax.report import RunLog, environment, memory_gib
 from gp_jax.settings import TrainConfig
 from gp_jax.sharding import has_others, start_processes
 from gp_jax.training.build import plain

@@ -1,0 +1,116 @@
+"""Files from strangers, and files that must be whole: regular and of bounded size when read, renamed into place when written.
+
+A path may be a FIFO, a device or a folder where a file is meant, a name that no file system takes, or text of any length and depth. All
+of that is found before a byte is parsed.
+"""
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gp_jax.errors import GlimpseError, one_line, printable
+
+MAX_JSON = 8 << 20  # bytes: parsed, the worst of texts takes some twenty times its length
+MAX_DEPTH = 64  # of nested lists and objects
+
+
+def path_of(name: str | os.PathLike) -> Path:
+    """A path with `~` resolved. Raises: GlimpseError for a name that is none."""
+    try:
+        path = Path(name).expanduser()
+        os.fsencode(path)
+    except (RuntimeError, ValueError, TypeError) as error:  # of nobody's home, with half a surrogate, or no text
+        raise GlimpseError(f"{printable(name, 80)}: is not a path ({one_line(error)})") from error
+    return path
+
+
+def kind_of(path: Path) -> str | None:
+    """ "file", "folder" or "other" (a FIFO, a device, a socket); None: nothing is there.
+
+    Raises: GlimpseError for a name that no file can have, or one that must not be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # a name too long, with a null character, a circle of links, no permission
+        raise GlimpseError(f"{printable(path, 80)}: is not a path that can be read ({one_line(error, 60)})") from error
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def check_regular(path: Path) -> None:
+    """Raises: GlimpseError unless a regular file is there. Whatever opens files of its own accord is called behind this."""
+    kind = kind_of(path)
+    if kind != "file":
+        wrong = {None: "file is missing", "folder": "is a folder, not a file", "other": "is not a regular file"}[kind]
+        raise GlimpseError(f"{path}: {wrong}")
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file's content. Raises: GlimpseError when it is missing, no regular file, longer than `most`, or cannot be read."""
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise GlimpseError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(content) > most:
+        raise GlimpseError(f"{path}: is larger than {most >> 10} KiB")
+    return content
+
+
+def read_text(path: Path, most: int = MAX_JSON) -> str:
+    """A file in UTF-8. Raises: as `read_bytes`, and when it is not UTF-8."""
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise GlimpseError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+
+
+def parse_json(text: str | bytes, where: object) -> Any:
+    """A JSON value of bounded depth. Raises: GlimpseError that begins with `where`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GlimpseError(f"{where}: is not valid JSON ({one_line(error)})") from error
+    level = [[value]]
+    for _ in range(MAX_DEPTH):
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)]
+        if not level:
+            return value
+    raise GlimpseError(f"{where}: is not valid JSON (more than {MAX_DEPTH} levels deep)")
+
+
+def read_json(path: Path, required: bool = True) -> dict[str, Any]:
+    """A JSON object. Raises: GlimpseError when missing (if required) or damaged."""
+    if not required and kind_of(path) is None:
+        return {}
+    content = parse_json(read_text(path), path)
+    if not isinstance(content, dict):
+        raise GlimpseError(f"{path}: must hold a JSON object")
+    return content
+
+
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Writes inside: a full disk or a folder without permission is one line that names `path`, or the file that the system names."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename if isinstance(error.filename, str) else path
+        raise GlimpseError(f"{named}: cannot be written ({error.strerror or one_line(error)})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file in UTF-8, whole or not at all. path: local or of etils.epath. Raises: GlimpseError that names it.
+
+    Halves of surrogates are written as JSON escapes them.
+    """
+    scratch = path.parent / f".{path.name}.partial"
+    with writing(path):
+        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
+        scratch.replace(path)

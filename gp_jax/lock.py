@@ -1,0 +1,94 @@
+"""One process at a time writes to a folder; the lock dies with its holder.
+
+Locally it is the system's own lock on a file. Object stores have none: there a mark is written again every few seconds, and one that has
+not been written for a while belongs to nobody. Two that begin within the same second may both see no mark.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from gp_jax.disk import writing
+from gp_jax.errors import GlimpseError, printable
+
+FILE = ".lock"
+BEAT = 10.0  # seconds between two marks on an object store
+DEAD = 6  # marks missed
+
+
+@contextlib.contextmanager
+def only_one(folder: epath.Path | Path, what: str, local: bool | None = None) -> Iterator[None]:
+    """Holds the lock of a folder, which is made. what: who writes there, e.g. "train.py". local: default: unless it is a URI.
+
+    Raises: GlimpseError when another process holds it, or when the folder cannot be written.
+    """
+    local = "://" not in str(folder) if local is None else local
+    with writing(folder), contextlib.ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_system_lock(Path(folder) / FILE, what) if local else _beating(epath.Path(folder) / FILE, what))
+        held = stack.pop_all()
+    with held:
+        yield
+
+
+@contextlib.contextmanager
+def _system_lock(path: Path, what: str) -> Iterator[None]:
+    with path.open("a+") as file:  # closing it lets it go, and so does dying
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise _refused(path, file.read(200) or what) from error
+        file.truncate(0)
+        file.write(f"{what}, process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _beating(path: epath.Path, what: str) -> Iterator[None]:
+    mine = {"who": f"{what}, process {os.getpid()} on {socket.gethostname()}", "id": uuid.uuid4().hex}
+    if (other := _mark(path)) is not None and time.time() - other["time"] < BEAT * DEAD:
+        raise _refused(path, other["who"])
+    stop = threading.Event()
+
+    def beat() -> None:
+        path.write_text(json.dumps(mine | {"time": time.time()}))
+
+    def go_on() -> None:
+        while not stop.wait(BEAT):
+            with contextlib.suppress(OSError):  # the store may be away for a moment
+                beat()
+
+    beat()
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if (left := _mark(path)) is not None and left["id"] == mine["id"]:
+            path.unlink(missing_ok=True)
+
+
+def _mark(path: epath.Path) -> dict | None:
+    """Who holds the lock, since when; None: nobody, or nothing that can be read."""
+    try:
+        mark = json.loads(path.read_text())
+        return {"who": str(mark["who"]), "id": str(mark["id"]), "time": float(mark["time"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _refused(path: epath.Path | Path, who: str) -> GlimpseError:
+    return GlimpseError(f"{path.parent}: {printable(who, 200)} is writing there; wait for it, or choose another --out")
