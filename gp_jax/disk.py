@@ -78,7 +78,7 @@ def parse_json(text: str | bytes, where: object) -> Any:
     except (ValueError, RecursionError) as error:
         raise GlimpseError(f"{where}: is not valid JSON ({one_line(error)})") from error
     level = [[value]]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH + 1):
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)]
         if not level:
             return value
