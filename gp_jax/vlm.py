@@ -22,6 +22,7 @@ from gp_jax.layout import ARRAYS, read_samples
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained import files, params, saving
 from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
+from gp_jax.pretrained.misfits import check_quantised
 from gp_jax.pretrained.tower import base_source
 from gp_jax.processing import Prepared, Processor, as_batch
 from gp_jax.processors import load_processor
@@ -85,6 +86,7 @@ class GlimpseVLM:
             raise GlimpseError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
         folder = files.find_model(path_or_hub_id, ALL_FILES)
         hf_config = read_config(folder)
+        check_quantised(hf_config, folder / "config.json")
         generation = read_json(folder / "generation_config.json", required=False)
         config = model_config(hf_config, generation, str(folder / "config.json"))
         own = glimpse is None
