@@ -26,8 +26,9 @@ from gp_jax.pretrained.misfits import check_quantised
 from gp_jax.pretrained.tower import base_source
 from gp_jax.processing import Prepared, Processor, as_batch
 from gp_jax.processors import load_processor
-from gp_jax.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings, whole_number
+from gp_jax.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings
 from gp_jax.results import Answer, Generation, outcome, per_token, split_tokens
+from gp_jax.schema import AtLeastOne, one
 from gp_jax.warmup import WarmUp
 
 VIDEO_HINT = ": only still images are supported"
@@ -155,7 +156,7 @@ class GlimpseVLM:
         if prune is not None and prune.keeps_everything:
             plan = ()  # never slower than not pruning
         settings = sampling_settings(self.config, temperature, top_k, top_p, seed, eos_token_id)
-        whole_number("max_new_tokens", max_new_tokens, 1)
+        max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
         self.engine.ladders.decode.fit(max_new_tokens)
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes)
         clock = timed if isinstance(timed, Clock) else Clock(timed)
