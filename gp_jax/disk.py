@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,25 @@ def kind_of(path: Path) -> str | None:
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
+def spelled(name: str | os.PathLike) -> Path:
+    """The path of what is there under a name. A letter with an accent is one character or two (Unicode's normal forms NFC and NFD), and
+    systems and archives change one into the other: where nothing has the name as it is given, the other spelling of each part is tried.
+
+    Raises: GlimpseError for a name that is none.
+    """
+    try:
+        path = Path(name)
+    except Exception as error:  # of an object that says it is a path
+        raise GlimpseError(f"a {type(name).__name__} is not a path ({one_line(error)})") from error
+    if str(path).isascii() or kind_of(path) is not None:
+        return path
+    found = Path()
+    for part in path.parts:
+        forms = (found / form for form in (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)))
+        found = next((form for form in forms if kind_of(form) is not None), found / part)
+    return found
+
+
 def check_regular(path: Path) -> None:
     """Raises: GlimpseError unless a regular file is there. Whatever opens files of its own accord is called behind this."""
     kind = kind_of(path)
@@ -55,10 +75,11 @@ def read_bytes(path: Path, most: int) -> bytes:
     check_regular(path)
     try:
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            too_long = os.fstat(file.fileno()).st_size > most  # a file of nothing but holes may be of any size
+            content = b"" if too_long else file.read(most + 1)
     except OSError as error:
         raise GlimpseError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(content) > most:
+    if too_long or len(content) > most:
         raise GlimpseError(f"{path}: is larger than {most >> 10} KiB")
     return content
 

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable
 
 LONGEST = 2000  # characters of a message: what is longer hides its cause
-# Control characters (terminals act on them), changes of writing direction (they show other text than there is), halves of surrogates.
-UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters (terminals act on them, and a message is one line), changes of writing direction (they show other text than there is),
+# halves of surrogates.
+UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class GlimpseError(ValueError):

@@ -38,18 +38,18 @@ def test_errors_name_the_file(tmp_path, photo):
     (tmp_path / "big.png").write_bytes(png_header(12000, 10000))
     (tmp_path / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n")  # PostScript is a program
     (tmp_path / "long.png").write_bytes(png_header(5000, 3))
-    Image.new("RGB", (1, 50)).save(tmp_path / "thin.png")
+    Image.new("RGB", (1, 201)).save(tmp_path / "thin.png")
     for name, message in {
-        "nothing.png": "no such file",
+        "nothing.png": "file is missing",
         "text.jpg": "is not an image",
         "empty.jpg": "is not an image",
         "cut.png": "is truncated or damaged",
         "cut.jpg": "is truncated or damaged",
-        "bomb.png": "more pixels than the limit of 100000000",
+        "bomb.png": "60000 x 60000 pixels are more than the limit of 100000000",
         "big.png": "12000 x 10000 pixels are more than the limit of 100000000",
         "page.png": "is not an image in a known format",
         "long.png": "too extreme an aspect ratio",
-        "thin.png": "too few",
+        "thin.png": "pixels are too extreme an aspect ratio",
     }.items():
         with pytest.raises(GlimpseError) as error:
             open_image(tmp_path / name)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 RANKS = [
     {"errors", "version", "allocator"},
-    {"choices", "disk", "schema"},
+    {"choices", "disk", "schema", "tiff"},
     {"vision_config", "lock"},
-    {"config", "config_file", "trees", "buckets", "clock", "compiled", "settings"},
+    {"config", "config_file", "trees", "buckets", "clock", "compiled", "settings", "encoded"},
     {"sharding", "ops", "images", "pictures", "base_settings"},
     {"models", "glimpse", "layout"},
     {"lvlm", "parts"},

@@ -10,27 +10,23 @@ Axes: boxes are (x1, y1, x2, y2), sizes (width, height).
 
 import functools
 import os
-import stat
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from gp_jax.data.formats import BadRow, Row
 from gp_jax.data.record import Box, Record
-from gp_jax.errors import GlimpseError
-from gp_jax.images import formats, open_image
+from gp_jax.disk import kind_of, read_bytes, spelled
+from gp_jax.errors import GlimpseError, printable
+from gp_jax.images import MAX_BYTES, read_picture
 
 SLACK_PIXELS = 1.0  # boxes beyond the picture by this, or by SLACK_SHARE of the side, are clipped: rounding of annotation tools
 SLACK_SHARE = 0.005
 UNCLEAR_BELOW = 2.0  # no evidence is this small in pixels, and no share of a picture this large
-MAX_BYTES = 256 << 20  # of one file
 CACHED = 8  # pictures: rows about one picture follow each other
 WHITE = 128  # mask pixels from here on are evidence
-ORIENTATION = 0x0112  # EXIF tag
 SIBLINGS = {"textcap": "textvqa", "visual7w": "v7w", "v7w": "visual7w"}  # released data sets that share or rename a folder of pictures
 
 # Where (x, y) of the stored picture is in the upright one, as shares, by EXIF orientation.
@@ -112,11 +108,10 @@ class Checker:
         """The first place where the file is. Nothing outside the folder is looked at (links inside it are the user's own choice)."""
         for place in candidates(path, dataset, self.folder, kind):
             try:
-                if not stat.S_ISDIR(place.stat().st_mode):
+                place = spelled(place)
+                if kind_of(place) in ("file", "other"):  # what is no regular file is named when it is opened
                     return place
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except (OSError, ValueError):  # a name too long, or with a null character
+            except GlimpseError:  # a name that no file can have
                 break
         raise BadRow(f"{kind} missing", f"{path}: no such file")
 
@@ -216,47 +211,36 @@ def _clear_frame(boxes: Sequence[tuple[float, ...]]) -> str:
 def _read_picture(path: Path) -> Picture | str:
     """The picture, or what is wrong with it."""
     try:
-        if not path.is_file():
-            return "is not a regular file"
-        if path.stat().st_size > MAX_BYTES:
-            return f"has more than {MAX_BYTES >> 20} MiB"
-        size = open_image(path).size
-        with _header(path) as image:
-            orientation = image.getexif().get(ORIENTATION, 1)
-        return Picture(path.read_bytes(), size, orientation if orientation in TO_UPRIGHT else 1)
+        data = read_bytes(path, MAX_BYTES)
+        found = read_picture(data, str(path))
+        found.rgb()
+        return Picture(data, found.size, found.orientation)
     except GlimpseError as error:
-        return str(error).removeprefix(f"{path}: ")
-    except (OSError, MemoryError) as error:
-        return f"{type(error).__name__}: {error}"
+        return _less(path, error)
 
 
-def _header(path: Path) -> Image.Image:
-    """A file that open_image has accepted, so within its limits: Pillow need not warn of large ones."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=formats())
+def _less(path: Path, error: GlimpseError) -> str:
+    """What is wrong with a file, without its name, which a row gives in its own words."""
+    return str(error).removeprefix(f"{printable(path)}: ")
 
 
 def upright_size(path: Path) -> tuple[int, int]:
     """Width and height of an upright picture, by its header alone: decoding may still fail. Raises: BadRow."""
     try:
-        with _header(path) as image:
-            late = image.format == "PNG" and "exif" not in image.info  # Pillow would decode it all to look for an entry at its end
-            turned = not late and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-    except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them
-        raise BadRow("image broken", f"{path.name}: {type(error).__name__}: {error}") from error
+        return read_picture(read_bytes(path, MAX_BYTES), str(path)).size
+    except GlimpseError as error:
+        raise BadRow("image broken", f"{path.name}: {_less(path, error)}") from error
 
 
 def _read_mask(path: Path) -> Picture | BadRow:
     found = _read_picture(path)
     if isinstance(found, str):
         return BadRow("mask broken", found)
-    with _header(path) as image:
-        see_through = "A" in image.getbands() or "transparency" in image.info
-        if see_through and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-            return BadRow("mask transparent", "opening pictures makes transparent parts white, which is evidence: save it without alpha")
-    brightest = int(np.asarray(open_image(path).convert("L")).max())
+    mask = read_picture(found.data, str(path))
+    brightest = int(np.asarray(mask.rgb().convert("L")).max())
+    see_through = "A" in mask.stored.getbands() or "transparency" in mask.stored.info
+    if see_through and np.asarray(mask.stored.convert("RGBA"))[..., 3].min() < 255:
+        return BadRow("mask transparent", "opening pictures makes transparent parts white, which is evidence: save it without alpha")
     if brightest < WHITE:
         return BadRow("mask empty", f"no white pixel, the brightest is {brightest} of 255")
     return found

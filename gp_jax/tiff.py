@@ -1,0 +1,84 @@
+"""The directory of a TIFF file, or of an EXIF block, which is built as one.
+
+Entries are 12 bytes: tag, type, number of values, and these or where they are; of a BigTIFF, whose counts and places are longer, 20.
+"""
+
+import struct
+from typing import ClassVar
+
+MAX_COUNT = 1 << 18  # entries, or values of one: a picture of sensible size has fewer strips
+SMALL_TILE = 1 << 22  # pixels
+WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
+# What says where pixels are and how they are packed: all tags of the specification but names, dates, resolutions, orientation and places of
+# other directories; depths and kinds of samples as older writers said them; one of a compression.
+PIXELS = {*range(254, 533)} - {269, 270, 271, 272, 274, 282, 283, 285, 286, 287, 296, 297, 305, 306, 315, 316, 330, 337}
+PIXELS |= {32995, 32996, 32997, 32998, 50674}
+
+
+class Directory:
+    """The first directory of a file. entries: those that are whole, by tag.
+
+    Reading one raises nothing: what cannot be read is not there.
+    """
+
+    NUMBERS: ClassVar = {3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L", 16: "Q"}  # by type
+    TEXTS = (1, 2, 7)  # types of a byte a value
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.entries, self.order = data, {}, {b"II": "<", b"MM": ">"}.get(data[:2], "<")
+        self.big = data[2:3] == b"\x2b"
+        self.size, self.head = (20, 16) if self.big else (12, 8)  # of an entry, and of the file's header
+        self.long, self.short = ("Q", "Q") if self.big else ("L", "H")  # of a place, and of the number of entries
+        if data[:2] not in (b"II", b"MM"):
+            return
+        at = self._unpack(self.long, data[self.head // 2 : self.head])
+        if at is None or (number := self._unpack(self.short, data[at : at + struct.calcsize("<" + self.short)])) is None:
+            return
+        at += struct.calcsize("<" + self.short)
+        for place in range(at, min(at + self.size * min(number, MAX_COUNT), len(data) - self.size + 1), self.size):
+            entry = data[place : place + self.size]
+            self.entries.setdefault(self._unpack("H", entry[:2]), entry)
+
+    def _unpack(self, letter: str, data: bytes) -> float | None:
+        return struct.unpack(self.order + letter, data)[0] if len(data) == struct.calcsize(self.order + letter) else None
+
+    def count(self, tag: int) -> int:
+        """How many values an entry says that it has."""
+        return self._unpack(self.long, self.entries[tag][4 : 12 if self.big else 8])
+
+    def content(self, tag: int, most: int) -> bytes:
+        """The bytes of an entry's values, at most so many of them; none when there is no entry."""
+        kind = self._unpack("H", self.entries[tag][2:4]) if tag in self.entries else None
+        if kind not in self.NUMBERS and kind not in self.TEXTS:
+            return b""
+        length = self.count(tag) * struct.calcsize("<" + self.NUMBERS.get(kind, "B"))
+        place = self.entries[tag][12 if self.big else 8 :]
+        at, data = (0, place) if length <= len(place) else (self._unpack(self.long, place), self.data)
+        return data[at : at + min(length, most)]
+
+    def number(self, tag: int) -> float | None:
+        """An entry's first value; None where there is none, -1 for what is no number."""
+        first = self.content(tag, 8)
+        letters = self.NUMBERS.get(self._unpack("H", self.entries[tag][2:4])) if first else None
+        if letters is None:
+            return -1 if first else None
+        size = struct.calcsize("<" + letters)
+        if len(first) < size:
+            return None
+        above, below = (*struct.unpack(self.order + letters, first[:size]), 1)[:2]
+        return above / below if below else -1
+
+    def with_pixels_only(self) -> bytes:
+        """The file with one directory, of the entries that pixels need. Raises: ValueError for entries, or tiles, that no picture has."""
+        kept = [tag for tag in self.entries if tag in PIXELS]
+        counts = [self.count(tag) for tag in kept]
+        if max(counts, default=0) > MAX_COUNT or sum(counts) > len(self.data):
+            raise ValueError("a directory that is larger than its file")
+        width, height, across, down = (self.number(tag) or 0 for tag in (WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT))
+        if across * down > max(4 * width * height, SMALL_TILE):  # a decoder makes room for whole tiles
+            raise ValueError(f"tiles of {across:.0f} x {down:.0f} pixels")
+        padding = bytes(len(self.data) % 2)
+        place = struct.pack(self.order + self.long, len(self.data) + len(padding))
+        number, last = struct.pack(self.order + self.short, len(kept)), struct.pack(self.order + self.long, 0)
+        entries = [self.entries[tag] for tag in kept]
+        return b"".join([self.data[: self.head // 2], place, memoryview(self.data)[self.head :], padding, number, *entries, last])
