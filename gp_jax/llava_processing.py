@@ -163,6 +163,9 @@ class OriginalLlavaProcessor(LlavaProcessor):
         pad = read_json(folder / "config.json", required=False).get("image_aspect_ratio") == "pad"
         return path, settings | {"do_pad": pad}
 
+    def refusal(self, question: object) -> str | None:
+        return super().refusal(question) or (f"holds the image placeholder {IMAGE}" if IMAGE in str(question) else None)
+
     def tokenize(self, texts: Sequence[str], prompts: bool = True) -> list[list[int]]:
         tokenizer = self._tokenizer()
         if not prompts:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its advice to install PyTorch does not apply here
 
 Area = tuple[float, float, float, float]
+MAX_TEXT = 1 << 20  # characters: more than any model's context, and some hundred bytes each while they become tokens
 SENTENCEPIECE = "tokenizer.model"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", SENTENCEPIECE)
 
@@ -35,6 +36,19 @@ class Prepared:
     inputs: dict[str, np.ndarray | None]
     images: list[list[Image.Image]]  # per sample and view, upright RGB
     grids: list[tuple[tuple[int, int], ...]]  # per sample and view: (rows, columns) of visual tokens
+
+
+def unreadable(text: object) -> str | None:
+    """Why a text cannot become tokens at all; None: it can."""
+    if not isinstance(text, str):
+        return f"is of type {type(text).__name__}, not text"
+    if not text.strip():
+        return "is empty"
+    if len(text) > MAX_TEXT:
+        return f"has {len(text)} characters, more than {MAX_TEXT}"
+    if not text.isprintable() and text.encode("utf-8", "ignore").decode() != text:
+        return "is not valid text (it holds half of a surrogate pair)"
+    return None
 
 
 def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], list[str]]:
@@ -183,6 +197,22 @@ class Processor:
             raise GlimpseError("this model folder has no tokenizer files: use generate with ready-made inputs")
         return self.tokenizer
 
+    def refusal(self, question: object) -> str | None:
+        """Why a text cannot be asked, as the end of a sentence that begins with "the question"; None: it can.
+
+        What stands for a picture in another model's prompts is plain text here.
+        """
+        if reason := unreadable(question):
+            return reason
+        ids = self.tokenize([question], prompts=False)[0]
+        for kind, token in (("image", self.config.image_token_id), ("video", self.config.video_token_id)):
+            if token is not None and token in ids:
+                return f"holds the {kind} placeholder {self._tokenizer().convert_ids_to_tokens(token)}"
+        most = max(ids, default=0)
+        if most >= self.config.text.vocab_size:
+            return f"becomes token {most}, which the model's vocabulary of {self.config.text.vocab_size} does not have"
+        return None
+
     def chat(self, images: int, question: str, system: str | None = None) -> str:
         """The chat template's text for one question about some images, generation prompt included."""
         content: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)] + [{"type": "text", "text": question}]
@@ -228,10 +258,9 @@ class Processor:
         Raises: GlimpseError on an empty question, a bad image, or a question that holds image tokens.
         """
         for i, question in enumerate(questions):
-            if not isinstance(question, str) or not question.strip():
-                raise GlimpseError(f"question {i + 1} is empty" if len(questions) > 1 else "the question is empty")
-            if not question.isprintable() and question.encode("utf-8", "ignore").decode() != question:
-                raise GlimpseError(f"question {i + 1} is not valid text")
+            reason = unreadable(question) if rendered else self.refusal(question)
+            if reason:
+                raise GlimpseError(f"question {i + 1} {reason}" if len(questions) > 1 else f"the question {reason}")
         opened = [[open_image(image, max_image_pixels, f"image {k + 1}") for k, image in enumerate(own)] for own in images]
         plots = [[self.plot(*image.size) for image in own] for own in opened]
         texts = [q if rendered else self.chat(len(own), q, system) for own, q in zip(opened, questions, strict=True)]
@@ -250,9 +279,7 @@ class Processor:
         ids = np.asarray(self.tokenize([prompt])[0], np.int64)
         is_image = ids == self.config.image_token_id
         if is_image.sum() != len(counts):
-            raise GlimpseError(
-                f"the prompt holds {is_image.sum()} image placeholders for {len(counts)} image(s); a question must not contain any"
-            )
+            raise GlimpseError(f"the prompt holds {is_image.sum()} image placeholders for {len(counts)} image(s)")
         repeats = np.ones(ids.size, int)
         repeats[is_image] = counts
         return np.repeat(ids, repeats)
