@@ -62,7 +62,7 @@ OUTPUTS = {
     "visual_tokens": "(B,) int32: visual tokens before it",
     "keep": "(B, N) bool: which of them, picture by picture, row by row, then padding",
     "importance": "(B, N) float32: what the keep rule compared with its threshold, in the same order; 0 without a cut",
-    "first_logits": "(B, V) float32: logits of the first new token",
+    "first_logits": "(B, V) float32: logits of the first new token; where they are not finite, the tokens mean nothing",
 }
 
 

@@ -18,9 +18,9 @@ KINDS = (
     (r"lora_|\.base_layer\.|\.modules_to_save\.", "it holds a LoRA adapter that is not merged into its base (peft: merge_and_unload)"),
 )
 OTHERS = (
-    (r"visual\.blocks\.0\.mlp\.gate_proj\.", "Qwen2.5-VL", ("qwen2_5_vl",)),
+    (r"visual\.blocks\.\*\.mlp\.gate_proj\.", "Qwen2.5-VL", ("qwen2_5_vl",)),
     (r"deepstack_merger", "Qwen3-VL", ()),
-    (r"visual\.blocks\.0\.mlp\.fc1\.", "Qwen2-VL", ()),
+    (r"visual\.blocks\.\*\.mlp\.fc1\.", "Qwen2-VL", ()),
     (r"mm_projector\.", "LLaVA in its own layout (model_type llava_llama)", ("llava_llama",)),
     (r"multi_modal_projector\.", "LLaVA in the layout of transformers (model_type llava)", ("llava", "llava_next")),
     (r"^(thinker|talker)\.", "Qwen2.5-Omni", ()),
@@ -48,17 +48,22 @@ def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
     return [f"{len(names)} {kind}: {some(_grouped(names))}" for kind, names in kinds if names]
 
 
+def starred(key: str) -> str:
+    """A key without its layer's number."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", key)
+
+
 def _grouped(names: Mapping[str, str]) -> list[str]:
     """Keys that differ in a layer's number as one. names: key -> what is said behind it."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key in sorted(names):
-        groups.setdefault((re.sub(r"(?<=\.)\d+(?=\.)", "*", key), names[key]), []).append(key)
+        groups.setdefault((starred(key), names[key]), []).append(key)
     return [f"{own[0] if len(own) == 1 else f'{pattern} ({len(own)} times)'}{more}" for (pattern, more), own in groups.items()]
 
 
 def cause(found: Iterable[str], wanted: Iterable[str], names: Names | None = None, model_type: str = "") -> str:
     """The likely reason why keys do not fit, to be put behind the error; empty when none is known. names: of the base model."""
-    found, wanted = list(found)[:LOOKED_AT], set(wanted)
+    found, wanted = [starred(key) for key in list(found)[:LOOKED_AT]], {starred(key) for key in wanted}
     unknown = [key for key in found if key not in wanted]
     for pattern, said in KINDS:
         if any(re.search(pattern, key) for key in unknown):

@@ -149,7 +149,7 @@ def load(
             found = {name: source.shapes[key] for name, key in keys.items()}
             if wrong := misfits(expected, found, optional):
                 family = () if chosen else (own.names, config.model_type)
-                problems.append(f"{source.where}: {', '.join(wrong)}{cause(found, expected, *family)}")
+                problems.append(f"{source.where}: {'; '.join(wrong)}{cause(found, expected, *family)}")
             else:
                 for name in expected.keys() & found.keys():
                     source.dtype(keys[name])
