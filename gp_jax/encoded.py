@@ -20,6 +20,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no for
 MAX_PARTS = 1 << 18  # chunks or segments of a file: more take long to read and hold no picture
 MAX_TEXT = 1 << 20  # bytes of a text, unpacked
 SCAN, MARKER = 0xDA, re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # of JPEG; restarts inside a scan are no segments
+PER_BYTE = 1024  # pixels at most that a byte of a JPEG or lossy WebP says; of one colour they reach half of it
 FEW_SCANS, MAX_SCANNED = 20, 1_000_000_000  # a progressive JPEG goes over all its pixels in every scan; encoders write about ten
 ORIENTATION, XMP = 0x0112, 0x02BC  # TIFF tags
 UPRIGHT = {  # what turns a stored picture upright, by EXIF's orientation
@@ -88,7 +89,7 @@ def strip_jpeg(data: bytes) -> Stripped:
 
     Raises: ValueError for more scans than a picture of this size has.
     """
-    spans, exif, xmp, at, pixels = [(0, 2)], [], b"", 2, 0
+    spans, exif, xmp, at, pixels, huffman = [(0, 2)], [], b"", 2, 0, False
     for marker, start, end in _segments(data, at):
         if marker == SCAN:
             at = start
@@ -102,8 +103,10 @@ def strip_jpeg(data: bytes) -> Stripped:
         else:
             spans.append((start, end))  # less what stands between segments, which every decoder skips
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            pixels = int.from_bytes(content[1:3]) * int.from_bytes(content[3:5])
+            huffman, pixels = marker < 0xC8, int.from_bytes(content[1:3]) * int.from_bytes(content[3:5])
         at = end
+    if huffman and pixels > PER_BYTE * len(data):  # a decoder makes room for all pixels before it sees that they are not there
+        raise ValueError(f"{pixels} pixels in {len(data)} bytes")
     scans = sum(marker == SCAN for marker, _, _ in _segments(data, at))
     if scans > FEW_SCANS and scans * pixels > MAX_SCANNED:
         raise ValueError(f"{scans} scans of {pixels} pixels")
@@ -178,6 +181,10 @@ def strip_webp(data: bytes) -> Stripped:
         following = at + 8 + length + length % 2
         if (parts := parts + 1) > MAX_PARTS:
             raise ValueError(f"more than {MAX_PARTS} chunks")
+        if kind == b"VP8 ":
+            width, height = (int.from_bytes(data[at + place : at + place + 2], "little") & 0x3FFF for place in (14, 16))
+            if width * height > PER_BYTE * len(data):
+                raise ValueError(f"{width} x {height} pixels in {len(data)} bytes")
         if kind in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"):
             spans.append((at, min(following, end)))
         else:

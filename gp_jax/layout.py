@@ -110,6 +110,7 @@ def rope_positions(image_token: np.ndarray, grids: Sequence[tuple[int, int]], ax
     return (before[None] + place).astype(np.int32)
 
 
+MAX_SAMPLES, MAX_TOKENS = 1 << 12, 1 << 24  # of a request, padding included: far beyond any ladder
 ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "image_sizes")  # what a processor returns
 
 
@@ -129,24 +130,13 @@ def read_samples(
         pixel_values, image_grid_thw, image_sizes: pictures, as the model's kind of tower takes them (see `pictures`).
     Raises: GlimpseError that names the argument at fault.
     """
-    ids = numeric("input_ids", input_ids)
-    if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        raise GlimpseError(f"input_ids must be a non-empty (batch, length) integer array, not {ids.dtype} {ids.shape}")
-    mask = np.ones(ids.shape, bool) if attention_mask is None else numeric("attention_mask", attention_mask).astype(bool)
-    if mask.shape != ids.shape:
-        raise GlimpseError(f"attention_mask {mask.shape} does not match input_ids {ids.shape}")
-    pictures = read_pictures(config.vision, pixel_values, image_grid_thw, image_sizes)
-    one_each = int(((ids == config.image_token_id) & mask).sum()) == len(pictures)
+    prompts = _prompts(config, input_ids, attention_mask)
+    tokens = sum(int((prompt == config.image_token_id).sum()) for prompt in prompts)
+    pictures = read_pictures(config.vision, tokens, pixel_values, image_grid_thw, image_sizes)
+    one_each = tokens == len(pictures)
     samples, image = [], 0
-    for row, (row_ids, row_mask) in enumerate(zip(ids, mask, strict=True)):
-        kept = row_ids[row_mask]
-        if kept.size == 0:
-            raise GlimpseError(f"input_ids[{row}] is empty")
+    for row, kept in enumerate(prompts):
         is_image = kept == config.image_token_id
-        if not ((kept >= 0) & (kept < config.text.vocab_size) | is_image).all():
-            raise GlimpseError(f"input_ids[{row}] holds ids outside 0..{config.text.vocab_size - 1}")
-        if config.video_token_id is not None and (kept == config.video_token_id).any():
-            raise GlimpseError(f"input_ids[{row}] holds video tokens; only images are supported")
         wanted, mine, taken = int(is_image.sum()), [], 0
         while taken < wanted and image < len(pictures):
             mine.append(pictures[image])
@@ -165,6 +155,31 @@ def read_samples(
     if image != len(pictures):
         raise GlimpseError(f"{config.vision.sized_by} holds {len(pictures)} images, but input_ids has tokens for {image} only")
     return samples
+
+
+def _prompts(config: ModelConfig, input_ids: object, attention_mask: object) -> list[np.ndarray]:
+    """The token ids of every sample without padding, (n,) int64 each. Raises: GlimpseError that names the argument at fault."""
+    ids = numeric("input_ids", input_ids)
+    if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+        raise GlimpseError(f"input_ids must be a non-empty (batch, length) integer array, not {ids.dtype} {ids.shape}")
+    if len(ids) > MAX_SAMPLES or ids.size > MAX_TOKENS:
+        raise GlimpseError(f"input_ids {ids.shape} holds more than {MAX_SAMPLES} samples or {MAX_TOKENS} tokens")
+    mask = np.ones(ids.shape, bool) if attention_mask is None else numeric("attention_mask", attention_mask)
+    if mask.shape != ids.shape:
+        raise GlimpseError(f"attention_mask {mask.shape} does not match input_ids {ids.shape}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise GlimpseError("attention_mask must hold 1 for tokens, 0 for padding and nothing else")
+    prompts = []
+    for row, (row_ids, row_mask) in enumerate(zip(ids, mask, strict=True)):
+        kept = row_ids[row_mask.astype(bool)]
+        if kept.size == 0:
+            raise GlimpseError(f"input_ids[{row}] is empty")
+        if not ((kept >= 0) & (kept < config.text.vocab_size) | (kept == config.image_token_id)).all():
+            raise GlimpseError(f"input_ids[{row}] holds ids outside 0..{config.text.vocab_size - 1}")
+        if config.video_token_id is not None and (kept == config.video_token_id).any():
+            raise GlimpseError(f"input_ids[{row}] holds video tokens; only images are supported")
+        prompts.append(kept.astype(np.int64))
+    return prompts
 
 
 def _sample(config: ModelConfig, ids: np.ndarray, is_image: np.ndarray, pictures: Sequence[Picture], row: int) -> Sample:

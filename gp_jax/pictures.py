@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from gp_jax.config import ClipConfig, Vision, VisionConfig
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, one_line, printable
 
 Grid = tuple[int, int]  # rows, columns
+
+REPEATED = 64 << 20  # bytes that an array may have more than what it is a view of
+BAND = 1 << 22  # values that are checked at a time
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,38 @@ def whole(grid: Grid) -> Plot:
 
 
 def numeric(name: str, value: object) -> np.ndarray:
-    """The value as a numeric array. Raises: GlimpseError naming the argument when it is ragged or of another kind."""
+    """The value as a numeric array. Raises: GlimpseError naming the argument when it is ragged, masked or of another kind, or when it
+    repeats a few numbers to an array of any size, which a copy would have to hold."""
     try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise GlimpseError(f"{name} is not an array: its rows differ in length") from error
+        array, masked = np.asarray(value), np.ma.is_masked(value)
+    except Exception as error:  # whatever an object does that says it is an array
+        raise GlimpseError(f"{name} is not an array ({one_line(error)})") from error
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-        raise GlimpseError(f"{name} must hold numbers, not {array.dtype}")
+        raise GlimpseError(f"{name} must hold numbers, not {printable(array.dtype, 60)}")
+    if masked:
+        raise GlimpseError(f"{name} is masked in parts: what stands there is not known")
+    held = array.itemsize + sum(abs(stride) * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True))
+    if array.nbytes > held + REPEATED:
+        raise GlimpseError(f"{name} repeats {held} bytes to an array of {array.nbytes}: give it as an array that holds them")
     return array
 
 
-def read_grids(vision: VisionConfig, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
+def check_finite(name: str, array: np.ndarray) -> None:
+    """Raises: GlimpseError when a value is not a finite float32. Some rows at a time: the work needs several times their memory."""
+    rows = max(1, BAND * len(array) // max(1, array.size))
+    with np.errstate(over="ignore"):
+        finite = (np.isfinite(array[top : top + rows].astype(np.float32)).all() for top in range(0, len(array), rows))
+        if not all(finite):
+            raise GlimpseError(f"{name} holds values that are not finite")
+
+
+def check_count(images: int, tokens: int, by: str) -> None:
+    """Raises: GlimpseError when there are more pictures than tokens to stand for them."""
+    if images > tokens:
+        raise GlimpseError(f"{by} holds {images} images, but input_ids has tokens for {tokens} only")
+
+
+def read_grids(vision: VisionConfig, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
     """Pictures of any size in patches, one after the other: pixel_values (patches, patch_dim), image_grid_thw (images, 3)."""
     if image_sizes is not None:
         raise GlimpseError("image_sizes is not an input of this model: its pictures are sized by image_grid_thw")
@@ -92,20 +116,22 @@ def read_grids(vision: VisionConfig, pixel_values: object, image_grid_thw: objec
     grid, pixels, merge = numeric("image_grid_thw", image_grid_thw), numeric("pixel_values", pixel_values), vision.spatial_merge_size
     if grid.ndim != 2 or grid.shape[1] != 3 or grid.dtype.kind not in "iu":
         raise GlimpseError(f"image_grid_thw must be (images, 3) integers, not {grid.dtype} {grid.shape}")
-    for i, (time, rows, columns) in enumerate(grid.tolist()):
+    check_count(len(grid), tokens, "image_grid_thw")
+    ends = [0]
+    for i, (time, rows, columns) in enumerate(grid.tolist()):  # integers of any length, whose products do not wrap
         if time != 1:
             raise GlimpseError(f"image_grid_thw[{i}] has {time} frames; only still images (1) are supported")
         if rows < merge or columns < merge or rows % merge or columns % merge:
             raise GlimpseError(f"image_grid_thw[{i}] = {rows} x {columns} patches is not a multiple of the {merge} x {merge} merge")
-    counts = grid.prod(axis=1)
-    expected = (int(counts.sum()), vision.patch_dim)
-    if pixels.shape != expected:
-        raise GlimpseError(f"pixel_values must be {expected} for this image_grid_thw, not {pixels.shape}")
-    parts = np.split(pixels, np.cumsum(counts)[:-1])
-    return [Picture(whole((rows // merge, columns // merge)), part) for (_, rows, columns), part in zip(grid.tolist(), parts, strict=True)]
+        ends.append(ends[-1] + rows * columns)
+    if pixels.shape != (ends[-1], vision.patch_dim):
+        raise GlimpseError(f"pixel_values must be {(ends[-1], vision.patch_dim)} for this image_grid_thw, not {pixels.shape}")
+    check_finite("pixel_values", pixels)
+    grids = [(rows // merge, columns // merge) for _, rows, columns in grid.tolist()]
+    return [Picture(whole(own), pixels[start:end]) for own, start, end in zip(grids, ends[:-1], ends[1:], strict=True)]
 
 
-def read_tiles(vision: ClipConfig, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
+def read_tiles(vision: ClipConfig, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
     """Pictures of one tile each: pixel_values (images, channels, side, side). With pinpoints of several tiles: pixel_values (images, tiles,
     channels, side, side), padded behind, and image_sizes (images, 2), rows and columns of the pictures as they came."""
     if image_grid_thw is not None:
@@ -121,12 +147,16 @@ def read_tiles(vision: ClipConfig, pixel_values: object, image_grid_thw: object,
     if not vision.pinpoints:
         if pixels.ndim != 4 or pixels.shape[1:] != tile:
             raise GlimpseError(f"pixel_values must be (images, {', '.join(map(str, tile))}), not {pixels.shape}")
+        check_count(len(pixels), tokens, "pixel_values")
+        check_finite("pixel_values", pixels)
         return [Picture(whole((vision.window_side,) * 2), patches(image[None, None], vision.patch_size)) for image in pixels]
     sizes = numeric("image_sizes", image_sizes)
     if sizes.ndim != 2 or sizes.shape[1] != 2 or sizes.dtype.kind not in "iu" or (sizes < 1).any():
         raise GlimpseError(f"image_sizes must be (images, 2) positive integers, not {sizes.dtype} {sizes.shape}")
     if pixels.ndim != 5 or pixels.shape[2:] != tile or len(pixels) != len(sizes):
         raise GlimpseError(f"pixel_values must be ({len(sizes)}, tiles, {', '.join(map(str, tile))}), not {pixels.shape}")
+    check_count(len(pixels), tokens, "pixel_values")
+    check_finite("pixel_values", pixels)
     pictures = []
     for i, (image, (height, width)) in enumerate(zip(pixels, sizes.tolist(), strict=True)):
         plot = tiled(vision, height, width)
@@ -174,9 +204,9 @@ def tiled(vision: ClipConfig, height: int, width: int) -> Plot:
 READERS: dict[type, Callable[..., list[Picture]]] = {VisionConfig: read_grids, ClipConfig: read_tiles}
 
 
-def read_pictures(vision: Vision, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
-    """A processor's pictures, in order. Raises: GlimpseError that names the argument at fault."""
-    pictures = READERS[type(vision)](vision, pixel_values, image_grid_thw, image_sizes)
-    if not all(np.isfinite(picture.pixels).all() for picture in pictures):
-        raise GlimpseError("pixel_values holds values that are not finite")
-    return pictures
+def read_pictures(vision: Vision, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
+    """A processor's pictures, in order. tokens: image tokens of the prompts, at least one per picture.
+
+    Raises: GlimpseError that names the argument at fault.
+    """
+    return READERS[type(vision)](vision, tokens, pixel_values, image_grid_thw, image_sizes)

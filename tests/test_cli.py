@@ -82,7 +82,7 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (bare / name).write_bytes((model / name).read_bytes())
     for argv, message in (
-        (["ask", tmp_path / "none.png", "q", "--model", model], "no such file"),
+        (["ask", tmp_path / "none.png", "q", "--model", model], "file is missing"),
         (["ask", tmp_path / "text.png", "q", "--model", model], "is not an image"),
         (["ask", tmp_path / "cut.png", "q", "--model", model], "is truncated or damaged"),
         (["ask", scene, "q", "--model", model, "--max-image-pixels", "1000"], "more than the limit of 1000"),

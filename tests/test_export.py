@@ -165,7 +165,7 @@ def test_errors_are_one_line_and_leave_nothing(home, capsys, monkeypatch, tmp_pa
         ([model, "--to", to, "--plan", "oracle"], "--plan oracle: needs more"),
         ([model, "--to", to, "--plan", "fastv"], "--plan fastv: say how much to keep"),
         ([model, "--to", to, "--plan", "glimps"], "did you mean 'glimpse'?"),
-        ([model, "--to", to, "--image", tmp_path / "none.png"], "no such file"),
+        ([model, "--to", to, "--image", tmp_path / "none.png"], "file is missing"),
         ([model, "--to", to, "--max-new-tokens", 9000], "--max-new-tokens 9000: the example"),
         ([model, "--to", "."], "--to .: exists and is not an earlier export"),
         ([tmp_path / "nowhere", "--to", to], "no such folder"),

@@ -1,7 +1,9 @@
 """The command `gp-jax ask`."""
 
 import dataclasses
+import difflib
 import json
+import re
 import runpy
 import sys
 import time
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, printable
 
 if TYPE_CHECKING:
     from gp_jax.config import GlimpseConfig
@@ -24,6 +26,8 @@ class Ask:
     """Ask a question about one or several photographs.
 
     gp-jax ask PHOTO [PHOTO ...] "question" --model DIR_OR_ID [--glimpse DIR_OR_ID]
+
+    What begins with a dash and is no option stands behind `--`: gp-jax ask PHOTO --model DIR_OR_ID -- "--what is this?"
     """
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar='PHOTO [PHOTO ...] "question"')]
@@ -196,9 +200,29 @@ def config_defaults(path: Path) -> dict:
 
 
 def parse(argv: list[str]) -> Ask:
-    """Reads the command line; a --config file changes the defaults."""
-    options = dict(args=argv, prog="gp-jax ask", config=(tyro.conf.HelptextFromCommentsOff,))
+    """Reads the command line; a --config file changes the defaults. What stands behind `--` is a photo or the question, whatever it begins
+    with. Raises: GlimpseError for an option that there is not.
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    words, behind = argv[:end], tuple(argv[end + 1 :])
+    check_options(words)
+    options = dict(args=words, prog="gp-jax ask", config=(tyro.conf.HelptextFromCommentsOff,))
     args = tyro.cli(Ask, **options)
-    if args.config is None:
-        return args
-    return tyro.cli(Ask, default=Ask(inputs=tyro.MISSING, **config_defaults(args.config)), **options)
+    if args.config is not None:
+        args = tyro.cli(Ask, default=Ask(inputs=(), **config_defaults(args.config)), **options)
+    return dataclasses.replace(args, inputs=args.inputs + behind)
+
+
+def check_options(words: list[str]) -> None:
+    """Raises: GlimpseError for a word that begins with a dash and is neither an option nor a number."""
+    names = [f.name.replace("_", "-") for f in dataclasses.fields(Ask)]
+    known = {"-h", "--help", *(f"--{name}" for name in names), *(f"--no-{name}" for name in names)}
+    value = re.compile(r"[^-].*|-|-[\d.][\d.eE+-]*|", re.DOTALL)
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if value.fullmatch(word) or name in known or name.startswith("--tyro-"):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        shown = printable(word, 80)
+        raise GlimpseError(f"{shown}: no such option{meant}; a question that begins with a dash stands behind --, at the end: -- {shown!r}")
