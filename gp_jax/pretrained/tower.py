@@ -1,5 +1,6 @@
 """The vision tower that a LLaVA checkpoint only names (`mm_vision_tower`): its config, and its weights where the checkpoint has none."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,15 @@ def with_tower(hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def processor_file(folder: Path) -> list[Path]:
-    """The `preprocessor_config.json` of the tower that a checkpoint refers to, where it has none itself and that one is here."""
+    """The `preprocessor_config.json` of the tower that a checkpoint refers to, where it has none itself: here, or from the Hub where the
+    tower's numbers come from there too."""
     if (folder / PROCESSOR).exists():
         return []
     name = read_json(folder / "config.json", required=False).get(NAME)
     place = local_tower(name, folder) if isinstance(name, str) else None
+    if place is None and isinstance(name, str) and name not in KNOWN:
+        with contextlib.suppress(GlimpseError):
+            place = find_tower(name, folder, weights=False)
     return [place / PROCESSOR] if place and (place / PROCESSOR).exists() else []
 
 
