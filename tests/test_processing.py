@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from gp_jax import GlimpseError, GlimpseVLM, Prune
-from gp_jax.processing import MAX_TEXT, Processor
+from gp_jax.processing import Processor
+from gp_jax.prompts import MAX_TEXT
 from gp_jax.tiny import PROCESSOR, make_checkpoint
 
 
@@ -101,7 +102,10 @@ def test_processor_files_of_transformers_4_and_5(vlm, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"patch_size": 16}, r"does not fit the model: patch_size=16 \(model: 14\)"), ({"min_pixels": "abc"}, "settings cannot be used")],
+    [
+        ({"patch_size": 16}, r"does not fit the model: patch_size=16 \(model: 14\)"),
+        ({"min_pixels": "abc"}, "min_pixels='abc': must be a valid integer"),
+    ],
 )
 def test_bad_processor_files(vlm, tmp_path, change, message):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | change))
@@ -118,5 +122,5 @@ def test_without_tokenizer_or_template(vlm, pictures, tmp_path):
     with pytest.raises(GlimpseError, match="no chat template"):
         GlimpseVLM.from_pretrained(tmp_path).answer(pictures[0], "What?")
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(GlimpseError, match="tokenizer files cannot be read"):
+    with pytest.raises(GlimpseError, match="tokenizer.json: is not valid JSON"):
         GlimpseVLM.from_pretrained(tmp_path)

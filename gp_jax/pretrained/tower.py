@@ -69,10 +69,14 @@ def with_tower(hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def processor_file(folder: Path) -> list[Path]:
-    """The `preprocessor_config.json` of the tower that a checkpoint refers to, where it has none itself and that one is here."""
+    """The `preprocessor_config.json` of the tower that a checkpoint refers to, where it has none itself: here, or from the Hub where the
+    tower's numbers come from there too."""
     if (folder / PROCESSOR).exists():
         return []
-    place = local_tower_of(folder)
+    name, place = read_json(folder / "config.json", required=False).get(NAME), local_tower_of(folder)
+    if place is None and isinstance(name, str) and name not in KNOWN:
+        with contextlib.suppress(GlimpseError):
+            place = find_tower(name, folder, weights=False)
     return [place / PROCESSOR] if place and (place / PROCESSOR).exists() else []
 
 
