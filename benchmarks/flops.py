@@ -129,7 +129,8 @@ def xla(config: "ModelConfig", glimpse: "GlimpseConfig | None", work: "Workload"
     stream = program((f"layers {low}..{depth - 1}",), pipeline.run, stream, low=low, high=depth, implementation="einsum")
     program(("head",), pipeline.head, stream)
     new = jax.ShapeDtypeStruct((batch, text.num_key_value_heads, 1, text.head_dim), jnp.float32)
-    first = DecodeState(ints(batch, 1), np.int32(1), ints(batch, dtype=bool), ints(batch), ints(batch), ((new, new),) * depth)
+    flags = ints(batch, dtype=bool)
+    first = DecodeState(ints(batch, 1), np.int32(1), flags, ints(batch), ints(batch), ((new, new),) * depth, flags)
     program(("decode token",), pipeline.decode_step, stream.kv, first)
     return found
 

@@ -115,7 +115,7 @@ def one(args: Args) -> dict[str, dict[str, float]]:
                 return nnx.merge(layer_graph, weights).decode(x, angles, LayerKV(key, value, valid), new, state.step - 1)
 
             x, new = jax.lax.scan(body, x, (stacked, keys, values, state.new_kv))
-            fed = type(state)(state.tokens, state.step, state.done, state.last, state.next_position + 1, new)
+            fed = dataclasses.replace(state, next_position=state.next_position + 1, new_kv=new)
             return sampling.write(fed, model.decoder.logits(x[:, 0]), settings)
 
         return jax.lax.while_loop(lambda s: s.step < until, step, state)

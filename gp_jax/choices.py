@@ -3,11 +3,12 @@
 import difflib
 from collections.abc import Iterable
 
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, shown
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
 ATTENTION = ("auto", "einsum", "split_batch", "blockwise", "rows", "splash", "splash_interpret", "cudnn")  # of ops.attention
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu")  # of ops.layers
 NORMS = ("rmsnorm", "layernorm")
 PREDICTORS = ("AttnFuserV1", "AttnFuserV2", "mean")  # mean: of the glimpse maps, nothing is learned (ours, for ablations)
 
@@ -20,4 +21,4 @@ def check_choice(field: str, value: object, known: Iterable[str]) -> None:
     by_small = {word.lower(): word for word in known}
     near = difflib.get_close_matches(str(value).lower(), by_small, n=1)
     hint = f", did you mean '{by_small[near[0]]}'?" if near else ""
-    raise GlimpseError(f"{field}={value!r} is not one of {', '.join(known)}{hint}")
+    raise GlimpseError(f"{field}={shown(value)} is not one of {', '.join(known)}{hint}")

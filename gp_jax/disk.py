@@ -5,6 +5,7 @@ of that is found before a byte is parsed.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import stat
@@ -35,7 +36,9 @@ def kind_of(path: Path) -> str | None:
     Raises: GlimpseError for a name that no file can have, or one that must not be looked at.
     """
     try:
-        mode = path.stat().st_mode
+        if "://" in str(path):  # an object store has no FIFOs
+            return "folder" if path.is_dir() else "file" if path.exists() else None
+        mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # a name too long, with a null character, a circle of links, no permission
@@ -99,7 +102,7 @@ def parse_json(text: str | bytes, where: object) -> Any:
     except (ValueError, RecursionError) as error:
         raise GlimpseError(f"{where}: is not valid JSON ({one_line(error)})") from error
     level = [[value]]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH + 1):
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)]
         if not level:
             return value
@@ -114,6 +117,15 @@ def read_json(path: Path, required: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise GlimpseError(f"{path}: must hold a JSON object")
     return content
+
+
+@contextlib.contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Reads inside: what the system says against it is one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise GlimpseError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
 
 
 @contextlib.contextmanager
@@ -135,3 +147,17 @@ def write_text(path: Path, text: str) -> None:
     with writing(path):
         scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
         scratch.replace(path)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what cannot be used to NAME.damaged, or NAME.damaged-2 and so on: nothing is deleted. Returns: its place now."""
+    place = aside(path)
+    with writing(path):
+        path.rename(place)
+    return place
+
+
+def aside(path: Path) -> Path:
+    """A free name beside a damaged file."""
+    names = (path.with_name(f"{path.name}.damaged{f'-{n}' if n > 1 else ''}") for n in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))

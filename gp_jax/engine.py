@@ -19,6 +19,7 @@ from gp_jax import pipeline, sampling
 from gp_jax.buckets import Ladders
 from gp_jax.clock import COMPILES, Clock
 from gp_jax.compiled import ROOM, keep_compiled
+from gp_jax.errors import GlimpseError
 from gp_jax.layout import Sample, prompt_input, slots_of, vision_input
 from gp_jax.lvlm import LVLM
 from gp_jax.parts import Parts
@@ -65,6 +66,16 @@ def merge(model: LVLM, *args: object, cut: Cut) -> Stream:
 def compact(_: None, stream: Stream, stays: jax.Array, cut: Cut, length: int) -> Stream:
     """`pipeline.compact`, which needs no part of the model."""
     return pipeline.compact(stream, stays, cut, length)
+
+
+def check_finite(broken: np.ndarray, steps: int) -> None:
+    """Raises: GlimpseError when a sample's logits were not finite in one of its first so many steps. broken: (samples,) bool."""
+    if broken.any():
+        which, where = int(np.argmax(broken)) + 1, "for the first new token" if steps == 1 else f"among the first {steps} new tokens"
+        raise GlimpseError(
+            f"sample {which} of {broken.size}: the model's logits {where} are not finite numbers: its weights or its config make no sense, "
+            "or its dtype is too narrow for them"
+        )
 
 
 class Engine:
@@ -224,6 +235,7 @@ class Engine:
 
         Args: next_positions: per sample the position of its first new token.
         Yields: tokens so far, (samples, steps) int32: after every token if `stream`, else once.
+        Raises: GlimpseError that names a sample whose logits are not finite: there is no token to choose.
         """
         batch, count = filled.logits.shape[0], len(next_positions)
         active, position = np.zeros(batch, bool), np.zeros(batch, np.int32)
@@ -232,11 +244,14 @@ class Engine:
         active, position = self.split((active, position), batch)
         kv = filled.stream.kv
         state = self.start(filled.logits, settings, active, position, slots=self.ladders.decode.fit(max_new_tokens))
-        steps, ended = 1, self.fetch(state.done).all()
+        done, broken = self.fetch((state.done, state.broken))
+        check_finite(broken[:count], 1)
+        steps, ended = 1, done.all()
         while steps < max_new_tokens and not ended:
             if stream:
                 yield np.array(self.fetch(state.tokens)[:count, :steps])
             state = self.advance(kv, state, settings, np.int32(steps + 1 if stream else max_new_tokens))
-            step, done = self.fetch((state.step, state.done))
+            step, done, broken = self.fetch((state.step, state.done, state.broken))
             steps, ended = int(step), done.all()
+            check_finite(broken[:count], steps)
         yield np.array(self.fetch(state.tokens)[:count, :steps])

@@ -38,3 +38,11 @@ def some(names: Iterable[object], most: int = 4) -> str:
     names = [printable(name, 120) for name in names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as it stands in a message: on one line, shortened, whatever it is."""
+    try:
+        return one_line(repr(value), most)
+    except Exception:  # an integer of too many digits, an object whose repr fails
+        return f"<{type(value).__name__}>"

@@ -27,7 +27,8 @@ from gp_jax.plan import Plan, needs_glimpse
 from gp_jax.pretrained.params import abstract_model, flat_params
 from gp_jax.processing import Processor
 from gp_jax.program import Program
-from gp_jax.requests import AUTO, keep_rules, next_positions, resolve, sampling_settings, whole_number
+from gp_jax.requests import AUTO, keep_rules, next_positions, resolve, sampling_settings
+from gp_jax.schema import AtLeastOne, Several, one
 
 KERNELS = ("auto", "xla")  # xla: XLA's own operations, which XLA can split over any mesh, on every platform
 
@@ -61,7 +62,7 @@ OUTPUTS = {
     "visual_tokens": "(B,) int32: visual tokens before it",
     "keep": "(B, N) bool: which of them, picture by picture, row by row, then padding",
     "importance": "(B, N) float32: what the keep rule compared with its threshold, in the same order; 0 without a cut",
-    "first_logits": "(B, V) float32: logits of the first new token",
+    "first_logits": "(B, V) float32: logits of the first new token; where they are not finite, the tokens mean nothing",
 }
 
 
@@ -84,10 +85,9 @@ def inference_buckets(
         cuts: of the plan: behind each there is a copy of the rest of the program per size.
     Raises: GlimpseError that names the setting.
     """
-    whole_number("batch", batch, 1)
-    for name, sizes in (("visual_tokens", visual_tokens), ("prompt", prompt), ("kept", kept)):
-        for size in sizes:
-            whole_number(name, size, 1)
+    batch = one(AtLeastOne, batch, "batch")
+    given = {"visual_tokens": visual_tokens, "prompt": prompt, "kept": kept}
+    visual_tokens, prompt, kept = (one(Several[AtLeastOne], sizes, name) for name, sizes in given.items())
     patches = sorted({config.vision.slots_for(size) * config.vision.merge_unit for size in visual_tokens})
     prompt = sorted(prompt) or [-(-(size + 128) // 64) * 64 for size in sorted(visual_tokens)[-1:]]
     parts = (16, 8, 4, 2) if cuts < 2 else (4,)
@@ -206,7 +206,7 @@ def inference_fn(
     if not slots_of(most := buckets.patches.rungs[-1], config):
         window = config.vision.merge_unit * config.vision.window_side**2
         raise GlimpseError(f"{most} patches are less than an attention window of this model, {window}; raise Ladders.patches")
-    whole_number("max_new_tokens", max_new_tokens, 1)
+    max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
     if attention not in KERNELS:
         raise GlimpseError(f"attention={attention!r} is not one of {', '.join(KERNELS)}")
     settings = partial(sampling_settings, config, 0.0, 0, 1.0, 0, eos_token_id)

@@ -217,15 +217,15 @@ def slots_of(patches: int, config: ModelConfig) -> int:
     return patches // (config.vision.merge_unit * window) * window
 
 
-def vision_input(samples: Sequence[Sample], config: ModelConfig, batch: int, slots: int) -> VisionInput:
-    """Pads samples to `batch` rows of `slots` vision slots. Shapes: see `trees.VisionInput`, S = slots * merge_unit."""
+def vision_input(samples: Sequence[Sample | None], config: ModelConfig, batch: int, slots: int) -> VisionInput:
+    """Pads samples (None: empty) to `batch` rows of `slots` vision slots. Shapes: see `trees.VisionInput`, S = slots * merge_unit."""
     unit, side = config.vision.merge_unit, config.vision.spatial_merge_size
     patches = np.zeros((batch, slots, unit, config.vision.patch_dim), np.float32)
     token = np.zeros((batch, slots, 3), np.int32)
     token[..., 0] = -1
     window = np.full((batch, slots), -1, np.int32)
     for b, sample in enumerate(samples):
-        if not sample.count:
+        if sample is None or not sample.count:
             continue
         held = np.flatnonzero(sample.groups >= 0)
         patches[b, held] = sample.pixels.reshape(-1, unit, config.vision.patch_dim)[sample.groups[held]]
@@ -244,8 +244,8 @@ def vision_input(samples: Sequence[Sample], config: ModelConfig, batch: int, slo
     )
 
 
-def prompt_input(samples: Sequence[Sample], config: ModelConfig, batch: int, length: int, glimpse_rows: int) -> PromptInput:
-    """Pads samples to `batch` rows of `length`, left-aligned, with glimpse rows behind each. See `trees.PromptInput`.
+def prompt_input(samples: Sequence[Sample | None], config: ModelConfig, batch: int, length: int, glimpse_rows: int) -> PromptInput:
+    """Pads samples (None: an empty row) to `batch` rows of `length`, left-aligned, with glimpse rows behind each. See `trees.PromptInput`.
 
     Glimpse rows take the positions behind the prompt on all axes; their id is a placeholder (eos).
     """
@@ -255,6 +255,8 @@ def prompt_input(samples: Sequence[Sample], config: ModelConfig, batch: int, len
     valid, image_slot, glimpse_row = np.zeros(shape, bool), np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
     tap_row = np.zeros(batch, np.int32)
     for b, sample in enumerate(samples):
+        if sample is None:
+            continue
         n = sample.ids.size
         end = n + glimpse_rows
         ids[b, :n], positions[:, b, :n], valid[b, :end] = sample.ids, sample.positions, True

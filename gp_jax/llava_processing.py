@@ -1,8 +1,10 @@
 """LLaVA's pictures and prompts, in both layouts; LLaVA-NeXT's too."""
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -10,9 +12,12 @@ from PIL import Image
 from gp_jax.config import ModelConfig
 from gp_jax.disk import read_json
 from gp_jax.errors import GlimpseError
+from gp_jax.images import MAX_PIXELS
+from gp_jax.picture_settings import CLIP, TILES, ClipPictures, build, check_model, missing, read_settings, tried
 from gp_jax.pictures import Plot, best_pinpoint, tiled, whole
-from gp_jax.pretrained.tower import processor_file
+from gp_jax.pretrained.tower import KNOWN, NAME, processor_file
 from gp_jax.processing import Area, Processor
+from gp_jax.prompts import Message, conversation, parts_of
 
 if TYPE_CHECKING:
     from transformers.image_processing_backends import PilBackend
@@ -23,6 +28,7 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 END = "</s>"
+MOST_PADDED = 2 * MAX_PIXELS  # of a picture with what is added to make it a square
 
 
 def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -45,43 +51,28 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
 class LlavaProcessor(Processor):
     """The layout of transformers: its image processors as the folder sets them up, its chat template."""
 
-    shrinks: ClassVar[bool] = False
-    template: str | None = None  # of the processor's own files, and the file; those of the tokenizer come second, as in transformers
-    template_file: Path = Path("tokenizer_config.json")
-
     @classmethod
-    def load(cls, folder: Path, config: ModelConfig) -> "LlavaProcessor":
-        """As `Processor.load`; the chat template may stand in files of the processor."""
-        processor = super().load(folder, config)
-        for path in (folder / name for name in ("chat_template.jinja", "chat_template.json", "processor_config.json")):
-            if path.suffix == ".json":
-                text = read_json(path, required=False).get("chat_template")
-            else:
-                text = path.read_text(errors="replace") if path.is_file() else None
-            if isinstance(text, str):
-                processor.template, processor.template_file = text, path
-                break
-        return processor
-
-    @classmethod
-    def sizes(cls, config: ModelConfig) -> dict[str, Any]:
-        points = config.vision.pinpoints
-        return {"image_grid_pinpoints": [list(point) for point in points]} if points else {}
-
-    @classmethod
-    def image_processor_of(cls, config: ModelConfig, settings: dict[str, Any]) -> "PilBackend":
-        from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil  # slow to import
-        from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-
-        side = config.vision.image_size
+    def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> "PilBackend":
+        vision, side = config.vision, config.vision.image_size
         sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-        return (LlavaNextImageProcessorPil if config.vision.pinpoints else LlavaImageProcessorPil)(**{**sizes, **settings})
+        if vision.pinpoints:  # pictures of a batch that need fewer tiles are padded, whatever the file says
+            points = {"image_grid_pinpoints": [list(point) for point in vision.pinpoints]}
+            check_model(settings, points, path)
+            made = build(TILES, ClipPictures, settings | {"do_pad": True}, sizes | points, path)
+        else:
+            made = build(CLIP, ClipPictures, settings, sizes, path)
+        pixels = np.asarray(tried(made, side, path)["pixel_values"])
+        if pixels.shape[-2:] != (side, side):
+            high, wide = pixels.shape[-2:]
+            raise GlimpseError(f"{path}: does not fit the model: pictures become {wide} x {high} pixels (model: {side} x {side})")
+        tiles = 1 + math.prod(best_pinpoint(vision.pinpoints, side, side)) // side**2 if vision.pinpoints else 1
+        if pixels.size != tiles * vision.in_channels * side**2:
+            raise GlimpseError(f"{path}: does not fit the model: a picture becomes {pixels.shape[-4]} tiles (model: {tiles})")
+        return made
 
-    @classmethod
-    def check_trial(cls, config: ModelConfig, trial: Mapping[str, np.ndarray], path: Path) -> None:
-        side, found = config.vision.image_size, np.asarray(trial["pixel_values"]).shape[-2:]
-        if found != (side, side):
-            raise GlimpseError(f"{path}: does not fit the model: pictures become {found[1]} x {found[0]} pixels (model: {side} x {side})")
+    @property
+    def shrinks(self) -> bool:
+        return False
 
     def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "LlavaProcessor":
         """Itself: its pictures have the visual tokens they have. Raises: GlimpseError when these can be more."""
@@ -95,8 +86,22 @@ class LlavaProcessor(Processor):
         raise GlimpseError("this model's pictures cannot be given with fewer visual tokens: their number is fixed")
 
     def plot(self, width: int, height: int) -> Plot:
-        vision = self.config.vision
+        vision, settings = self.config.vision, self.image_processor
+        if not vision.pinpoints and settings.do_pad and max(width, height) ** 2 > MOST_PADDED:
+            raise GlimpseError(f"a picture of {width} x {height} pixels, padded to a square, has more than {MOST_PADDED} pixels")
+        if not vision.pinpoints and not settings.do_center_crop:
+            self._check_uncropped(width, height)
         return tiled(vision, height, width) if vision.pinpoints else whole((vision.window_side,) * 2)
+
+    def _check_uncropped(self, width: int, height: int) -> None:
+        """Raises: GlimpseError for a picture that nothing makes as large as the tower's."""
+        settings, side = self.image_processor, self.config.vision.image_size
+        wide, high = (max(width, height),) * 2 if settings.do_pad else (width, height)
+        if settings.do_resize and not settings.size.shortest_edge:
+            return  # to height and width
+        if wide != high or (wide != side and not settings.do_resize):
+            off = "do_center_crop is" if settings.do_resize else "do_resize and do_center_crop are"
+            raise GlimpseError(f"{off} false: a picture of {width} x {height} pixels does not become {side} x {side}")
 
     def areas(self, width: int, height: int) -> tuple[Area, ...]:
         vision, settings = self.config.vision, self.image_processor
@@ -106,11 +111,14 @@ class LlavaProcessor(Processor):
             side = max(width, height)
             left, top = (side - width) // 2, (side - height) // 2
             return ((-left, -top, side - left, side - top),)
-        short = settings.size["shortest_edge"] if settings.do_resize else None
-        if short is None or not settings.do_center_crop:
+        if not settings.do_center_crop:
             return ((0, 0, width, height),)
         least, across = min(width, height), (settings.crop_size["width"], settings.crop_size["height"])
-        resized = [int(short * length / least) for length in (width, height)]
+        resized = [width, height]
+        if settings.do_resize and (short := settings.size.shortest_edge):
+            resized = [int(short * length / least) for length in (width, height)]
+        elif settings.do_resize:
+            resized = [settings.size.width, settings.size.height]
         starts = [(new - crop) // 2 * old / new for new, crop, old in zip(resized, across, (width, height), strict=True)]
         ends = [start + crop * old / new for start, crop, new, old in zip(starts, across, resized, (width, height), strict=True)]
         return ((*starts, *ends),)
@@ -132,23 +140,19 @@ class LlavaProcessor(Processor):
         return {name: np.asarray(made[name]) for name in names}
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The chat template's text, generation prompt included; vicuna_v1 where a Vicuna's folder has no template.
+        """As `Processor.render`; vicuna_v1 where a Vicuna's folder has no template.
 
-        Raises: GlimpseError when another decoder has none, or the template's file cannot be used.
+        Raises: also GlimpseError when another decoder has none.
         """
-        tokenizer, text = self._tokenizer(), self.config.text
-        template = self.template or tokenizer.chat_template
-        if not template and text.num_key_value_heads != text.num_attention_heads:  # Vicuna shares no key heads; Mistral and Yi do
+        text = self.config.text
+        if self.template is not None:
+            return super().render(messages)
+        if text.num_key_value_heads != text.num_attention_heads:  # Vicuna shares no key heads; Mistral and Yi do
             raise GlimpseError("this model folder has no chat template and its decoder is no Vicuna, whose prompt is known")
-        if not template:
-            return vicuna_v1(messages)
-        parts = [  # its templates know lists of parts only
-            {**m, "content": [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]} for m in messages
-        ]
-        try:
-            return tokenizer.apply_chat_template(parts, chat_template=template, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # whatever a template may do
-            raise GlimpseError(f"{self.template_file}: the chat template fails ({' '.join(str(error).split())[:200]})") from error
+        return vicuna_v1(conversation(messages))
+
+    def _for_template(self, messages: list[Message]) -> list[Message]:
+        return [{**message, "content": parts_of(message)} for message in messages]  # its templates know lists of parts only
 
 
 class OriginalLlavaProcessor(LlavaProcessor):
@@ -157,11 +161,21 @@ class OriginalLlavaProcessor(LlavaProcessor):
 
     @classmethod
     def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]]:
-        path, settings = super().settings(folder)
-        for path in processor_file(folder):  # none or one
-            settings = read_json(path)
-        pad = read_json(folder / "config.json", required=False).get("image_aspect_ratio") == "pad"
-        return path, settings | {"do_pad": pad}
+        """As `Processor.settings`; the tower's file where the folder has none, as LLaVA's own code reads it, or its published values."""
+        hf = read_json(folder / "config.json", required=False)
+        if found := read_settings(folder):
+            path, settings = found
+        elif there := processor_file(folder):
+            path, settings = there[0], read_json(there[0])
+        elif hf.get(NAME) in KNOWN:
+            path, settings = folder / "config.json", {}
+            warnings.warn(f"{path}: pictures are prepared as published for {hf[NAME]}, whose files are not here", stacklevel=2)
+        else:
+            raise missing(folder)
+        return path, settings | {"do_pad": hf.get("image_aspect_ratio") == "pad"}
+
+    def refusal(self, question: object) -> str | None:
+        return super().refusal(question) or (f"holds the image placeholder {IMAGE}" if IMAGE in str(question) else None)
 
     def tokenize(self, texts: Sequence[str], prompts: bool = True) -> list[list[int]]:
         tokenizer = self._tokenizer()
@@ -176,4 +190,4 @@ class OriginalLlavaProcessor(LlavaProcessor):
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """vicuna_v1, whatever template the tokenizer may bring."""
-        return vicuna_v1(messages)
+        return vicuna_v1(conversation(messages))

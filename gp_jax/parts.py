@@ -5,8 +5,9 @@ calls it once per layer, ahead of the device; that costs tens of microseconds a 
 """
 
 import contextlib
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -37,13 +38,28 @@ class Programs:
 SHARED = Programs()
 
 
+class Known(NamedTuple):
+    """A module that was seen before. Its parameters are not held: they are asked for at every call, as they are then."""
+
+    own: weakref.ref  # while it lives, its id is its own
+    kind: Kind
+    variables: tuple[nnx.Variable, ...]
+    attributes: tuple[tuple[dict, int], ...]  # of it and the modules in it, with how many there were
+    children: tuple[tuple[dict, str, Any], ...]  # modules and variables where they stood in them
+
+    def as_it_was(self) -> bool:
+        """Whether it is still made of the same modules and variables; microseconds for a layer."""
+        same = all(inside.get(name) is child for inside, name, child in self.children)
+        return same and all(len(inside) == count for inside, count in self.attributes)
+
+
 class Parts:
     """Calls `function(part, *args, **static)` as a program: see `ops.layers.at_once`."""
 
     def __init__(self, mesh: Mesh | None = None, programs: Programs = SHARED):
         """programs: its own where what is traced depends on more than the arguments, such as another platform than this machine's."""
         self.mesh, self.programs = mesh, programs
-        self.known: dict[int, tuple[nnx.Module, Kind, tuple]] = {}  # by id; the module is kept, so that its id stays its own
+        self.known: dict[int, Known] = {}  # by id
 
     def __call__(self, function: Callable, part: nnx.Module | None, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
         """Args: part: whose parameters are arguments, None: no parameters; donate: which of `args` the program may overwrite."""
@@ -56,15 +72,25 @@ class Parts:
         return program(leaves, *args, kind=kind, **static)
 
     def take(self, part: nnx.Module | None) -> tuple[Kind | None, tuple]:
-        """A module as its kind and its parameters, as they were when it was first seen."""
+        """A module as its kind and its parameters, as they are now."""
         if part is None:
             return None, ()
-        if id(part) not in self.known:
-            graph, state = nnx.split(part)
-            leaves, tree = jax.tree.flatten(state)
-            kind = self.programs.kinds.setdefault((graph, tree), Kind(graph, tree))
-            self.known[id(part)] = part, kind, tuple(leaves)
-        return self.known[id(part)][1:]
+        known = self.known.get(id(part))
+        if known is None or not known.as_it_was():
+            known = self.known[id(part)] = self.look(part)
+        return known.kind, tuple([variable.get_raw_value() for variable in known.variables])
+
+    def look(self, part: nnx.Module) -> Known:
+        """What is remembered of a module, until it is gone."""
+        graph, state = nnx.split(part)
+        tree = jax.tree.structure(state)
+        kind = self.programs.kinds.setdefault((graph, tree), Kind(graph, tree))
+        variables = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        inside = [vars(node) for _, node in nnx.iter_graph(part) if isinstance(node, nnx.Pytree)]
+        children = [(own, name, child) for own in inside for name, child in own.items() if isinstance(child, nnx.Pytree | nnx.Variable)]
+        key, known = id(part), self.known
+        gone = weakref.ref(part, lambda _: known.pop(key, None))
+        return Known(gone, kind, tuple(variables), tuple((own, len(own)) for own in inside), tuple(children))
 
     def program(self, function: Callable, static: tuple[str, ...], donate: tuple[int, ...]) -> Callable:
         """The jitted function; its own cache tells kinds, shapes and static settings apart."""

@@ -3,20 +3,26 @@
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
+from pydantic import Field
 
 from gp_jax.config import GlimpseConfig, ModelConfig
 from gp_jax.engine import CutInput, Engine
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, shown
 from gp_jax.glimpse.select import Prune, anchor_indices, limits, reference_mask
 from gp_jax.layout import Sample
 from gp_jax.plan import Plan, make_plan, shares
+from gp_jax.schema import Count, FromNumpy, Several, TokenId, one
 from gp_jax.trees import Sampling
 
 AUTO = "auto"
 EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number is not a shape
+GREEDY = 1e-30  # lower temperatures are 0: logits divided by them leave float32
+Temperature = Annotated[float, Field(ge=0, le=1e12), FromNumpy]
+TopP = Annotated[float, Field(ge=1e-6, le=1), FromNumpy]
 
 
 def resolve(prune: Prune | str | None, glimpse: GlimpseConfig | None, depth: int) -> tuple[Plan, Prune | None]:
@@ -26,7 +32,7 @@ def resolve(prune: Prune | str | None, glimpse: GlimpseConfig | None, depth: int
     if prune is None:
         return (), None
     if not isinstance(prune, Prune):
-        raise GlimpseError(f"prune must be a Prune, None or 'auto', not {prune!r}")
+        raise GlimpseError(f"prune must be a Prune, None or 'auto', not {shown(prune)}")
     return make_plan(prune, glimpse, depth), prune
 
 
@@ -72,34 +78,23 @@ def next_positions(samples: Sequence[Sample], prune: Prune | None) -> list[int]:
     return [positions[-1]] * len(samples) if prune and prune.released_batch_positions else positions
 
 
-def whole_number(name: str, value: object, least: int) -> None:
-    """Raises: GlimpseError unless `value` is an integer of at least `least` that fits 32 bits."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < 2**31:
-        raise GlimpseError(f"{name}={value!r} must be a whole number from {least}")
-
-
 def sampling_settings(
     config: ModelConfig, temperature: float, top_k: int, top_p: float, seed: int, eos_token_id: int | Sequence[int] | str | None
 ) -> Sampling:
     """Checked sampling settings as arrays. eos_token_id: "auto" for the checkpoint's, None for none."""
-    for name, value in (("temperature", temperature), ("top_p", top_p)):
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise GlimpseError(f"{name}={value!r} is not a number")
-    whole_number("top_k", top_k, 0)
-    whole_number("seed", seed, 0)
-    if not (0 <= temperature < np.inf and 0 < top_p <= 1):
-        raise GlimpseError(f"temperature={temperature} must not be negative and top_p={top_p} must be in (0, 1]")
+    temperature, top_p = one(Temperature, temperature, "temperature"), one(TopP, top_p, "top_p")
+    top_k, seed = one(Count, top_k, "top_k"), one(Count, seed, "seed")
     if isinstance(eos_token_id, str) and eos_token_id == AUTO:
         eos = config.eos_token_ids
+    elif isinstance(eos_token_id, list | tuple | np.ndarray):
+        eos = one(Several[TokenId], eos_token_id, "eos_token_id")
     else:
-        eos = () if eos_token_id is None else eos_token_id if isinstance(eos_token_id, list | tuple | np.ndarray) else (eos_token_id,)
-    for token in eos:
-        whole_number("eos_token_id", token, 0)
+        eos = () if eos_token_id is None else (one(TokenId, eos_token_id, "eos_token_id"),)
     eos = np.array(eos, np.int32)
     padded = np.full(-(-max(eos.size, 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
     padded[: eos.size] = eos
     return Sampling(
-        temperature=np.float32(temperature),
+        temperature=np.float32(temperature if temperature >= GREEDY else 0),
         top_k=np.int32(top_k),
         top_p=np.float32(top_p),
         key=jax.random.key(seed),

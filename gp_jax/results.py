@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from gp_jax.engine import Engine, Prefilled
+from gp_jax.errors import GlimpseError
 from gp_jax.images import overlay, side_by_side
 from gp_jax.layout import Sample
 from gp_jax.plan import Plan
@@ -94,6 +95,9 @@ def per_token(scores: Scores, samples: Sequence[Sample]) -> tuple[list[np.ndarra
     if not scores:
         return [np.ones(sample.count, bool) for sample in samples], [np.zeros(sample.count, np.float32) for sample in samples]
     logits, keep = scores[-1]
+    for number, sample in enumerate(samples):
+        if np.isnan(logits[number, sample.slot_of_token]).any():
+            raise GlimpseError(f"sample {number + 1} of {len(samples)}: the importance of its visual tokens is not a number")
     return tuple([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
 
 

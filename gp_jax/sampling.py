@@ -3,6 +3,8 @@
 B samples, V vocabulary, n new-token slots.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -46,16 +48,18 @@ def choose(logits: Array, sampling: Sampling, step: Array) -> Array:
 
 
 def write(state: DecodeState, logits: Array, sampling: Sampling) -> DecodeState:
-    """Chooses the next tokens and notes them; samples that have ended get padding."""
+    """Chooses the next tokens and notes them; samples that have ended get padding. A token of logits that are not finite means nothing,
+    which `broken` says: a program cannot raise."""
     token = jnp.where(state.done, sampling.pad, choose(logits, sampling, state.step))
     ended = jnp.any(token[:, None] == sampling.eos[None], axis=-1)
-    return DecodeState(
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    return dataclasses.replace(
+        state,
         tokens=state.tokens.at[:, state.step].set(token),
         step=state.step + 1,
         done=state.done | ended,
         last=token,
-        next_position=state.next_position,
-        new_kv=state.new_kv,
+        broken=state.broken | ~(state.done | finite),
     )
 
 
@@ -77,6 +81,7 @@ def start(model: LVLM, logits: Array, sampling: Sampling, active: Array, next_po
         last=jnp.zeros(batch, jnp.int32),
         next_position=next_position,
         new_kv=tuple((cache(), cache()) for _ in model.decoder.layers),
+        broken=jnp.zeros(batch, bool),
     )
     return write(blank, logits, sampling)
 
@@ -89,7 +94,6 @@ def advance(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState, sampli
 
     def body(state: DecodeState) -> DecodeState:
         logits, new_kv = decode_step(model, prompt, state)
-        fed = DecodeState(state.tokens, state.step, state.done, state.last, state.next_position + 1, new_kv)
-        return write(fed, logits, sampling)
+        return write(dataclasses.replace(state, next_position=state.next_position + 1, new_kv=new_kv), logits, sampling)
 
     return jax.lax.while_loop(unfinished, body, state)

@@ -1,49 +1,115 @@
-"""What a field of a file from a stranger may hold: types with bounds, written where the field is declared, checked by pydantic.
+"""What a setting may hold: types with bounds, written where the field is declared, checked by pydantic.
 
     @dataclass(frozen=True)
     class TextConfig:
         num_hidden_layers: Layers
         rms_norm_eps: Small = 1e-6
 
-Strict: `true` is no number and "8" is none. A number is finite. What several fields must satisfy together is checked where they are read.
+Strict: `true` is not a number and "8" is not one either; a number is finite; lists become tuples, and numbers of numpy Python's. What
+several fields must satisfy together is checked where they are read. A dataclass is checked by whoever reads a file or takes a caller's
+settings, not when it is built: there it can be said where a value comes from, and what code builds has values of our own.
 """
 
 import dataclasses
 import functools
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from gp_jax.errors import GlimpseError, printable
+from gp_jax.errors import GlimpseError, one_line, shown
 
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Size = Annotated[int, Field(ge=1, le=2**20)]  # of an axis
+LARGEST = 2**31 - 1  # of 32 bits, which arrays of numbers and token ids have
+T = TypeVar("T")
+
+
+def _python(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return value
+
+
+FromNumpy = BeforeValidator(_python)
+Flag = Annotated[bool, FromNumpy]
+Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST), FromNumpy]
+Number = Annotated[float, Field(ge=-1e12, le=1e12), FromNumpy]
+Several = Annotated[tuple[T, ...], Field(strict=False, max_length=1024, fail_fast=True), FromNumpy]  # Several[Count]
+
+Count = Annotated[int, Field(ge=0, le=LARGEST), FromNumpy]
+AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST), FromNumpy]
+Seed = Annotated[int, Field(ge=0, lt=2**63), FromNumpy]
+TokenId = Count
+Width = Annotated[int, Field(ge=1, le=2**16)]  # of features, heads included
+Size = Annotated[int, Field(ge=1, le=2**20)]  # of the longest axes: a vocabulary, the inner width of an MLP
 Layers = Annotated[int, Field(ge=1, le=512)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, le=1e12)]
-Small = Annotated[float, Field(gt=0, lt=1)]  # what a division by zero is kept away with
-Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+Layer = Annotated[int, Field(ge=0, lt=512)]
+Pixels = Annotated[int, Field(ge=1, le=2**13)]  # of a side
+Few = Annotated[int, Field(ge=1, le=16)]
+Share = Annotated[float, Field(ge=0, le=1), FromNumpy]
+Small = Annotated[float, Field(ge=1e-30, lt=1)]  # added to a divisor; less is 0 in float32
+Positive = Annotated[float, Field(gt=0, le=1e12), FromNumpy]
+RopeBase = Annotated[float, Field(ge=1, le=1e12)]  # below 1 frequencies would rise, above a cycle per token
 
 
 @functools.cache
-def _fields(kind: type) -> dict[str, TypeAdapter]:
-    hints, settings = get_type_hints(kind, include_extras=True), ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    own = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
-    return {name: TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else settings) for name, hint in own.items()}
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
-def checked(config: Any, where: str) -> Any:
-    """A dataclass whose fields hold what they are annotated with. Raises: GlimpseError that names file and field."""
-    for name, adapter in _fields(type(config)).items():
-        value = getattr(config, name)
-        try:
-            adapter.validate_python(value)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            raise GlimpseError(f"{where}: {name}={printable(repr(value), 80)}: {_said(first['msg'])}") from error
-    return config
+@functools.cache
+def hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, without those that hold dataclasses: they are checked on their own."""
+    found = get_type_hints(kind, include_extras=True)
+    own = {field.name: found[field.name] for field in dataclasses.fields(kind)}
+    return {name: hint for name, hint in own.items() if not any(map(_is_dataclass, (hint, *get_args(hint))))}
 
 
-def _said(message: str) -> str:
-    return message.replace("Input should", "must")
+def _is_dataclass(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def one(kind: Any, value: Any, name: str, where: str = "") -> Any:
+    """A value of this type. name, where: what to call it in a message. Raises: GlimpseError that names it."""
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        deepest = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))  # of several types that would do, too
+        name += "".join(f"[{index}]" for index in deepest["loc"] if isinstance(index, int))
+        raise GlimpseError(f"{where}{': ' if where else ''}{name}={shown(deepest['input'])}: {_said(deepest)}") from error
+
+
+def values(config: Any, where: str = "", names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a dataclass's fields hold. names: fields that are called otherwise where they come from. Raises: GlimpseError that names one."""
+    called = names or {}
+    return {name: one(hint, getattr(config, name), called.get(name, name), where) for name, hint in hints(type(config)).items()}
+
+
+def checked(config: T, where: str = "", names: Mapping[str, str] | None = None) -> T:
+    """A dataclass whose fields hold what they are annotated with. Args, raises: as `values`."""
+    return dataclasses.replace(config, **values(config, where, names))
+
+
+SAID = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "missing": "is too short",
+    "too_short": "must have a length of at least {min_length}, not {actual_length}",
+    "too_long": "must have a length of at most {max_length}, not {actual_length}",
+}
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    bounds = {name: f"{bound:.15g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
+    said = SAID.get(error["type"])
+    return said.format(**bounds) if said else one_line(error["msg"].replace("Input should", "must"))

@@ -174,3 +174,4 @@ class DecodeState:
     last: Array  # (B,) int: the newest token
     next_position: Array  # (B,) int: its position on every axis
     new_kv: tuple[tuple[Array, Array], ...]  # per layer keys and values of new tokens, (B, K, n, H) each
+    broken: Array  # (B,) bool: before its end there were logits that are no finite numbers

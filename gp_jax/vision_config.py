@@ -2,25 +2,34 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from gp_jax.choices import ACTIVATIONS
+from gp_jax.schema import Few, Layer, Layers, Pixels, Several, Small, Width
+
+Activation = Literal[*ACTIVATIONS]
+Patch = Annotated[int, Field(ge=1, le=256)]  # pixels of its side
+Pinpoint = Annotated[Several[Pixels], Field(min_length=2, max_length=2)]
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """Windowed ViT of Qwen2.5-VL. Sizes in pixels where they end in `_size` of a patch or window, else in channels."""
 
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    out_hidden_size: int
-    fullatt_block_indexes: tuple[int, ...]
-    window_size: int = 112
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
-    in_channels: int = 3
-    hidden_act: str = "silu"
+    depth: Layers
+    hidden_size: Width
+    intermediate_size: Width
+    num_heads: Width
+    out_hidden_size: Width
+    fullatt_block_indexes: Annotated[Several[Layer], Field(min_length=1)]
+    window_size: Pixels = 112
+    patch_size: Patch = 14
+    temporal_patch_size: Few = 2
+    spatial_merge_size: Few = 2
+    in_channels: Few = 3
+    hidden_act: Activation = "silu"
     sized_by: ClassVar[str] = "image_grid_thw"  # the input that says how many visual tokens pictures have
 
     @property
@@ -55,7 +64,7 @@ class VisionConfig:
     @property
     def watchable(self) -> tuple[int, int]:
         """A shallow block and the last one whose attention sees whole pictures, for methods that read the tower's attention."""
-        return self.fullatt_block_indexes[0], self.fullatt_block_indexes[-1]
+        return min(self.fullatt_block_indexes), max(self.fullatt_block_indexes)
 
     @property
     def merge_unit(self) -> int:
@@ -92,20 +101,20 @@ class ClipConfig:
     pinpoints: LLaVA-NeXT's (rows, columns) in pixels that a picture may be cut into tiles at; none: a picture is one tile.
     """
 
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    out_hidden_size: int
-    select_layer: int
-    image_size: int = 336
-    patch_size: int = 14
-    in_channels: int = 3
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    projector_act: str = "gelu"
+    depth: Layers
+    hidden_size: Width
+    intermediate_size: Width
+    num_heads: Width
+    out_hidden_size: Width
+    select_layer: Annotated[int, Field(ge=1, le=512)]
+    image_size: Pixels = 336
+    patch_size: Patch = 14
+    in_channels: Few = 3
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Small = 1e-5
+    projector_act: Activation = "gelu"
     projector_bias: bool = True
-    pinpoints: tuple[tuple[int, int], ...] = ()
+    pinpoints: Annotated[Several[Pinpoint], Field(max_length=256)] = ()
     sized_by: ClassVar[str] = "pixel_values"
     merge_unit: ClassVar[int] = 1
     spatial_merge_size: ClassVar[int] = 1

@@ -22,11 +22,13 @@ from gp_jax.layout import ARRAYS, read_samples
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained import files, params, saving
 from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
+from gp_jax.pretrained.misfits import check_quantised
 from gp_jax.pretrained.tower import base_source
 from gp_jax.processing import Prepared, Processor, as_batch
 from gp_jax.processors import load_processor
-from gp_jax.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings, whole_number
+from gp_jax.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings
 from gp_jax.results import Answer, Generation, outcome, per_token, split_tokens
+from gp_jax.schema import AtLeastOne, one
 from gp_jax.warmup import WarmUp
 
 VIDEO_HINT = ": only still images are supported"
@@ -85,6 +87,7 @@ class GlimpseVLM:
             raise GlimpseError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
         folder = files.find_model(path_or_hub_id, ALL_FILES)
         hf_config = read_config(folder)
+        check_quantised(hf_config, folder / "config.json")
         generation = read_json(folder / "generation_config.json", required=False)
         config = model_config(hf_config, generation, str(folder / "config.json"))
         own = glimpse is None
@@ -153,7 +156,7 @@ class GlimpseVLM:
         if prune is not None and prune.keeps_everything:
             plan = ()  # never slower than not pruning
         settings = sampling_settings(self.config, temperature, top_k, top_p, seed, eos_token_id)
-        whole_number("max_new_tokens", max_new_tokens, 1)
+        max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
         self.engine.ladders.decode.fit(max_new_tokens)
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes)
         clock = timed if isinstance(timed, Clock) else Clock(timed)

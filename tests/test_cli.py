@@ -92,7 +92,7 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
         (["ask", scene, "q", "--model", tmp_path / "nowhere"], "no such folder"),
         (["ask", scene, "q", "--model", tmp_path / "odd"], "model_type 'gpt2' is not supported"),
         (["ask", scene, "q" * 70000, "--model", model], "longer than the 'prompt' ladder"),
-        (["ask", scene, "q", "--model", model, "--max-remain-ratio", "3"], "max_remain_ratio=3.0 is not in [0, 1]"),
+        (["ask", scene, "q", "--model", model, "--max-remain-ratio", "3"], "max_remain_ratio=3.0: must be at most 1"),
         (["ask", scene, "q", "--model", model, "--dtype", "int8"], "--dtype int8"),
         (["ask", scene, "q", "--model", bare, "--max-remain-ratio", "0.1"], "options that prune need a glimpse"),
         (["ask", scene, "q", "--model", model, "--no-prune", "--threshold", "0.1"], "--no-prune excludes"),

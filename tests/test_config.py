@@ -100,23 +100,23 @@ def test_defaults_of_the_released_config_class():
 BAD_GLIMPSE = {
     "selected_layers=(2,) must be distinct layers in 0..1": dict(selected_layers=(2,)),
     "selected_layers=(1, 1) must be distinct": dict(selected_layers=(1, 1)),
-    "selected_layers=() is empty": dict(selected_layers=()),
-    "reduce_layer=-1 is negative": dict(reduce_layer=-1),
+    "selected_layers=(): must have a length of at least 1": dict(selected_layers=()),
+    "reduce_layer=-1: must be at least 0": dict(reduce_layer=-1),
     "le_layers=(1, 2) must contain 0": dict(le_layers=(1, 2)),
     "le_layers=(0, 3) must be distinct layers in 0..2": dict(le_layers=(0, 3)),
     "le_length=0 must be positive": dict(le_length=0),
-    "le_norm_type='batchnorm' is not": dict(le_norm_type="batchnorm"),
-    "le_dropout_prob=1.0 is not in": dict(le_dropout_prob=1.0),
-    "attn_fuse_type='AttnFuserDummy' is not supported": dict(attn_fuse_type="AttnFuserDummy"),
-    "selected_visual_layers=() is empty": dict(selected_visual_layers=()),
+    "le_norm_type='batchnorm': must be 'rmsnorm' or 'layernorm'": dict(le_norm_type="batchnorm"),
+    "le_dropout_prob=1.0: must be less than 1": dict(le_dropout_prob=1.0),
+    "attn_fuse_type='AttnFuserDummy': must be 'AttnFuserV1', 'AttnFuserV2' or 'mean'": dict(attn_fuse_type="AttnFuserDummy"),
+    "selected_visual_layers=(): must have a length of at least 1": dict(selected_visual_layers=()),
     "selected_visual_layers=(4,) must be distinct blocks in 0..3": dict(selected_visual_layers=(4,)),
     "attn_fuse_num_heads=3 x 4 must divide": dict(attn_fuse_num_heads=3),
     "attn_fuse_size=18 is not divisible by attn_fuse_num_heads=4": dict(attn_fuse_size=18, visual_cond_size=14, attn_fuse_num_heads=4),
-    "max_remain_ratio=2 is not in [0, 1]": dict(max_remain_ratio=2),
-    "attn_fuse_size=0 is not positive": dict(attn_fuse_size=0),
-    "reduce_threshold=nan is not a number": dict(reduce_threshold=float("nan")),
-    "unknown anchor 'xx'": dict(anchor_positions=("xx",)),
-    "exclude each other": dict(use_ref_masks=True, use_zero_masks=True),
+    "max_remain_ratio=2: must be at most 1": dict(max_remain_ratio=2),
+    "attn_fuse_size=0: must be at least 1": dict(attn_fuse_size=0),
+    "reduce_threshold=nan: must be a finite number": dict(reduce_threshold=float("nan")),
+    "anchor_positions[0]='xx': must be 'tl', 'tr', 'bl' or 'br'": dict(anchor_positions=("xx",)),
+    "use_ref_masks=True excludes use_zero_masks=True": dict(use_ref_masks=True, use_zero_masks=True),
 }
 
 
@@ -129,7 +129,7 @@ def test_bad_glimpse_settings(message):
 
 BAD_MODEL = {
     "model_type 'llama' is not supported": dict(model_type="llama"),
-    "rope type 'yarn' is not supported": dict(rope_scaling={"type": "yarn", "mrope_section": [1, 1, 2]}),
+    "rope_scaling: type 'yarn' is not supported": dict(rope_scaling={"type": "yarn", "mrope_section": [1, 1, 2]}),
     "use_sliding_window=true is not supported": dict(use_sliding_window=True),
     "hidden_size=30 is not divisible by num_attention_heads=4": dict(hidden_size=30),
     "num_key_value_heads=3": dict(num_key_value_heads=3),
@@ -139,18 +139,20 @@ BAD_MODEL = {
     "vision_config: field 'hidden_size' is missing": dict(
         vision_config={k: v for k, v in NESTED["vision_config"].items() if k != "hidden_size"}
     ),
-    "vision_config='x' must be an object": dict(vision_config="x"),
-    "rope_scaling='x' must be an object": dict(rope_scaling="x"),
-    "mrope_section='abc' must be integers": dict(rope_scaling={"type": "mrope", "mrope_section": "abc"}),
-    "rope_theta='x' must be float": dict(rope_theta="x"),
-    "hidden_act: activation 'foo' is not supported": dict(hidden_act="foo"),
+    "vision_config='x': must be an object": dict(vision_config="x"),
+    "rope_scaling='x': must be an object": dict(rope_scaling="x"),
+    "mrope_section='abc': must be a list": dict(rope_scaling={"type": "mrope", "mrope_section": "abc"}),
+    "rope_theta='x': must be a number": dict(rope_theta="x"),
+    "hidden_act='foo': must be 'silu', 'swish', 'gelu'": dict(hidden_act="foo"),
     "field 'image_token_id' is missing": dict(image_token_id=None),
-    "hidden_size='64' must be a positive integer": dict(hidden_size="64"),
-    "num_hidden_layers=0 must be a positive integer": dict(num_hidden_layers=0),
-    "rms_norm_eps='tiny' must be float": dict(rms_norm_eps="tiny"),
-    "vision_config: depth=2.5 must be a positive integer": dict(vision_config=NESTED["vision_config"] | {"depth": 2.5}),
-    "vision_config: fullatt_block_indexes=('a',) must be": dict(vision_config=NESTED["vision_config"] | {"fullatt_block_indexes": ["a"]}),
-    "eos_token_ids=('end',) must be token ids": dict(eos_token_id="end"),
+    "hidden_size='64': must be a whole number": dict(hidden_size="64"),
+    "num_hidden_layers=0: must be at least 1": dict(num_hidden_layers=0),
+    "rms_norm_eps='tiny': must be a number": dict(rms_norm_eps="tiny"),
+    "vision_config: depth=2.5: must be a whole number": dict(vision_config=NESTED["vision_config"] | {"depth": 2.5}),
+    "vision_config: fullatt_block_indexes[0]='a': must be a whole number": dict(
+        vision_config=NESTED["vision_config"] | {"fullatt_block_indexes": ["a"]}
+    ),
+    "eos_token_id='end': must be a whole number": dict(eos_token_id="end"),
 }
 
 
@@ -166,12 +168,12 @@ def test_bad_model_configs(message):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("selected_layers", "3", "selected_layers='3' must be tuple[int, ...]"),
-        ("reduce_layer", "3", "reduce_layer='3' must be int"),
-        ("max_remain_ratio", "many", "max_remain_ratio='many' must be float"),
-        ("attn_fuse_hidden_act", "foo", "attn_fuse_hidden_act: activation 'foo'"),
-        ("deep_supervision", 1, "deep_supervision=1 must be bool"),
-        ("le_layers", [0, None], "le_layers=(0, None) must be"),
+        ("selected_layers", "3", "selected_layers='3': must be a list"),
+        ("reduce_layer", "3", "reduce_layer='3': must be a whole number"),
+        ("max_remain_ratio", "many", "max_remain_ratio='many': must be a number"),
+        ("attn_fuse_hidden_act", "foo", "attn_fuse_hidden_act='foo': must be 'silu', "),
+        ("deep_supervision", 1, "deep_supervision=1: must be true or false"),
+        ("le_layers", [0, None], "le_layers[1]=None: must be a whole number"),
     ],
 )
 def test_wrong_types_in_a_glimpse_config(field, value, message):

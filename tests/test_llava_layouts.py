@@ -150,7 +150,7 @@ def test_prompts_are_vicuna_v1(vlm):
     tokenizer = vlm.processor.tokenizer
     assert tokenizer.decode(ids[1 : ids.index(-200)]) + "<image>" + tokenizer.decode(ids[ids.index(-200) + 1 :]) == text
     assert len(vlm.processor.tokenize([vlm.processor.chat(0, "Who?")])[0]) == len(vlm.processor.chat(0, "Who?")) + 1
-    with pytest.raises(GlimpseError, match="a question must not contain any"):
+    with pytest.raises(GlimpseError, match="the question holds the image placeholder <image>"):
         vlm.processor([[tiny.photo(60, 60)]], ["What is <image>?"])
 
 
@@ -257,12 +257,12 @@ def glimpse_config_of(config, model):
 BAD = {
     "mm_projector_type 'linear' is not supported": dict(mm_projector_type="linear"),
     "mm_vision_select_feature 'cls_patch' is not supported": dict(mm_vision_select_feature="cls_patch"),
-    "vision_feature_layer=9 must be one of 5 hidden states": dict(mm_vision_select_layer=9),
+    "mm_vision_select_layer=9 must be one of 5 hidden states": dict(mm_vision_select_layer=9),
     "image_aspect_ratio 'anyres' is not supported": dict(image_aspect_ratio="anyres"),
     "mm_vision_tower=5 must be a folder or a Hub id": dict(mm_vision_tower=5),
     "vision_config: model_type 'siglip_vision_model' is not supported": dict(vision_config={"model_type": "siglip_vision_model"}),
     "sliding_window=7 is not supported": dict(sliding_window=7),
-    "rope type 'linear' is not supported": dict(rope_scaling={"type": "linear", "factor": 2.0}),
+    "rope_scaling: type 'linear' is not supported": dict(rope_scaling={"type": "linear", "factor": 2.0}),
 }
 
 

@@ -32,18 +32,6 @@ def load(folder) -> LlavaProcessor:
     return LlavaProcessor.load(folder, model_config(read_config(folder)))
 
 
-def test_the_processors_template_comes_before_the_tokenizers(folder):
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "of the tokenizer"}))
-    assert load(folder).chat(1, "Who?") == "of the tokenizer"
-    (folder / "processor_config.json").write_text(json.dumps({"chat_template": "of the processor"}))
-    assert load(folder).chat(1, "Who?") == "of the processor"
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "of its own file"}))
-    assert load(folder).chat(1, "Who?") == "of its own file"
-    (folder / "chat_template.jinja").write_text("of the newer file")
-    assert load(folder).chat(1, "Who?") == "of the newer file"
-
-
 @pytest.mark.parametrize("template", ["{{ raise_exception('no such role') }}", "{% if %}", "{{ messages[7].content }}"])
 def test_a_template_that_fails_is_named(folder, template):
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))

@@ -7,10 +7,10 @@ import re
 import pytest
 import tiny_llava as tiny
 
-from gp_jax import GlimpseError, processing
+from gp_jax import GlimpseError, tokenization
 from gp_jax.llava_processing import IMAGE, OriginalLlavaProcessor, vicuna_v1
 from gp_jax.pretrained.hf_config import model_config, read_config
-from gp_jax.processing import load_tokenizer
+from gp_jax.tokenization import load_tokenizer
 
 BOS, EOS = 1, 2
 SAMPLE = "A chat between a curious user and an assistant. USER: What is there in the picture? ASSISTANT: a cat and a dog"
@@ -91,6 +91,6 @@ def test_prompts_of_the_original_layout(pieces, tmp_path):
 
 def test_without_sentencepiece_the_error_names_it(tmp_path, monkeypatch):
     write(tmp_path, b"", "llava", None)
-    monkeypatch.setattr(processing, "find_spec", lambda name: None)
+    monkeypatch.setattr(tokenization, "find_spec", lambda name: None)
     with pytest.raises(GlimpseError, match=r"tokenizer.model: cannot be read without sentencepiece \(pip install sentencepiece\)"):
         load_tokenizer(tmp_path)

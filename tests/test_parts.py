@@ -1,5 +1,8 @@
 """Layers as programs of their own: the results of one unrolled program, and one compilation for all equal layers."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 import tiny_models as tiny
 from flax import nnx
 
-from gp_jax import GlimpseVLM, pipeline
+from gp_jax import GlimpseError, GlimpseVLM, pipeline
 from gp_jax.clock import COMPILES
 from gp_jax.layout import read_samples, vision_input
 from gp_jax.parts import Parts, Programs
@@ -83,3 +86,72 @@ def test_donated_arguments_are_used_up():
     parts, x = Parts(programs=Programs()), jnp.ones(4)
     parts(lambda _, x: x + 1, None, x, donate=(0,))
     assert x.is_deleted()
+
+
+def copied(module: nnx.Module) -> nnx.Module:
+    """With arrays of its own."""
+    graph, state = nnx.split(module)
+    return nnx.merge(graph, jax.tree.map(jnp.copy, state))
+
+
+def test_weights_changed_in_place_are_used(vlm):
+    """By an engine that ran before, without compiling anything, whichever way they were changed."""
+    inputs, vlm = tiny.inputs(SAMPLES), vlm.with_model(copied(vlm.model))
+    layer, predictor = vlm.model.decoder.layers[1], vlm.model.predictor
+
+    def answer() -> tuple[np.ndarray, np.ndarray]:
+        done = vlm.generate(**inputs, max_new_tokens=1)
+        return done.first_logits.copy(), np.concatenate(done.mask_logits)
+
+    def moved(by: str) -> None:
+        nonlocal before
+        compiled, now = COMPILES.count, answer()
+        assert not np.array_equal(now[0], before[0]), f"{by}: the logits are those of the old weights"
+        assert COMPILES.count == compiled, f"{by}: the programs are the same"
+        before = now
+
+    before = answer()
+    layer.mlp.up_proj.weight[...] = layer.mlp.up_proj.weight[...] * 1.5
+    moved("a value")
+    old = before
+    predictor.attn_in_proj.weight[...] = -predictor.attn_in_proj.weight[...]
+    before = answer()
+    assert not np.array_equal(before[1], old[1])
+    before = answer()
+    layer.mlp.up_proj.weight = nnx.Param(layer.mlp.up_proj.weight[...] / 1.5)
+    moved("a variable")
+    vlm.model.decoder.layers[1].self_attn = copied(vlm.model.decoder.layers[0].self_attn)
+    moved("a module")
+    vlm.model.decoder.norm.weight[...] = vlm.model.decoder.norm.weight[...] * 2
+    moved("a part of the whole")
+    nnx.update(vlm.model, jax.tree.map(lambda x: x * 1.01, nnx.state(vlm.model)))
+    moved("all at once")
+
+
+def test_old_weights_are_let_go(vlm):
+    """At once, not at the next request: there is no room for two models."""
+    parts, layer = Parts(programs=Programs()), copied(vlm.model.decoder.layers[0])
+    parts(lambda layer, x: layer.mlp(x), layer, jnp.ones((1, 8, vlm.config.text.hidden_size)))
+    old = weakref.ref(layer.mlp.up_proj.weight.get_raw_value())
+    layer.mlp.up_proj.weight[...] = layer.mlp.up_proj.weight[...] * 2
+    gc.collect()
+    assert old() is None
+    kept = weakref.ref(layer.mlp.up_proj.weight.get_raw_value())
+    del layer
+    gc.collect()
+    assert kept() is None and not parts.known, "with the module"
+
+
+def test_weights_that_give_no_numbers_are_an_error(vlm):
+    """Not token 0: of the decoder, for which sample it is said, and of the predictor."""
+    inputs, broken = tiny.inputs(SAMPLES), vlm.with_model(copied(vlm.model))
+    table = broken.model.decoder.embed_tokens
+    seen = inputs["input_ids"][1, -1]  # of the second sample only
+    assert seen not in inputs["input_ids"][0]
+    table[...] = table[...].at[seen].set(jnp.nan)
+    with pytest.raises(GlimpseError, match="sample 2 of 2: the model's logits for the first new token are not finite"):
+        broken.generate(**inputs, max_new_tokens=1)
+    broken = vlm.with_model(copied(vlm.model))
+    broken.model.predictor.attn_in_proj.weight[...] *= jnp.inf
+    with pytest.raises(GlimpseError, match="sample 1 of 2: the importance of its visual tokens is not a number"):
+        broken.generate(**inputs, max_new_tokens=1)

@@ -1,6 +1,8 @@
 """Pictures and questions become what a Hugging Face processor returns."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from gp_jax import GlimpseError, GlimpseVLM, Prune
 from gp_jax.processing import Processor
+from gp_jax.prompts import MAX_TEXT
 from gp_jax.tiny import PROCESSOR, make_checkpoint
 
 
@@ -55,6 +58,36 @@ def test_answer_equals_generate_on_the_processors_output(vlm, pictures):
     assert answer.total == done.keep[0].size and [k.shape for k in answer.keep] == list(prepared.grids[0])
 
 
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ("What is <|image_pad|> for?", "holds the image placeholder <|image_pad|>"),
+        ("What is <|video_pad|> for?", "holds the video placeholder <|video_pad|>"),
+        (" \n", "is empty"),
+        ("half \ud83d", "is not valid text (it holds half of a surrogate pair)"),
+        (5, "is of type int, not text"),
+        (None, "is of type NoneType, not text"),
+        ("x" * (MAX_TEXT + 1), f"has {MAX_TEXT + 1} characters, more than {MAX_TEXT}"),
+    ],
+)
+def test_refusal_says_what_the_processor_would_raise(vlm, pictures, question, reason):
+    assert vlm.processor.refusal(question) == reason
+    with pytest.raises(GlimpseError, match=re.escape(f"question 2 {reason}")):
+        vlm.processor([pictures[:1]] * 2, ["What is new?", question])
+
+
+def test_what_stands_for_a_picture_elsewhere_is_plain_text(vlm, pictures):
+    question = "Where is <image> or <|im_start|>, with \0 in it?"
+    assert vlm.processor.refusal(question) is None
+    assert "<image>" in vlm.processor.text(vlm.processor([pictures[:1]], [question]).inputs["input_ids"][0])
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(vlm):
+    small = replace(vlm.config, text=replace(vlm.config.text, vocab_size=20))
+    processor = Processor(small, vlm.processor.tokenizer, vlm.processor.image_processor)
+    assert re.fullmatch("becomes token [0-9]+, which the model's vocabulary of 20 does not have", processor.refusal("What?"))
+
+
 def test_processor_files_of_transformers_4_and_5(vlm, tmp_path):
     small = PROCESSOR | {"max_pixels": 28 * 28 * 6}
     for name, content in (("preprocessor_config.json", small), ("processor_config.json", {"image_processor": small})):
@@ -69,7 +102,10 @@ def test_processor_files_of_transformers_4_and_5(vlm, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"patch_size": 16}, r"does not fit the model: patch_size=16 \(model: 14\)"), ({"min_pixels": "abc"}, "settings cannot be used")],
+    [
+        ({"patch_size": 16}, r"does not fit the model: patch_size=16 \(model: 14\)"),
+        ({"min_pixels": "abc"}, "min_pixels='abc': must be a valid integer"),
+    ],
 )
 def test_bad_processor_files(vlm, tmp_path, change, message):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | change))
@@ -86,5 +122,5 @@ def test_without_tokenizer_or_template(vlm, pictures, tmp_path):
     with pytest.raises(GlimpseError, match="no chat template"):
         GlimpseVLM.from_pretrained(tmp_path).answer(pictures[0], "What?")
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(GlimpseError, match="tokenizer files cannot be read"):
+    with pytest.raises(GlimpseError, match="tokenizer.json: is not valid JSON"):
         GlimpseVLM.from_pretrained(tmp_path)

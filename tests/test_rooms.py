@@ -5,7 +5,7 @@ from pathlib import Path
 
 RANKS = [
     {"errors", "version", "allocator"},
-    {"choices", "disk", "schema", "tiff"},
+    {"choices", "disk", "schema", "tiff", "template_worker", "tokenizer_file"},
     {"vision_config", "lock"},
     {"config", "config_file", "trees", "buckets", "clock", "compiled", "settings", "encoded"},
     {"sharding", "ops", "images", "pictures", "base_settings"},
@@ -13,7 +13,8 @@ RANKS = [
     {"lvlm", "parts"},
     {"scorers"},
     {"pretrained", "plan"},
-    {"processing", "pipeline", "flops"},
+    {"picture_settings", "prompts", "templates", "tokenization", "pipeline", "flops"},
+    {"processing"},
     {"llava_processing"},
     {"processors"},
     {"sampling", "data"},

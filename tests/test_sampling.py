@@ -46,3 +46,24 @@ def test_draws_follow_the_distribution():
     counts = np.bincount(np.asarray(choose(logits, draw, np.int32(5))), minlength=4) / 4000
     assert counts == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0], abs=0.03)
     assert counts[3] == 0
+
+
+def test_logits_that_are_not_finite_are_remembered():
+    """Of samples that have not ended; the program itself cannot raise."""
+    from types import SimpleNamespace
+
+    from gp_jax.sampling import start, write
+    from gp_jax.trees import Sampling
+
+    model = SimpleNamespace(
+        config=SimpleNamespace(text=SimpleNamespace(num_key_value_heads=1, head_dim=2)),
+        decoder=SimpleNamespace(embed_tokens=np.zeros(1, np.float32), layers=[None]),
+    )
+    greedy = Sampling(np.float32(0), np.int32(0), np.float32(1), jax.random.key(0), np.array([3]), np.int32(0))
+    logits = np.eye(5, 4, dtype=np.float32)
+    logits[1, 0], logits[2, 1], logits[4] = np.nan, np.inf, np.nan
+    state = start(model, logits, greedy, np.array([True, True, True, True, False]), np.zeros(5, np.int32), 4)
+    assert state.broken.tolist() == [False, True, True, False, False], "the last one only fills the batch"
+    later = np.eye(5, 4, dtype=np.float32)
+    later[[0, 3]] = -np.inf
+    assert write(state, later, greedy).broken.tolist() == [True, True, True, False, False], "the fourth had ended"

@@ -111,7 +111,7 @@ def test_reference_masks_of_any_shape():
         (dict(min_remain_num=2.7), "min_remain_num=2.7"),
         (dict(max_remain_ratio="0.1"), "max_remain_ratio='0.1'"),
         (dict(reduce_threshold=None), "reduce_threshold=None"),
-        (dict(anchor_positions=("middle",)), "unknown anchor 'middle'"),
+        (dict(anchor_positions=("middle",)), "anchor_positions\\[0\\]='middle': must be 'tl'"),
         (dict(anchor_positions=5), "anchor_positions=5"),
         (dict(reference_masks=5), "reference_masks must be a list"),
     ],

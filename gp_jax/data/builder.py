@@ -4,7 +4,9 @@ TFDS's own `download_and_prepare` writes in one process into a folder that it th
 with TFDS's feature encoding and file names, and TFDS's metadata on top: `tfds.builder_from_directory` then knows no difference.
 """
 
+import contextlib
 import functools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +15,12 @@ from types import TracebackType
 import numpy as np
 
 from gp_jax.data.record import Box, Record
+from gp_jax.disk import write_text
 
 NAME = "glimpse"
 VERSION = "1.0.0"
 SUFFIX = "array_record"
+SIZES = "shards.json"
 # One record per chunk: random access reads no neighbours. Encoded pictures do not compress; trying takes most of the writing time.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -108,11 +112,11 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.file.close()
-        if kind is None:
-            self.scratch.replace(self.path)
-        else:
-            self.scratch.unlink(missing_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.scratch.unlink, missing_ok=True)
+            self.file.close()
+            if kind is None:
+                self.scratch.replace(self.path)
 
 
 def shard_name(split: str, index: int, count: int) -> str:
@@ -121,9 +125,9 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 
 def write_metadata(folder: Path, splits: dict[str, list[tuple[int, int]]], description: str, homepage: str) -> None:
-    """Writes features.json and, last, dataset_info.json.
+    """Writes shards.json, with the sizes of the shards' files, features.json and, last, dataset_info.json.
 
-    Args: splits: (examples, bytes) of every shard.
+    Args: folder: holds the shards; splits: (examples, bytes) of every shard.
     """
     from tensorflow_datasets.core import dataset_info, file_adapters, naming
     from tensorflow_datasets.core import splits as splits_lib
@@ -144,6 +148,8 @@ def write_metadata(folder: Path, splits: dict[str, list[tuple[int, int]]], descr
         for split, shards in splits.items()
     ]
     info.set_splits(splits_lib.SplitDict(infos))
+    names = [shard_name(split, number, len(shards)) for split, shards in splits.items() for number in range(len(shards))]
+    write_text(folder / SIZES, json.dumps({name: (folder / name).stat().st_size for name in names}, indent=1) + "\n")
     scratch = folder / "metadata.partial"
     scratch.mkdir(exist_ok=True)
     info.write_to_directory(scratch)

@@ -1,6 +1,6 @@
 """Every check that stands between an annotation row and a record. A failed one raises `BadRow` with one of these reasons:
 
-    not JSON, not an object, field missing, field not text, fields clash, split name, unknown box format, counts disagree,
+    not JSON, not an object, field missing, field not text, field too long, fields clash, split name, unknown box format, counts disagree,
     size not numbers (formats.py); empty question, empty answer, image outside the folder, image missing, image broken,
     size disagrees, no evidence, box not numbers, box format unclear, box empty, box outside the picture,
     mask outside the folder, mask missing, mask broken, mask transparent, mask size disagrees, mask empty

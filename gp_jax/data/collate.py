@@ -46,13 +46,15 @@ def split_answer(ids: np.ndarray, labels: np.ndarray, where: str = "labels") -> 
     return start
 
 
-def tail_input(samples: Sequence[TrainSample], config: ModelConfig, batch: int, length: int, glimpse_rows: int) -> TailInput:
+def tail_input(samples: Sequence[TrainSample | None], config: ModelConfig, batch: int, length: int, glimpse_rows: int) -> TailInput:
     """Lead and answers, left-aligned. Positions go on behind the prompt, on all axes."""
     shape, lead = (batch, length), max(1, glimpse_rows)
     ids = np.full(shape, config.pad_token_id, np.int32)
     targets, valid = np.full(shape, -1, np.int32), np.zeros(shape, bool)
     positions = np.zeros((config.position_axes, *shape), np.int32)
     for b, sample in enumerate(samples):
+        if sample is None:
+            continue
         rows = lead + sample.answer.size  # the last one predicts nothing; a released denominator knows its key
         ids[b, :lead] = (config.eos_token_ids or (config.pad_token_id,))[0] if glimpse_rows else sample.prompt.ids[-1]
         ids[b, lead:rows] = sample.answer
@@ -68,19 +70,22 @@ def without_last(sample: Sample) -> Sample:
 
 
 def train_batch(
-    samples: Sequence[TrainSample], config: ModelConfig, batch: int, shape: Shape, glimpse_rows: int, numbers: Sequence[int]
+    samples: Sequence[TrainSample | None], config: ModelConfig, batch: int, shape: Shape, glimpse_rows: int, numbers: Sequence[int]
 ) -> TrainBatch:
-    """Pads samples to `batch` rows of a bucket.
+    """Pads samples to `batch` rows of a bucket; where there is none the row weighs nothing.
 
     Args: numbers: number of every sample in its step.
     """
-    prompts = [sample.prompt if glimpse_rows else without_last(sample.prompt) for sample in samples]
+    whole = [sample and sample.prompt for sample in samples]
+    prompts = whole if glimpse_rows else [prompt and without_last(prompt) for prompt in whole]
     reference, number = np.zeros((batch, shape.slots), bool), np.full(batch, -1, np.int32)
     for b, sample in enumerate(samples):
+        if sample is None:
+            continue
         reference[b, sample.prompt.slot_of_token[sample.reference]] = True
         number[b] = numbers[b]
     return TrainBatch(
-        vision=vision_input([sample.prompt for sample in samples], config, batch, shape.slots),
+        vision=vision_input(whole, config, batch, shape.slots),
         prompt=prompt_input(prompts, config, batch, shape.prompt, 0),
         tail=tail_input(samples, config, batch, shape.tail, glimpse_rows),
         reference=reference,

@@ -17,8 +17,8 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from gp_jax.data.collate import Shape, train_batch
-from gp_jax.data.record import Source
+from gp_jax.data.collate import Shape, TrainSample, lengths, train_batch
+from gp_jax.data.record import BadRecord, Source
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Schedule
 from gp_jax.errors import GlimpseError
@@ -33,23 +33,38 @@ class Loaded:
     shape: Shape
     batch: Any  # a `trees` batch, numpy
     rows: tuple[int, ...]  # which rows of the global batch they are
+    bad: tuple[str, ...] = ()  # what is wrong with records that could not be read: their rows are empty
 
 
 class LoadMicroBatch(grain.transforms.Map):
-    """Reads, decodes and pads a micro-batch; runs in background threads or processes."""
+    """Reads, decodes and pads a micro-batch; runs in background threads or processes. A record that cannot be read leaves its row empty: it
+    counts as a loss of 0, the same on any number of hosts."""
 
     def __init__(self, sources: Sequence[Source], maker: SampleMaker, schedule: Schedule, rows: Sequence[int], accumulation: int):
         self.sources, self.maker, self.schedule = sources, maker, schedule
         self.rows, self.accumulation = tuple(rows), accumulation
 
     def map(self, number: int) -> Loaded:
-        planned = self.schedule[number]
-        members = [planned.members[row] for row in self.rows if row < len(planned.members)]
-        samples = [self.maker.make(self.sources[s][r], self.schedule.sources[s].suffix) for s, r in members]
+        planned, samples, bad = self.schedule[number], [], []
+        for member in (planned.members[row] for row in self.rows if row < len(planned.members)):
+            try:
+                samples.append(self.sample(*member, planned.shape))
+            except BadRecord as error:
+                samples.append(None)
+                bad.append(str(error))
         before = number % self.accumulation * self.schedule.batch  # samples in the step's earlier micro-batches
         numbers = [before + row for row in self.rows]
         batch = train_batch(samples, self.maker.config, len(self.rows), planned.shape, self.maker.glimpse_rows, numbers)
-        return Loaded(number, planned.shape, batch, self.rows)
+        return Loaded(number, planned.shape, batch, self.rows, tuple(bad))
+
+    def sample(self, source: int, record: int, shape: Shape) -> TrainSample:
+        """A record's sample. Raises: BadRecord, also when it is larger than was measured."""
+        found = self.sources[source][record]
+        sample = self.maker.make(found, self.schedule.sources[source].suffix)
+        needs = lengths(sample.prompt.slots.size, sample.prompt.ids.size, sample.answer.size, self.maker.glimpse_rows)
+        if needs.slots > shape.slots or needs.prompt > shape.prompt or needs.tail > shape.tail:
+            raise BadRecord(f"record {found.id}: its pictures or texts are larger than the index of {self.sources[source].name} says")
+        return sample
 
 
 class Numbers(grain.sources.RandomAccessDataSource):

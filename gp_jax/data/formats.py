@@ -24,18 +24,24 @@ nothing in a row can tell the two apart. What fits neither reading, such as [0, 
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from gp_jax.disk import parse_json
+from gp_jax.errors import GlimpseError, printable
 
 Frame = str  # what numbers of boxes mean: "auto", or one of FRAMES, or "square" (shares of the picture padded to a square)
 FRAMES = ("pixel", "normalized", "0-1000")
 ALIASES = {"pixels": "pixel", "normalised": "normalized", "per_mille": "0-1000", "qwen": "0-1000"}
 FRAME_NAMES = {name: name for name in ("auto", *FRAMES)} | ALIASES
 BOX_FIELDS = ("boxes", "bboxes", "bboxs", "bbox")
-REQUEST = re.compile(r"\s*Please provide the bounding box coordinate of the region that can help you answer the question better\.?\s*$")
+REQUEST = "Please provide the bounding box coordinate of the region that can help you answer the question better"
 SPLIT_NAME = re.compile(r"(?!all$)[A-Za-z][A-Za-z0-9_]*", re.IGNORECASE)  # what TFDS takes; it reserves "all"
+LONGEST = 100_000  # characters of a text: the prompt of a longer one would fit no model
+LONGEST_NAME = 1000
 
 
 class BadRow(Exception):
@@ -43,9 +49,7 @@ class BadRow(Exception):
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
-        self.reason = reason
-        # Printed and written as UTF-8: no control characters, no halves of surrogate pairs.
-        self.detail = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in " ".join(detail.split())[:300])
+        self.reason, self.detail = reason, printable(" ".join(detail[:1000].split()), 300)
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,11 @@ def parse_row(data: bytes, where: str, dataset: str, boxes: Frame = "auto", spli
     Raises: BadRow.
     """
     try:
-        fields = json.loads(data.decode("utf-8-sig"))
+        fields = parse_json(data.decode("utf-8-sig"), "the row")
     except UnicodeDecodeError as error:
         raise BadRow("not JSON", "is not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:
-        raise BadRow("not JSON", f"{type(error).__name__}: {error}") from error
+    except GlimpseError as error:
+        raise BadRow("not JSON", str(error)) from error
     if not isinstance(fields, dict):
         raise BadRow("not an object", f"is a JSON {type(fields).__name__}, rows are objects with fields")
     fields = {name: value for name, value in fields.items() if value is not None} | ({"split": split} if split else {})
@@ -126,11 +130,12 @@ def _benchmark(fields: dict, where: str, dataset: str) -> Row:
     if spoken and len(replies) == 1:
         raise BadRow("field missing", "conversations end with the box, without an answer")
     frame = "pixel"
+    asked = humans[0].replace("<image>", "").strip()
     if spoken and len(boxes) == 1 and not any(boxes.values()):
         frame, boxes = "square", dict.fromkeys(boxes, (spoken,))
     return Row(
         **_common(fields, where, dataset),
-        question=REQUEST.sub("", humans[0].replace("<image>", "")).strip(),
+        question=asked.removesuffix(".").removesuffix(REQUEST).rstrip() if asked.removesuffix(".").endswith(REQUEST) else asked,
         answer=replies[-1],
         images=tuple(boxes),
         boxes=tuple(boxes.values()),
@@ -149,23 +154,23 @@ def _turns(conversations: object) -> tuple[list[str], list[str]]:
     for turn in turns:
         speaker = {"user": "human", "assistant": "gpt"}.get(str(turn.get("from")), turn.get("from"))
         if speaker in ("human", "gpt"):
-            said[speaker].append(turn["value"])
+            said[speaker].append(_text(turn, "value"))
     return said["human"], said["gpt"]
 
 
 def _spoken_box(text: str) -> list | None:
     """[x1, y1, x2, y2] when a turn is just that."""
     try:
-        box = json.loads(text)
-    except (ValueError, RecursionError):
+        box = parse_json(text, "box")
+    except GlimpseError:
         return None
     return box if isinstance(box, list) and len(box) == 4 and not any(isinstance(value, list | dict | str) for value in box) else None
 
 
 def _numbers(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text, "box")
+    except GlimpseError as error:
         raise BadRow("box not numbers", f"'###{text}' is not ###[x1, y1, x2, y2]") from error
 
 
@@ -184,10 +189,16 @@ def _common(fields: dict, where: str, dataset: str) -> dict[str, str]:
 
 
 def _text(fields: dict, name: str) -> str:
+    """A field that can be stored, printed and tokenized. Raises: BadRow for what later stages could not use."""
     value = fields[name]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRow("field not text", f"'{name}' is a {type(value).__name__}")
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise BadRow("field not text", f"'{name}' is {value if isinstance(value, float) else f'a {type(value).__name__}'}")
     text = str(value)
+    longest = LONGEST if name in ("question", "answer", "value") else LONGEST_NAME
+    if len(text) > longest:
+        raise BadRow("field too long", f"'{name}' has {len(text)} characters, at most {longest} are read")
+    if "\0" in text:
+        raise BadRow("field not text", f"'{name}' has a null character")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -6,29 +6,33 @@ names, so nothing is copied. Chunks depend on the sources alone; so the result i
 the work was interrupted.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gp_jax.data import builder
 from gp_jax.data.formats import FRAME_NAMES, SPLIT_NAME
-from gp_jax.data.report import KEPT, Report
+from gp_jax.data.prepared import open_prepared
+from gp_jax.data.report import KEPT, Report, read_as
 from gp_jax.data.sources import Chunk, cut, find_files, scan
-from gp_jax.data.work import Job, finish_all, part_path, sidecar_path
-from gp_jax.errors import GlimpseError
+from gp_jax.data.work import Done, Job, final_paths, finish_all, part_path
+from gp_jax.disk import kind_of, path_of, read_bytes, read_json, write_text, writing
+from gp_jax.errors import GlimpseError, one_line
+from gp_jax.lock import FILE as LOCK
+from gp_jax.lock import only_one
 
 ROWS_PER_SHARD = 512  # at most; about 100 MB of photographs
 SHARDS_WANTED = 64  # of small sets, for several processes to share
 ROWS_WORTH_A_WORKER = 500  # a process takes as long to start as hundreds of rows take
+MAX_REPORT = 1 << 30  # bytes; it names every data set
 FORMAT = 1  # changes when the same rows would give other bytes
 STATE = "prepare.json"
-OURS = re.compile(rf"{builder.NAME}-.*\.{builder.SUFFIX}-.*|index-.*\.jsonl|(report|features|dataset_info)\.(json|txt)|.*\.partial|\.lock")
+METADATA = r"(report|features|dataset_info|shards)\.(json|txt)"
+OURS = re.compile(rf"{builder.NAME}-.*\.{builder.SUFFIX}-.*|index-.*\.jsonl|{METADATA}|.*\.partial|\.lock")
 
 
 @dataclass(frozen=True)
@@ -74,23 +78,23 @@ def prepare(
     """
     _check_settings(split, boxes, workers, max_bad_share, rows_per_shard, offenders)
     plan = _make_plan(sources, images, out, split, boxes, rows_per_shard)
-    with _locked(plan.out):
-        finished = _resume(plan, overwrite)
-        allowed = max_bad_share * plan.rows
-        if finished:
+    _check_folder(plan.out)
+    with only_one(plan.out, "gp-jax prepare"), writing(plan.out):
+        done, allowed = None, max_bad_share * plan.rows
+        if _resume(plan, overwrite):
             report = _finished_report(plan.out)
+            for split in report.splits:
+                open_prepared(plan.out, split)
         else:
-            finish_all(plan.job, plan.chunks, workers or min(_cores(), 1 + plan.rows // ROWS_WORTH_A_WORKER), allowed, progress)
-            report = Report.merged((Report.from_dict(sidecar["report"]) for sidecar in _sidecars(plan)), plan.rows)
-        with _writing(plan.out):
-            _write(plan.out / "report.txt", report.text(offenders) + "\n")
-            _write(plan.out / "report.json", json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n")
+            done = finish_all(plan.job, plan.chunks, workers or min(_cores(), 1 + plan.rows // ROWS_WORTH_A_WORKER), allowed, progress)
+            report = Report.merged((one.report for one in done), plan.rows)
+        write_text(plan.out / "report.txt", report.text(offenders) + "\n")
+        write_text(plan.out / "report.json", json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n")
         if report.bad > allowed or not report.good:
             raise TooManyBad(report, max_bad_share, plan.out)
-        with _writing(plan.out):
-            if not finished:
-                _finalise(plan)
-            shutil.rmtree(plan.job.parts, ignore_errors=True)
+        if done is not None:
+            _finalise(plan, done)
+        shutil.rmtree(plan.job.parts, ignore_errors=True)
     return report
 
 
@@ -132,11 +136,11 @@ def _make_plan(
 ) -> _Plan:
     if "://" in str(out):
         raise GlimpseError(f"--out {out}: shards are written to a local folder; copy it when it is finished")
-    images, out = Path(images), Path(out)
+    images, out = path_of(images), path_of(out)
     files = find_files(sources)
-    if not images.is_dir():
-        raise GlimpseError(f"--images {images}: {'is not a folder' if images.exists() else 'no such folder'}")
-    if out.exists() and not out.is_dir():
+    if kind_of(images) != "folder":
+        raise GlimpseError(f"--images {images}: {'is not a folder' if kind_of(images) else 'no such folder'}")
+    if kind_of(out) not in (None, "folder"):
         raise GlimpseError(f"--out {out}: is not a folder")
     pieces, digest = scan(files)
     rows = sum(len(piece.spans) for piece in pieces)
@@ -149,46 +153,29 @@ def _make_plan(
     return _Plan(Job(images, out / "parts", split, boxes), out, chunks, settings)
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Creates the folder; one preparation at a time writes to it. Raises: GlimpseError, also for a folder with other things in it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        state = out / STATE
-        foreign = [path.name for path in out.iterdir() if not state.exists() and not OURS.fullmatch(path.name)]
-        if foreign:
-            raise GlimpseError(f"--out {out}: holds other things ({sorted(foreign)[0]}); choose a new folder")
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise GlimpseError(f"--out {out}: cannot be written ({error.strerror})") from error
-    with lock:  # closing it lets it go, and so does dying
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise GlimpseError(f"--out {out}: another gp-jax prepare is writing there") from error
-        yield
+def _check_folder(out: Path) -> None:
+    """Raises: GlimpseError for a folder with other things in it."""
+    if kind_of(out) is None or kind_of(out / STATE) is not None:
+        return
+    with writing(out):
+        foreign = sorted(path.name for path in out.iterdir() if path.name != LOCK and path.suffix != ".partial")
+    if foreign:
+        raise GlimpseError(f"--out {out}: holds other things ({foreign[0]}); choose a new folder")
 
 
 def _resume(plan: _Plan, overwrite: bool) -> bool:
     """Makes the folder ready for this plan. Returns: whether its work is finished already."""
     path = plan.out / STATE
-    try:
-        known = json.loads(path.read_text()) if path.exists() else None
-    except ValueError:
-        known = {}
-    known = known if isinstance(known, dict | None) else {}
-    if known is not None and overwrite:
-        _write(path, "{}\n")  # from here on the old preparation is not whole
+    known = None if overwrite or kind_of(path) is None else _known(path)
+    if known is None:
+        write_text(path, "{}\n")  # from here on what was there before is not whole
         for old in plan.out.iterdir():
             if old.name == "parts" or old.name.endswith(".partial"):
                 shutil.rmtree(old, ignore_errors=True)
-            if OURS.fullmatch(old.name) and old.is_file() and old.name != ".lock":
+            if OURS.fullmatch(old.name) and kind_of(old) != "folder" and old.name != LOCK:
                 old.unlink()
-        path.unlink()
-        known = None
-    if known is None:
         plan.job.parts.mkdir(exist_ok=True)
-        _write(path, json.dumps({**plan.state, "finished": False}, indent=1) + "\n")
+        write_text(path, json.dumps({**plan.state, "finished": False}, indent=1) + "\n")
         return False
     different = [name for name, value in plan.state.items() if known.get(name, "") != value]
     if different:
@@ -201,53 +188,39 @@ def _resume(plan: _Plan, overwrite: bool) -> bool:
     return finished
 
 
-def _sidecars(plan: _Plan) -> list[dict]:
-    paths = [sidecar_path(plan.job.parts, chunk.index) for chunk in plan.chunks]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+def _known(path: Path) -> dict:
+    try:
+        return read_json(path)
+    except GlimpseError as error:
+        raise GlimpseError(f"{error}; nothing else says what was prepared there: choose another --out or pass --overwrite") from error
 
 
 def _finished_report(out: Path) -> Report:
     path = out / "report.json"
     try:
-        return Report.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GlimpseError(f"{path}: the report of the finished preparation is missing or damaged; --overwrite prepares again") from error
+        return read_as(Report, read_bytes(path, MAX_REPORT))
+    except (GlimpseError, ValueError) as error:
+        reason = one_line(error)
+        raise GlimpseError(f"{path}: is damaged ({reason}); what was prepared is there, --overwrite prepares it again") from error
 
 
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise GlimpseError(f"--out {out}: cannot be written ({error}); run again to go on") from error
-
-
-def _finalise(plan: _Plan) -> None:
+def _finalise(plan: _Plan, done: Sequence[Done]) -> None:
     """Gives shards their final names, joins the indexes, and writes TFDS's metadata. May be interrupted and repeated."""
-    shards: dict[str, list[tuple[int, int, int]]] = {}  # split -> (chunk, examples, bytes)
-    for chunk, sidecar in zip(plan.chunks, _sidecars(plan), strict=True):
-        for split, (examples, size) in sidecar["shards"].items():
-            shards.setdefault(split, []).append((chunk.index, examples, size))
-    for split, known in sorted(shards.items()):
+    finals = final_paths(plan.job, dict(enumerate(done)))
+    lengths: dict[str, list[tuple[int, int]]] = {}
+    for (chunk, split), final in finals.items():
+        part, known = part_path(plan.job.parts, chunk, split), done[chunk].parts[split]
+        if part.exists():  # otherwise it is there already
+            part.replace(final)
         scratch = plan.out / f"index-{split}.jsonl.partial"
-        with scratch.open("wb") as index:
-            for number, (chunk, _, _) in enumerate(known):
-                part = part_path(plan.job.parts, chunk, split)
-                final = plan.out / builder.shard_name(split, number, len(known))
-                if part.exists() or not final.exists():
-                    part.replace(final)
-                index.write(part.with_suffix(".index").read_bytes())
-        scratch.replace(plan.out / f"index-{split}.jsonl")
+        with scratch.open("ab" if split in lengths else "wb") as index:
+            index.write(part.with_suffix(".index").read_bytes())
+        lengths.setdefault(split, []).append((known.examples, known.bytes))
+    for split in lengths:
+        (plan.out / f"index-{split}.jsonl.partial").replace(plan.out / f"index-{split}.jsonl")
     description = "Questions about pictures, with the regions that hold the evidence. Written by gp-jax prepare."
-    lengths = {split: [shard[1:] for shard in known] for split, known in sorted(shards.items())}
     builder.write_metadata(plan.out, lengths, description, "https://arxiv.org/abs/2508.01548")
-    _write(plan.out / STATE, json.dumps({**plan.state, "finished": True}, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f"{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    write_text(plan.out / STATE, json.dumps({**plan.state, "finished": True}, indent=1) + "\n")
 
 
 def _cores() -> int:

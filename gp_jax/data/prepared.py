@@ -5,15 +5,19 @@ import functools
 import hashlib
 import itertools
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gp_jax.data.builder import decode
-from gp_jax.data.record import Entry, Record
-from gp_jax.errors import GlimpseError
+from gp_jax.data.builder import SIZES, SUFFIX, decode
+from gp_jax.data.record import BadRecord, Entry, Record
+from gp_jax.data.report import read_as, say
+from gp_jax.disk import check_regular, kind_of, path_of, read_bytes, read_json
+from gp_jax.errors import GlimpseError, one_line
 
 if TYPE_CHECKING:
     from etils import epath
 
+MAX_INDEX = 8 << 30  # bytes
 OPEN_SHARDS = 32  # per process; a large set has more shards than a process may open files
 
 
@@ -47,15 +51,8 @@ class PreparedSource:
     @functools.cached_property
     def made_from(self) -> str:
         """Digest of what entries do not show, the evidence: annotation files, meaning of their boxes, bytes of all pictures and masks."""
-        from etils import epath
-
-        path = epath.Path(self.folder) / "prepare.json"
-        try:
-            state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            facts = [state.get(name) for name in ("format", "sources", "boxes")]
-        except (ValueError, AttributeError) as error:
-            raise GlimpseError(f"{path}: is damaged ({error})") from error
-        facts.append(self._info[2])
+        state = read_json(folder_of(self.folder) / "prepare.json", required=False)
+        facts = [state.get(name) for name in ("format", "sources", "boxes")] + [self._info[2]]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     @functools.cached_property
@@ -65,24 +62,23 @@ class PreparedSource:
     @functools.cached_property
     def entries(self) -> list[Entry]:
         """One per record, in order: from the index, or by reading every record where there is none."""
-        from etils import epath
-
-        path = epath.Path(self.folder) / f"index-{self.split}.jsonl"
-        if not path.exists():
-            return self._scan()
+        path = folder_of(self.folder) / f"index-{self.split}.jsonl"
+        if kind_of(path) is None:
+            return self._scan("no index")
         try:
-            entries = [_entry(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        except (ValueError, KeyError, TypeError) as error:
-            raise GlimpseError(f"{path}: is damaged ({error}); without this file records are read instead") from error
-        if len(entries) != len(self):
-            raise GlimpseError(f"{path}: has {len(entries)} lines, the shards have {len(self)} records")
+            entries = [read_as(Entry, line) for line in read_bytes(path, MAX_INDEX).split(b"\n") if line]
+            if len(entries) != len(self):
+                raise ValueError(f"{len(entries)} lines for {len(self)} records")
+        except (GlimpseError, ValueError) as error:
+            say(f"{path}: is damaged ({one_line(error)}); records are read instead")
+            return self._scan("no whole index")
         return entries
 
-    def _scan(self) -> list[Entry]:
+    def _scan(self, why: str) -> list[Entry]:
         from tqdm import tqdm
 
         entries = []
-        for i in tqdm(range(len(self)), desc=f"no index in {self.folder}, reading", unit="record", disable=not self._progress):
+        for i in tqdm(range(len(self)), desc=f"{why} in {self.folder}, reading", unit="record", disable=not self._progress):
             record, sizes = self._read(i)
             entries.append(Entry(record.id, record.dataset, record.question, record.answer, sizes))
         return entries
@@ -105,40 +101,70 @@ class PreparedSource:
         except GlimpseError:
             raise
         except Exception as error:  # array_record, protobuf and TFDS each have their own for damaged files
-            reason = " ".join(str(error).split())[:200]
-            raise GlimpseError(f"{paths[shard]}: record {index - starts[shard]} is damaged ({reason})") from error
+            raise BadRecord(f"{paths[shard]}: record {index - starts[shard]} is damaged ({one_line(error)})") from error
 
 
 def open_prepared(folder: "str | epath.PathLike", split: str = "train", progress: bool = True) -> PreparedSource:
     """A split of a folder that `gp-jax prepare` (or TFDS, with the same features) wrote.
 
-    Raises: GlimpseError for a folder without finished data, or an unknown split.
+    Raises: GlimpseError for a folder without finished data, an unknown split, or a shard that is missing or was cut off.
     """
     source = PreparedSource(str(folder), split, progress)
     len(source)
     return source
 
 
-def _read_info(folder: str, split: str) -> tuple[list[str], list[int], int]:
-    """Paths and lengths of a split's shards, and their bytes. Raises: GlimpseError."""
-    import tensorflow_datasets as tfds
+def folder_of(name: str) -> "Path | epath.Path":
+    """A local folder, or one of an object store. Raises: GlimpseError for what is neither."""
+    if "://" not in name:
+        return path_of(name)
     from etils import epath
 
-    path = epath.Path(folder)
-    if not path.exists():
-        raise GlimpseError(f"{folder}: no such folder")
-    if not (path / "dataset_info.json").exists():
-        unfinished = (path / "prepare.json").exists()
-        hint = "gp-jax prepare has not finished there, run it again" if unfinished else "make one with gp-jax prepare"
-        raise GlimpseError(f"{folder}: is not a prepared folder, it has no dataset_info.json ({hint})")
     try:
-        splits = tfds.builder_from_directory(path).info.splits
-        known = {name: (list(map(str, info.filepaths)), list(info.shard_lengths), info.num_bytes) for name, info in splits.items()}
+        return epath.Path(name)
+    except (KeyError, ValueError) as error:
+        raise GlimpseError(f"{name}: is not a kind of store that is known here") from error
+
+
+def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:
+    """Paths and lengths of a split's shards, and their bytes. Raises: GlimpseError."""
+    from tensorflow_datasets.core import dataset_info, naming
+    from tensorflow_datasets.core import splits as splits_lib
+
+    folder = folder_of(name)
+    path = folder / "dataset_info.json"
+    if kind_of(folder) != "folder":
+        raise GlimpseError(f"{name}: no such folder")
+    if kind_of(path) is None:
+        unfinished = kind_of(folder / "prepare.json") is not None
+        hint = "gp-jax prepare has not finished there, run it again" if unfinished else "make one with gp-jax prepare"
+        raise GlimpseError(f"{name}: is not a prepared folder, it has no dataset_info.json ({hint})")
+    read_json(path)  # of bounded size and depth
+    try:
+        proto = dataset_info.read_proto_from_builder_dir(folder)
+        template = naming.ShardedFileTemplate(data_dir=folder, dataset_name=proto.name, filetype_suffix=proto.file_format or SUFFIX)
+        splits = splits_lib.SplitDict.from_proto(proto.splits, template)
+        known = {own: (list(map(str, info.filepaths)), list(info.shard_lengths), info.num_bytes) for own, info in splits.items()}
     except Exception as error:  # whatever TFDS makes of damaged metadata
-        raise GlimpseError(f"{folder}: its metadata cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise GlimpseError(f"{path}: cannot be read ({one_line(error)})") from error
     if split not in known:
-        raise GlimpseError(f"{folder}: has no split '{split}' (there are: {', '.join(sorted(known))})")
+        raise GlimpseError(f"{name}: has no split '{split}' (there are: {', '.join(sorted(known))})")
+    paths, lengths, _ = known[split]
+    if min(lengths, default=0) < 0 or sum(lengths) > 2**40:
+        raise GlimpseError(f"{path}: has {min(lengths)} to {max(lengths)} records in a shard")
+    if isinstance(folder, Path):
+        _check_shards(folder, list(map(Path, paths)))
     return known[split]
+
+
+def _check_shards(folder: Path, paths: list[Path]) -> None:
+    """Raises: GlimpseError unless every shard is as long as it was written; folders of before do not say."""
+    sizes = read_json(folder / SIZES, required=False)
+    for path in paths:
+        check_regular(path)
+        written, size = sizes.get(path.name), path.stat().st_size
+        if written not in (None, size):
+            raise GlimpseError(f"{path}: is cut off or another file ({size} bytes, {written} were written); prepare it again")
 
 
 def _open_shard(path: str, length: int) -> "ArrayRecordReader":  # noqa: F821
@@ -148,9 +174,3 @@ def _open_shard(path: str, length: int) -> "ArrayRecordReader":  # noqa: F821
     if not reader.ok() or reader.num_records() != length:
         raise GlimpseError(f"{path}: is missing, damaged or cut off")
     return reader
-
-
-def _entry(line: str) -> Entry:
-    fields = json.loads(line)
-    sizes = tuple((int(width), int(height)) for width, height in fields["sizes"])
-    return Entry(fields["id"], fields["dataset"], fields["question"], fields["answer"], sizes)

@@ -1,8 +1,13 @@
 """One question about one or several pictures, with the regions that hold the evidence: the one format inside."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
+from pydantic import Field
+
+from gp_jax.errors import GlimpseError
+
+Side = Annotated[int, Field(ge=1, lt=2**31)]  # pixels
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares (0..1) of the upright picture's width and height
 
 
@@ -27,7 +32,11 @@ class Entry:
     dataset: str
     question: str
     answer: str
-    sizes: tuple[tuple[int, int], ...]  # (width, height) of every upright picture, in pixels
+    sizes: tuple[tuple[Side, Side], ...]  # (width, height) of every upright picture, in pixels
+
+
+class BadRecord(GlimpseError):
+    """One record cannot be used; its neighbours can."""
 
 
 class Source(Protocol):

@@ -1,16 +1,24 @@
 """What became of the rows: counts, and the first offenders per reason."""
 
+import functools
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from gp_jax.errors import printable
 
 KEPT = 20  # offenders per reason that every shard remembers, and so the most that a report can show
+Natural = Annotated[int, Field(ge=0, le=2**62)]
 
 
 @dataclass
 class Tally:
     """Bad rows of one reason."""
 
-    count: int = 0
+    count: Natural = 0
     first: list[tuple[str, str]] = field(default_factory=list)  # where ("file.jsonl:17"), detail
 
 
@@ -18,10 +26,10 @@ class Tally:
 class Report:
     """Of a whole preparation, or of one shard. `rows` is how many the sources have, `total` how many of them were read."""
 
-    rows: int = 0
-    total: int = 0
-    splits: dict[str, int] = field(default_factory=dict)  # good rows
-    datasets: dict[str, int] = field(default_factory=dict)  # good rows
+    rows: Natural = 0
+    total: Natural = 0
+    splits: dict[str, Natural] = field(default_factory=dict)  # good rows
+    datasets: dict[str, Natural] = field(default_factory=dict)  # good rows
     reasons: dict[str, Tally] = field(default_factory=dict)
 
     @property
@@ -35,13 +43,13 @@ class Report:
         return self.total - self.good
 
     def add_good(self, split: str, dataset: str) -> None:
-        """Counts a record."""
+        """Naturals a record."""
         self.total += 1
         self.splits[split] = self.splits.get(split, 0) + 1
         self.datasets[dataset] = self.datasets.get(dataset, 0) + 1
 
     def add_bad(self, reason: str, where: str, detail: str) -> None:
-        """Counts a bad row."""
+        """Naturals a bad row."""
         self.total += 1
         tally = self.reasons.setdefault(reason, Tally())
         tally.count += 1
@@ -60,12 +68,6 @@ class Report:
             "datasets": dict(sorted(self.datasets.items())),
             "reasons": {name: {"count": tally.count, "first": tally.first[:offenders]} for name, tally in reasons},
         }
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Report":
-        """Reads `as_dict`'s."""
-        reasons = {name: Tally(tally["count"], [(w, d) for w, d in tally["first"]]) for name, tally in values["reasons"].items()}
-        return cls(values["rows"], values["total"], dict(values["splits"]), dict(values["datasets"]), reasons)
 
     @classmethod
     def merged(cls, reports: Iterable["Report"], rows: int) -> "Report":
@@ -96,3 +98,24 @@ class Report:
             more = tally["count"] - len(tally["first"])
             lines += [f"           ... and {more} more"] if more and tally["first"] else []
         return "\n".join(lines)
+
+
+def read_as(kind: type, text: bytes) -> Any:
+    """What `as_dict` or a dataclass wrote as JSON. Raises: ValueError for anything else."""
+    try:
+        return _adapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise ValueError(".".join(map(str, first["loc"])) + ": " * bool(first["loc"]) + first["msg"]) from error
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def say(line: str) -> None:
+    """One line for people, beside a progress bar: what was damaged and could be helped."""
+    from tqdm import tqdm
+
+    tqdm.write(printable(line), file=sys.stderr)

@@ -1,15 +1,17 @@
 """Records to training samples: chat template, tokens, pictures, evidence. Host only; picklable for worker processes."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from gp_jax.data.collate import TrainSample, lengths
+from gp_jax.data.formats import LONGEST
 from gp_jax.data.masks import evidence
-from gp_jax.data.record import Entry, Record
+from gp_jax.data.record import BadRecord, Entry, Record
 from gp_jax.data.schedule import Length
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, one_line, some
 from gp_jax.images import decode
 from gp_jax.layout import pack_windows, read_samples
 from gp_jax.processing import Processor
@@ -31,6 +33,7 @@ class SampleMaker:
         self.released_boxes = released_boxes
         self.processor = processor.limited(max_visual_tokens) if max_visual_tokens else processor
         self.config, self.glimpse_rows = processor.config, glimpse_rows
+        self._framings: dict[int, Counter[int]] = {}  # by number of pictures
 
     @cached_property
     def _end(self) -> int:
@@ -43,35 +46,92 @@ class SampleMaker:
             raise GlimpseError("the model has no end-of-sequence token: answers could not end")
         return end
 
-    def _texts(self, entries: Sequence[Entry], suffix: str) -> tuple[list[str], list[str]]:
-        prompts = [self.processor.chat(len(entry.sizes), question_text(entry.question, suffix)) for entry in entries]
-        return prompts, [entry.answer.strip() for entry in entries]
+    @cached_property
+    def _own(self) -> frozenset[int]:
+        """Tokens that make a conversation: those of special meaning in a rendered prompt, what stands for a picture, what ends an answer.
+        No question and no answer may hold one. What another model has in their place is plain text."""
+        prompt, special = self.processor.tokenize([self.processor.chat(1, "?")])[0], self.processor.tokenizer.all_special_ids
+        pictures = (self.config.image_token_id, self.config.video_token_id)
+        return frozenset({*(set(prompt) & set(special)), *pictures, *self.config.eos_token_ids, self._end} - {None})
 
-    def measure(self, entries: Sequence[Entry], suffix: str, progress: Callable[[Iterable], Iterable] = iter) -> list[Length]:
-        """Lengths of records, without their pictures."""
-        found: list[Length] = []
+    def _framing(self, images: int) -> Counter[int]:
+        """How often these tokens are in a prompt about so many pictures."""
+        if images not in self._framings:
+            prompt = self.processor.tokenize([self.processor.chat(images, "?")])[0]
+            self._framings[images] = Counter(token for token in prompt if token in self._own)
+        return self._framings[images]
+
+    def _fault(self, prompt: Sequence[int], answer: Sequence[int], images: int) -> str | None:
+        """Why tokens of a prompt and an answer cannot be trained on; None: they can."""
+        found = Counter(token for token in prompt if token in self._own)
+        for part, wrong in (("question", found - self._framing(images)), ("answer", Counter(t for t in answer if t in self._own))):
+            if wrong:
+                token, tokenizer = next(iter(wrong)), self.processor.tokenizer
+                name = tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else "of a picture"
+                return f"its {part} holds the model's own token {name}"
+        if max([*answer, *(token for token in prompt if token != self.config.image_token_id)]) >= self.config.text.vocab_size:
+            return "it becomes tokens that are not in the model's vocabulary"
+        return None
+
+    def measure(
+        self, entries: Sequence[Entry], suffix: str, progress: Callable[[Iterable], Iterable] = iter, strict: bool = True
+    ) -> list[Length | str]:
+        """Lengths of records, without their pictures. strict: a record that cannot be trained on is an error; otherwise the reason stands
+        in the place of its length.
+
+        Raises: GlimpseError that names the first few of them.
+        """
+        found: list[Length | str] = []
         for start in progress(range(0, len(entries), TOKENIZED_AT_ONCE)):
             part = entries[start : start + TOKENIZED_AT_ONCE]
-            prompts, answers = self._texts(part, suffix)
-            tokenize = self.processor.tokenize
-            for entry, prompt, answer in zip(part, tokenize(prompts), tokenize(answers, prompts=False), strict=True):
-                plots = [self.processor.plot(width, height) for width, height in entry.sizes]
-                visual = sum(rows * columns for plot in plots for rows, columns in plot.grids)
-                slots = pack_windows([grid for plot in plots for grid in plot.seen], self.config.vision.window_side)[0].size
-                tokens, rows = len(answer) + 1, sum(plot.rows.size for plot in plots)
-                shape = lengths(slots, len(prompt) - len(plots) + rows, tokens, self.glimpse_rows)
-                found.append(Length(shape, tokens, visual))
+            try:
+                found += self._measure(part, suffix)
+            except GlimpseError:  # of one of them
+                found += [self._measure_one(entry, suffix) for entry in part]
+        bad = [f"{entry.id} ({length})" for entry, length in zip(entries, found, strict=True) if isinstance(length, str)]
+        if bad and strict:
+            raise GlimpseError(f"{len(bad)} of {len(entries)} records cannot be trained on: {some(bad)}")
+        return found
+
+    def _measure_one(self, entry: Entry, suffix: str) -> Length | str:
+        try:
+            return self._measure([entry], suffix)[0]
+        except GlimpseError as error:
+            return one_line(error)
+
+    def _measure(self, entries: Sequence[Entry], suffix: str) -> list[Length | str]:
+        short = [entry for entry in entries if max(len(entry.question), len(entry.answer)) <= LONGEST]
+        prompts = self.processor.tokenize([self.processor.chat(len(e.sizes), question_text(e.question, suffix)) for e in short])
+        answers = self.processor.tokenize([entry.answer.strip() for entry in short], prompts=False)
+        tokens, found = zip(prompts, answers, strict=True), []
+        for entry in entries:
+            if max(len(entry.question), len(entry.answer)) > LONGEST:
+                found.append(f"it has more than {LONGEST} characters")
+                continue
+            prompt, answer = next(tokens)
+            if fault := self._fault(prompt, answer, len(entry.sizes)):
+                found.append(fault)
+                continue
+            plots = [self.processor.plot(width, height) for width, height in entry.sizes]
+            visual = sum(rows * columns for plot in plots for rows, columns in plot.grids)
+            slots = pack_windows([grid for plot in plots for grid in plot.seen], self.config.vision.window_side)[0].size
+            rows = sum(plot.rows.size for plot in plots)
+            shape = lengths(slots, len(prompt) - len(plots) + rows, len(answer) + 1, self.glimpse_rows)
+            found.append(Length(shape, len(answer) + 1, visual))
         return found
 
     def make(self, record: Record, suffix: str = "") -> TrainSample:
-        """A record's training sample. Raises: GlimpseError that names the record."""
+        """A record's training sample. Raises: BadRecord that names it."""
         try:
             images = [decode(encoded, f"picture {i + 1}") for i, encoded in enumerate(record.images)]
             prepared = self.processor([images], [question_text(record.question, suffix)])
             answer = self.processor.tokenize([record.answer.strip()], prompts=False)[0]
             prompt = read_samples(self.config, **prepared.inputs)[0]
             parts = evidence(record, [image.size for image in images], self.processor, self.released_boxes)
-        except GlimpseError as error:
-            raise GlimpseError(f"record {record.id}: {error}") from error
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # one record must not end the work, whatever is wrong with it
+            reason = error if isinstance(error, GlimpseError) else f"{type(error).__name__}: {one_line(error)}"
+            raise BadRecord(f"record {record.id}: {reason}") from error
         reference = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, bool)
         return TrainSample(prompt, np.array([*answer, self._end], np.int32), reference)

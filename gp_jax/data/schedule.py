@@ -39,18 +39,22 @@ class Schedule:
     """Micro-batches by number, without end: epoch follows epoch."""
 
     def __init__(
-        self, sources: Sequence[DataSource], lengths: Sequence[Sequence[Length | None]], *, batch: int, shapes: int, window: int, seed: int
+        self, sources: Sequence[DataSource], lengths: Sequence[Sequence[Length | str]], *, batch: int, shapes: int, window: int, seed: int
     ):
-        """Args: lengths: per source and record; None: left out. batch: samples of a micro-batch; window: vision slots of a window."""
+        """Args: lengths: per source and record, or why the record is left out; batch: samples of a micro-batch; window: slots of one."""
         self.sources, self.lengths, self.batch, self.seed = sources, lengths, batch, seed
-        self.members, self.left_out = [], 0
-        for source, own in zip(sources, lengths, strict=True):
+        self.members: list[np.ndarray] = []
+        self.left_out: dict[str, list[tuple[int, int]]] = {}  # (source, record) by reason
+        for number, (source, own) in enumerate(zip(sources, lengths, strict=True)):
             chosen = sample(len(own), source.sampling, source.seed)
-            self.members.append(np.array([i for i in chosen if own[i] is not None], int))
-            self.left_out += len(chosen) - len(self.members[-1])
+            self.members.append(np.array([i for i in chosen if isinstance(own[i], Length)], int))
+            for record in chosen:
+                if not isinstance(own[record], Length):
+                    self.left_out.setdefault(own[record], []).append((number, int(record)))
         needs = [lengths[s][i].shape for s, own in enumerate(self.members) for i in own]
         if not needs:
-            raise GlimpseError(f"no record is left of {', '.join(f'{s.path} ({s.split})' for s in sources)}: {self.left_out} left out")
+            reasons = "; ".join(f"{len(records)} because {reason}" for reason, records in self.left_out.items())
+            raise GlimpseError(f"no record is left of {', '.join(f'{s.path} ({s.split})' for s in sources)}: left out are {reasons}")
         for source, own in zip(sources, self.members, strict=True):
             if source.weight is not None and not own.size:  # others would be repeated in its place
                 raise GlimpseError(f"data source {source.path} ({source.split}): weight={source.weight}, but none of its records is left")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gp_jax.errors import GlimpseError
+from gp_jax.disk import kind_of, path_of, reading
+from gp_jax.errors import GlimpseError, printable
 
 SUFFIXES = (".jsonl", ".json")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -40,7 +41,7 @@ class Chunk:
     def read(self) -> Iterator[tuple[str, str, bytes]]:
         """(where, name of the file without suffix, JSON text) of each row."""
         for piece in self.pieces:
-            stem = Path(piece.path).stem
+            stem = printable(Path(piece.path).stem)  # a file's name may be no text, and becomes a data set's
             with open(piece.path, "rb") as file:
                 for start, length, number in piece.spans:
                     file.seek(start)
@@ -50,16 +51,19 @@ class Chunk:
 def find_files(sources: Sequence[str | Path]) -> list[Path]:
     """Annotation files of files and folders, in order. Raises: GlimpseError for what is missing or has none."""
     files = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            found = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file() and path.name[0] != ".")
+    for source in map(path_of, sources):
+        kind = kind_of(source)
+        if kind == "folder":
+            with reading(source):
+                listed = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+            found = [path for path in listed if kind_of(path) == "file"]
             if not found:
                 raise GlimpseError(f"{source}: the folder has no {' or '.join(SUFFIXES)} files")
             files += found
-        elif source.is_file():
+        elif kind == "file":
             files.append(source)
         else:
-            raise GlimpseError(f"{source}: no such file or folder")
+            raise GlimpseError(f"{source}: {'is not a regular file' if kind else 'no such file or folder'}")
     if not files:
         raise GlimpseError("no annotation file is given")
     doubled = next((path for i, path in enumerate(files) if path.resolve() in {other.resolve() for other in files[:i]}), None)
@@ -70,15 +74,13 @@ def find_files(sources: Sequence[str | Path]) -> list[Path]:
 
 def scan(files: Sequence[Path]) -> tuple[list[Piece], str]:
     """Every file's rows, and a digest of all files' names and contents. Raises: GlimpseError for a file without a readable row."""
-    names = [path.name for path in files]
+    names = [printable(path.name) for path in files]
     digest = hashlib.sha256()
     pieces = []
     for path in files:
-        try:
+        with reading(path):
             data = path.read_bytes()
-        except OSError as error:
-            raise GlimpseError(f"{path}: cannot be read ({error.strerror})") from error
-        name = path.name if names.count(path.name) == 1 else str(path)
+        name = printable(path.name if names.count(printable(path.name)) == 1 else path)
         digest.update(f"{name}\0{len(data)}\0".encode() + hashlib.sha256(data).digest())
         spans, is_list = _spans(data, path)
         if not any(_is_object(data[start : start + length]) for start, length, _ in spans):

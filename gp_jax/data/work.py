@@ -1,24 +1,26 @@
 """The work of one process: a chunk of rows becomes a shard per split, its index lines and, last, a sidecar that says it is done."""
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from gp_jax.data.builder import ShardWriter, encode
+from gp_jax.data.builder import ShardWriter, encode, shard_name
 from gp_jax.data.checks import Checker
 from gp_jax.data.formats import BadRow, parse_row
 from gp_jax.data.record import Record
-from gp_jax.data.report import Report
+from gp_jax.data.report import Natural, Report, read_as, say
 from gp_jax.data.sources import Chunk
-from gp_jax.errors import GlimpseError
+from gp_jax.disk import MAX_JSON, kind_of, read_bytes, write_text
+from gp_jax.errors import GlimpseError, one_line
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,24 @@ class Job:
     boxes: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """Records of one chunk and split."""
+
+    examples: Natural
+    bytes: Natural  # of the records
+    size: Natural  # of the shard's file
+    index: Natural  # size of the index
+
+
+@dataclass(frozen=True)
+class Done:
+    """A chunk's sidecar."""
+
+    parts: dict[str, Part]  # by split
+    report: Report
+
+
 def part_path(parts: Path, chunk: int, split: str) -> Path:
     """A chunk's records of one split. Its index lies beside it, with suffix .index."""
     return parts / f"{chunk:05d}-{split}.shard"
@@ -41,28 +61,28 @@ def sidecar_path(parts: Path, chunk: int) -> Path:
     return parts / f"{chunk:05d}.json"
 
 
-def finish_all(job: Job, chunks: Sequence[Chunk], workers: int, allowed: float, progress: bool) -> None:
-    """Does what is not done yet; stops early when more rows than allowed are bad.
+def finish_all(job: Job, chunks: Sequence[Chunk], workers: int, allowed: float, progress: bool) -> list[Done]:
+    """Does what is not done yet; stops early when more rows than allowed are bad. Returns: of the chunks that are done, in order.
 
     Raises: GlimpseError when the disk or a process fails; all that was done remains.
     """
     from tqdm import tqdm
 
-    done = {chunk.index for chunk in chunks if sidecar_path(job.parts, chunk.index).exists()}
-    bad = sum(_bad_rows(job, index) for index in done)
+    done = find_done(job, chunks)
+    bad = sum(one.report.bad for one in done.values())
     todo = [chunk for chunk in chunks if chunk.index not in done]
     rows = sum(chunk.rows for chunk in chunks)
     with tqdm(total=rows, initial=rows - sum(c.rows for c in todo), unit="row", desc="preparing", disable=not progress) as bar:
         bar.set_postfix(bad=bad)
         if bad > allowed or not todo:
-            return
+            return list(done.values())
         pool = contextlib.nullcontext() if min(workers, len(todo)) == 1 else _pool(job, min(workers, len(todo)))
         with pool as executor:
-            finished = _finished(executor, job, todo)
             try:
-                for chunk_rows, chunk_bad in finished:
-                    bad += chunk_bad
-                    bar.update(chunk_rows)
+                for index, one in _finished(executor, job, todo):
+                    done[index] = one
+                    bad += one.report.bad
+                    bar.update(one.report.total)
                     bar.set_postfix(bad=bad)
                     if bad > allowed:
                         break
@@ -71,10 +91,48 @@ def finish_all(job: Job, chunks: Sequence[Chunk], workers: int, allowed: float, 
                     "a worker process died, perhaps of too little memory; run again to go on (try fewer --workers)"
                 ) from error
             except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
-                raise GlimpseError(f"{job.parts}: cannot be written ({' '.join(str(error).split())[:200]}); run again to go on") from error
+                named, reason = getattr(error, "filename", None) or job.parts, getattr(error, "strerror", None) or error
+                raise GlimpseError(f"{named}: cannot be written ({one_line(reason)}); run again to go on") from error
             finally:
                 if executor:
                     executor.shutdown(wait=True, cancel_futures=True)
+    return [done[index] for index in sorted(done)]
+
+
+def find_done(job: Job, chunks: Sequence[Chunk]) -> dict[int, Done]:
+    """Chunks whose files are whole, by number. What is damaged is named, and done again."""
+    done = {}
+    for chunk in chunks:
+        path = sidecar_path(job.parts, chunk.index)
+        if kind_of(path) is None:
+            continue
+        try:
+            done[chunk.index] = read_as(Done, read_bytes(path, MAX_JSON))
+        except (GlimpseError, ValueError) as error:
+            say(f"{path}: is damaged ({one_line(error)}); its rows are read again")
+    finals = final_paths(job, done) if len(done) == len(chunks) else {}
+    for index, one in list(done.items()):
+        for split, part in one.parts.items():
+            path = part_path(job.parts, index, split)
+            placed = path if kind_of(path) is not None else finals.get((index, split), path)  # the end was interrupted
+            sizes = {placed: part.size, path.with_suffix(".index"): part.index}
+            wrong = next((path for path, size in sizes.items() if kind_of(path) != "file" or path.stat().st_size != size), None)
+            if wrong is not None and done.pop(index, None):
+                say(f"{wrong}: is missing or cut off; its rows are read again")
+    return done
+
+
+def final_paths(job: Job, done: dict[int, Done]) -> dict[tuple[int, str], Path]:
+    """Where the shards of all chunks and splits belong at last."""
+    chunks: dict[str, list[int]] = {}
+    for index, one in sorted(done.items()):
+        for split in one.parts:
+            chunks.setdefault(split, []).append(index)
+    return {
+        (index, split): job.parts.parent / shard_name(split, number, len(own))
+        for split, own in sorted(chunks.items())
+        for number, index in enumerate(own)
+    }
 
 
 def _pool(job: Job, workers: int) -> ProcessPoolExecutor:
@@ -82,18 +140,15 @@ def _pool(job: Job, workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(job,))
 
 
-def _finished(executor: ProcessPoolExecutor | None, job: Job, chunks: Sequence[Chunk]):
+def _finished(executor: ProcessPoolExecutor | None, job: Job, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Done]]:
     if executor is None:
         checker = Checker(job.images)
         for chunk in chunks:
-            yield finish(chunk, job, checker)
+            yield chunk.index, finish(chunk, job, checker)
     else:
-        for future in as_completed([executor.submit(_finish_in_worker, chunk) for chunk in chunks]):
-            yield future.result()
-
-
-def _bad_rows(job: Job, chunk: int) -> int:
-    return json.loads(sidecar_path(job.parts, chunk).read_text(encoding="utf-8"))["report"]["bad"]
+        futures = {executor.submit(_finish_in_worker, chunk): chunk.index for chunk in chunks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 _worker: tuple[Job, Checker] | None = None  # of a worker process
@@ -111,36 +166,47 @@ def _start_worker(job: Job) -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def _finish_in_worker(chunk: Chunk) -> tuple[int, int]:
+def _finish_in_worker(chunk: Chunk) -> Done:
     return finish(chunk, *_worker)
 
 
-def finish(chunk: Chunk, job: Job, checker: Checker) -> tuple[int, int]:
-    """Reads, checks and writes one chunk. Returns: rows, and how many are bad."""
+def finish(chunk: Chunk, job: Job, checker: Checker) -> Done:
+    """Reads, checks and writes one chunk."""
     report = Report(rows=chunk.rows)
     index: dict[str, list[str]] = {}
     with contextlib.ExitStack() as stack:
         writers: dict[str, ShardWriter] = {}
         for where, stem, data in chunk.read():
             try:
-                row = parse_row(data, where, stem, job.boxes, job.split)
-                record, sizes = checker.check(row)
+                split, record, sizes, stored = _make(data, where, stem, job, checker)
             except BadRow as error:
                 report.add_bad(error.reason, where, error.detail)
                 continue
-            if row.split not in writers:
-                writers[row.split] = stack.enter_context(ShardWriter(part_path(job.parts, chunk.index, row.split)))
-            writers[row.split].write(encode(record, sizes))
-            index.setdefault(row.split, []).append(index_line(record, sizes))
-            report.add_good(row.split, record.dataset)
-    for split, lines in index.items():
-        part_path(job.parts, chunk.index, split).with_suffix(".index").write_text("".join(lines), encoding="utf-8")
-    shards = {split: (writer.examples, writer.bytes) for split, writer in sorted(writers.items())}
-    sidecar = sidecar_path(job.parts, chunk.index)
-    scratch = sidecar.with_suffix(".partial")
-    scratch.write_text(json.dumps({"shards": shards, "report": report.as_dict()}, ensure_ascii=False), encoding="utf-8")
-    scratch.replace(sidecar)
-    return report.total, report.bad
+            if split not in writers:
+                writers[split] = stack.enter_context(ShardWriter(part_path(job.parts, chunk.index, split)))
+            writers[split].write(stored)
+            index.setdefault(split, []).append(index_line(record, sizes))
+            report.add_good(split, record.dataset)
+    parts = {}
+    for split, writer in sorted(writers.items()):
+        lines = "".join(index[split]).encode()
+        writer.path.with_suffix(".index").write_bytes(lines)
+        parts[split] = Part(writer.examples, writer.bytes, writer.path.stat().st_size, len(lines))
+    fields = {"parts": {split: dataclasses.asdict(part) for split, part in parts.items()}, "report": report.as_dict()}
+    write_text(sidecar_path(job.parts, chunk.index), json.dumps(fields, ensure_ascii=False))
+    return Done(parts, report)
+
+
+def _make(data: bytes, where: str, stem: str, job: Job, checker: Checker) -> tuple[str, Record, tuple, bytes]:
+    """One row's split, record, sizes of pictures, and what is stored. Raises: BadRow, whatever is wrong with the row; OSError."""
+    try:
+        row = parse_row(data, where, stem, job.boxes, job.split)
+        record, sizes = checker.check(row)
+        return row.split, record, sizes, encode(record, sizes)
+    except (BadRow, OSError):
+        raise
+    except Exception as error:  # a fault of ours or of a library: one row must not end the work
+        raise BadRow("unexpected", f"{type(error).__name__}: {error}") from error
 
 
 def index_line(record: Record, sizes: Sequence[tuple[int, int]]) -> str:

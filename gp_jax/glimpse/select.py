@@ -5,17 +5,19 @@ the device only ranks once and compares.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from pydantic import SkipValidation
 
-from gp_jax.config import GlimpseConfig
+from gp_jax.choices import check_choice
+from gp_jax.config import Anchors, GlimpseConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.ops.ranking import best
+from gp_jax.schema import Count, Flag, Number, Seed, Share, Whole, values
 from gp_jax.trees import KeepLimits
 
 METHODS = ("glimpse", "attention", "random", "nothing", "fastv", "pyramiddrop", "visionzip", "divprune", "cdpruner", "vscan")
@@ -46,41 +48,29 @@ class Prune:
                         the neighbours; only for reproducing them.
     """
 
-    reduce_threshold: float = 0.5
-    max_remain_ratio: float | None = None
-    fixed_remain_ratio: float | None = None
-    min_remain_num: int | None = 1
-    anchor_positions: tuple[str, ...] = ()
-    reference_masks: Sequence | None = None
-    released_batch_positions: bool = False
+    reduce_threshold: Number = 0.5
+    max_remain_ratio: Share | None = None
+    fixed_remain_ratio: Share | None = None
+    min_remain_num: Count | None = 1
+    anchor_positions: Anchors = ()
+    reference_masks: SkipValidation[Sequence | None] = None
+    released_batch_positions: Flag = False
     method: str = "glimpse"
-    after: int | None = None
-    seed: int = 0
+    after: Whole | None = None
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        anchors = self.anchor_positions or ()
-        if not isinstance(anchors, list | tuple):
-            raise GlimpseError(f"anchor_positions={anchors!r} is not a list of corners")
-        object.__setattr__(self, "anchor_positions", tuple(anchors))
+        if self.anchor_positions is None:
+            object.__setattr__(self, "anchor_positions", ())
+        for name, value in values(self).items():
+            object.__setattr__(self, name, value)
         if self.reference_masks is not None:
-            if not isinstance(self.reference_masks, list | tuple | np.ndarray):
+            if not isinstance(self.reference_masks, list | tuple | np.ndarray) or getattr(self.reference_masks, "ndim", 1) == 0:
                 raise GlimpseError("reference_masks must be a list with one entry per sample")
             object.__setattr__(self, "reference_masks", tuple(self.reference_masks))
-        if self.method not in METHODS:
-            near = difflib.get_close_matches(str(self.method), METHODS, n=1)
-            hint = f", did you mean '{near[0]}'?" if near else ""
-            raise GlimpseError(f"method={self.method!r} is not one of {', '.join(METHODS)}{hint}")
+        check_choice("method", self.method, METHODS)
         if self.method not in BY_RULE and self.fixed_remain_ratio is None:
             raise GlimpseError(f"method='{self.method}' ranks only: say how much to keep with fixed_remain_ratio")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
-            raise GlimpseError(f"seed={self.seed!r} must be a whole number from 0")
-        if self.after is not None and (isinstance(self.after, bool) or not isinstance(self.after, int | np.integer)):
-            raise GlimpseError(f"after={self.after!r} is not the number of a layer")
-        rule = {
-            f: getattr(self, f)
-            for f in ("reduce_threshold", "max_remain_ratio", "fixed_remain_ratio", "min_remain_num", "anchor_positions")
-        }
-        GlimpseConfig(selected_layers=(0,), reduce_layer=0, **rule).validate_rule()
 
     @property
     def keeps_everything(self) -> bool:
@@ -120,12 +110,15 @@ def anchor_indices(names: Sequence[str], grids: Sequence[tuple[int, int]]) -> li
 
 
 def reference_mask(mask: object, grids: Sequence[tuple[int, int]], where: str) -> np.ndarray:
-    """One sample's reference mask, flattened. Returns: (visual tokens,) bool. Raises: GlimpseError on a wrong size."""
+    """One sample's reference mask, flattened. Returns: (visual tokens,) bool. Raises: GlimpseError on a wrong size or kind."""
     shapes = [tuple(grid) for grid in grids]
     if mask is None:
         mask = []
-    parts = list(mask) if isinstance(mask, list | tuple) and (not mask or np.ndim(mask[0]) > 0) and len(mask) == len(shapes) else [mask]
-    flat = [np.asarray(part) for part in parts]
+    try:
+        several = isinstance(mask, list | tuple) and (not mask or np.ndim(mask[0]) > 0) and len(mask) == len(shapes)
+        flat = [np.asarray(part) for part in (mask if several else [mask])]
+    except ValueError as error:
+        raise GlimpseError(f"{where}: is not an array, or a list of one per image: its rows differ in length") from error
     if any(a.dtype.kind not in "bui" or ((a != 0) & (a != 1)).any() for a in flat if a.size):
         raise GlimpseError(f"{where}: masks must hold true and false (or 1 and 0) only")
     flat = [a.astype(bool) for a in flat]

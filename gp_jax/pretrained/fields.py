@@ -1,65 +1,19 @@
-"""Fields of a `config.json`, checked one by one: JSON from strangers may hold anything."""
+"""Fields of a `config.json`, each checked against its type in `config` and `vision_config`: JSON from strangers may hold anything."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import Field
 
 from gp_jax.config import TextConfig
-from gp_jax.errors import GlimpseError
-from gp_jax.ops.layers import activation
+from gp_jax.errors import GlimpseError, shown
+from gp_jax.schema import LARGEST, Several, TokenId, checked, hints, one
 
-
-def mapping(value: Any, name: str, where: str) -> Mapping[str, Any]:
-    """Raises: GlimpseError unless `value` is a JSON object."""
-    if not isinstance(value, Mapping):
-        raise GlimpseError(f"{where}: {name}={value!r} must be an object")
-    return value
-
-
-def check_activation(name: Any, field: str, where: str) -> None:
-    """Raises: GlimpseError, naming file and field, unless the activation exists."""
-    try:
-        activation(name)
-    except GlimpseError as error:
-        raise GlimpseError(f"{where}: {field}: {error}") from error
-
-
-def get(source: Mapping[str, Any], name: str, where: str, default: Any = ...) -> Any:
-    """A field; null counts as missing where there is no default."""
-    value = source.get(name, default)
-    if value is ... or (value is None and default is ...):
-        raise GlimpseError(f"{where}: field '{name}' is missing")
-    return value
-
-
-def typed(config: Any, where: str) -> Any:
-    """A dataclass whose fields hold what they are annotated with; JSON may hold anything."""
-    for field in dataclasses.fields(config):
-        value, kind = getattr(config, field.name), str(field.type).split(" |")[0].removeprefix("<class '").removesuffix("'>")
-        if value is None and "None" in str(field.type):
-            continue
-        ok = {
-            "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-            "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
-            "bool": lambda v: isinstance(v, bool),
-            "str": lambda v: isinstance(v, str),
-            "tuple[int, ...]": lambda v: isinstance(v, tuple) and all(isinstance(x, int) for x in v),
-            "tuple[tuple[int, int], ...]": lambda v: isinstance(v, tuple) and all(isinstance(x, tuple) and len(x) == 2 for x in v),
-            "tuple[str, ...]": lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v),
-        }[kind]
-        if not ok(value):
-            raise GlimpseError(f"{where}: {field.name}={value!r} must be {kind}")
-    return config
-
-
-def sizes(source: Mapping[str, Any], names: tuple[str, ...], where: str) -> list[int]:
-    """Positive integers by name."""
-    values = [get(source, name, where) for name in names]
-    for name, value in zip(names, values, strict=True):
-        refuse_if(
-            not isinstance(value, int) or isinstance(value, bool) or value < 1, f"{where}: {name}={value!r} must be a positive integer"
-        )
-    return values
+T = TypeVar("T")
+Section = dict[str, Any]
+TokenOrNone = Annotated[int, Field(ge=-1, le=LARGEST)]  # -1: none, as old Llama checkpoints say it
 
 
 def refuse_if(condition: bool, message: str) -> None:
@@ -67,51 +21,97 @@ def refuse_if(condition: bool, message: str) -> None:
         raise GlimpseError(message)
 
 
-def text_config(text: Mapping[str, Any], top: Mapping[str, Any], where: str, *, theta: float, axes: int, bias: bool) -> TextConfig:
+def present(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a file names: null counts as missing."""
+    return {name: value for name, value in source.items() if value is not None}
+
+
+def value(source: Mapping[str, Any], name: str, kind: Any, where: str, default: Any = ...) -> Any:
+    """A field of this type; null counts as missing. Raises: GlimpseError, naming file and field, when it is missing or something else."""
+    if source.get(name) is not None:
+        return one(kind, source[name], name, where)
+    refuse_if(default is ..., f"{where}: field '{name}' is missing")
+    return default
+
+
+def choice(source: Mapping[str, Any], name: str, known: Iterable[str], where: str, default: Any = ...) -> str:
+    """A field that holds one of these words; null counts as missing. Raises: GlimpseError that names file, field and words."""
+    found, known = value(source, name, str, where, default), tuple(known)
+    refuse_if(found not in known, f"{where}: {name} {shown(found)} is not supported (supported: {', '.join(known)})")
+    return found
+
+
+def read(kind: type[T], source: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None, **given: Any) -> T:
+    """A dataclass of the fields of a JSON object; null counts as missing where a field cannot be None.
+
+    Args: names: fields that the object calls otherwise; given: fields that are not in it.
+    Raises: GlimpseError that names file and field.
+    """
+    names, found = names or {}, dict(given)
+    for field in dataclasses.fields(kind):
+        name, none = names.get(field.name, field.name), type(None) in get_args(hints(kind)[field.name])
+        if field.name not in given and name in source and (none or source[name] is not None):
+            found[field.name] = source[name]
+        missing = field.name not in found and field.default is dataclasses.MISSING
+        refuse_if(missing, f"{where}: field '{name}' is missing")
+    return checked(kind(**found), where, names)
+
+
+def text_config(
+    text: Mapping[str, Any], top: Mapping[str, Any], where: str, above: str, *, defaults: Mapping[str, Any], axes: int, bias: bool
+) -> TextConfig:
     """A decoder of the Qwen2 / Llama kind.
 
-    Args: text: where its fields are; top: the whole file; theta: of a rope that names none; axes: of its rope, 3 for M-RoPE; bias: of
-        queries, keys and values.
+    Args: text: where its fields are; top: the whole file; where, above: what to call these in messages; defaults: of fields that are
+        missing; axes: of its rope, 3 for M-RoPE; bias: of queries, keys and values.
     """
-    rope = mapping(text.get("rope_parameters") or text.get("rope_scaling") or {}, "rope_scaling", where)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    refuse_if(kind not in ("default", "mrope"), f"{where}: rope type '{kind}' is not supported (supported: default, mrope)")
-    names = ("num_attention_heads", "hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers")
-    heads, width, vocabulary, inner, layers = sizes(text, names, where)
-    kv_heads = heads if text.get("num_key_value_heads") is None else sizes(text, ("num_key_value_heads",), where)[0]
+    # Of two descriptions of the rope the older one counts, as in transformers.
+    name = "rope_scaling" if value(text, "rope_scaling", Section, where, {}) else "rope_parameters"
+    rope = value(text, name, Section, where, {})
+    choice(rope, "rope_type" if rope.get("rope_type") is not None else "type", ("default", "mrope"), f"{where}: {name}", "default")
+    own = {"num_key_value_heads": text.get("num_attention_heads"), **defaults, **present(text), "mrope_section": rope.get("mrope_section")}
+    own |= present({"rope_theta": rope.get("rope_theta")})
+    tied = [value(source, "tie_word_embeddings", bool, place, False) for source, place in ((top, above), (text, where))]
+    config = read(TextConfig, own, where, tie_word_embeddings=any(tied), attention_bias=bias)
+    width, heads, kv_heads, section = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.mrope_section
     refuse_if(width % heads != 0, f"{where}: hidden_size={width} is not divisible by num_attention_heads={heads}")
     refuse_if(heads % kv_heads != 0, f"{where}: num_attention_heads={heads} is not divisible by num_key_value_heads={kv_heads}")
-    section = rope.get("mrope_section", ())
-    whole = isinstance(section, list | tuple) and all(isinstance(n, int) for n in section)
-    refuse_if(not whole, f"{where}: mrope_section={section!r} must be integers")
-    section = tuple(section)
-    fits = (len(section) == axes and sum(section) == width // heads // 2) if axes > 1 else not section
-    half = f"must be {axes} numbers that add up to half the head width ({width // heads // 2})" if axes > 1 else "is for other models"
-    refuse_if(not fits, f"{where}: mrope_section={list(section)} {half}")
-    config = TextConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        rms_norm_eps=get(text, "rms_norm_eps", where, 1e-6),
-        rope_theta=rope.get("rope_theta") or text.get("rope_theta") or theta,
-        mrope_section=section,
-        tie_word_embeddings=bool(top.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)),
-        attention_bias=bias,
-        hidden_act=get(text, "hidden_act", where, "silu"),
-    )
-    check_activation(config.hidden_act, "hidden_act", where)
-    return typed(config, where)
+    odd = f"{where}: head width {config.head_dim} (hidden_size / num_attention_heads) is not even, as a rope needs"
+    refuse_if(config.head_dim % 2 != 0, odd)
+    fits = (len(section) == axes and sum(section) == config.head_dim // 2) if axes > 1 else not section
+    half = f"must be {axes} numbers that add up to half the head width ({config.head_dim // 2})" if axes > 1 else "is for other models"
+    refuse_if(not fits, f"{where}: mrope_section={shown(list(section))} {half}")
+    return config
 
 
-def end_and_pad(*sources: Mapping[str, Any]) -> dict[str, Any]:
-    """`eos_token_ids` and `pad_token_id` of a ModelConfig, each from the first of these files that names it."""
+def check_window(side: int, most: int, field: str, where: str) -> None:
+    """Raises: GlimpseError unless an attention window has 1 to `most` visual tokens on a side: memory takes the fourth power of it."""
+    refuse_if(side < 1, f"{where}: {field} is smaller than one visual token")
+    refuse_if(side > most, f"{where}: {field} holds {side} x {side} visual tokens, supported are {most} x {most}")
 
-    def token(name: str) -> Any:
-        return next((source[name] for source in sources if source.get(name) is not None), None)
 
-    eos, pad = token("eos_token_id"), token("pad_token_id")
-    eos = tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (eos,)
-    return dict(eos_token_ids=eos, pad_token_id=pad if pad is not None else (eos[0] if eos else 0))
+def token(source: Mapping[str, Any], name: str, vocabulary: int, where: str, default: Any = ...) -> Any:
+    """A token id that a prompt may hold."""
+    found = value(source, name, TokenId, where, default)
+    refuse_if(found is not None and found >= vocabulary, f"{where}: {name}={found} is not in the vocabulary of {vocabulary} tokens")
+    return found
+
+
+def end_and_pad(generation: Mapping[str, Any], *sources: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:
+    """`eos_token_ids` and `pad_token_id` of a ModelConfig, each from the first of these files that names it.
+
+    Where padding is not a token of this model, the end's id takes its place: it only fills places that nothing looks at.
+    """
+    places = ((generation, str(Path(where).with_name("generation_config.json"))), *((source, where) for source in sources))
+
+    def first(name: str) -> tuple[Any, str]:
+        return next(((source[name], place) for source, place in places if source.get(name) is not None), (None, where))
+
+    (ends, place), (pad, pad_place) = first("eos_token_id"), first("pad_token_id")
+    kind = Several[TokenOrNone] if isinstance(ends, list | tuple) else TokenOrNone | None
+    ends = one(kind, ends, "eos_token_id", place)
+    ends = tuple(end for end in (ends if isinstance(ends, tuple) else (ends,)) if end not in (None, -1))
+    unknown = f"{place}: eos_token_id={max(ends, default=0)} is not in the vocabulary of {vocabulary} tokens"
+    refuse_if(max(ends, default=0) >= vocabulary, unknown)
+    pad = one(TokenOrNone | None, pad, "pad_token_id", pad_place)
+    return dict(eos_token_ids=ends, pad_token_id=pad if pad is not None and 0 <= pad < vocabulary else ends[0] if ends else 0)

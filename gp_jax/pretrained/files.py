@@ -7,35 +7,26 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gp_jax.disk import read_json
-from gp_jax.errors import GlimpseError
-from gp_jax.pretrained.torch_file import open_torch
+from gp_jax.disk import kind_of, path_of, read_json
+from gp_jax.errors import GlimpseError, one_line, some
+from gp_jax.pretrained.sources import SafetensorsSource, TensorSource, TorchSource
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 TORCH_INDEX, TORCH_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 GLIMPSE_TENSORS = "glimpse.safetensors"
 GLIMPSE_TORCH = "new_modules_gp.pt"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 SHARD_BYTES = 5 * 10**9
-
-DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-
 
 BUNDLED = {"scenes": Path(__file__).parents[1] / "assets" / "scenes"}
 
@@ -46,18 +37,15 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
 
     Raises: GlimpseError when it is neither.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     bundled = BUNDLED.get(str(name))
-    if bundled is not None and not (path / "config.json").exists():
+    if bundled is not None and kind_of(path / "config.json") is None:
         return bundled
-    try:
-        is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:
-        raise GlimpseError(f"{str(name)[:80]}: is not a path ({type(error).__name__})") from error
-    if is_folder:
+    kind = kind_of(path)
+    if kind == "folder":
         return path
-    if exists:
-        raise GlimpseError(f"{path}: is a file, a model folder or Hub id is needed")
+    if kind is not None:
+        raise GlimpseError(f"{path}: is no folder, a model folder or Hub id is needed")
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
         raise GlimpseError(f"{name}: no such folder")
     from huggingface_hub import snapshot_download  # slow to import, rarely needed
@@ -65,132 +53,102 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
     except Exception as error:  # the Hub client raises many kinds; all mean the same to the user
-        reason = " ".join(str(error).split())[:200]
-        raise GlimpseError(
-            f"{name}: no such folder, and the Hugging Face Hub did not give it ({type(error).__name__}: {reason})"
-        ) from error
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise GlimpseError(f"{name}: no such folder, and the Hugging Face Hub did not give it ({why})") from error
 
 
 def find_model(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     """As `find_folder`; of a Hub repository without safetensors its files of `torch.save` too."""
     folder = find_folder(name, patterns)
-    if Path(name).expanduser() != folder and not any(folder.glob("*.safetensors")):
+    if path_of(name) != folder and not any(folder.glob("*.safetensors")):
         return find_folder(name, (*patterns, "*.bin"))
     return folder
 
 
-def _floating(dtype: Any, key: str, where: str) -> np.dtype:
-    """Raises: GlimpseError unless weights of this dtype can be loaded."""
-    if dtype not in DTYPES.values():
-        raise GlimpseError(f"{where}: {key} has dtype {dtype}, supported are {', '.join(DTYPES)}")
-    return dtype
-
-
-class TensorSource(Protocol):
-    """Named tensors of which only what is asked for is read."""
-
-    where: str  # for error messages
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def dtype(self, key: str) -> np.dtype:
-        """Stored dtype of a tensor. Raises: GlimpseError unless weights of this dtype can be loaded."""
-
-    def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A rectangle of a tensor; () for all of it."""
-
-
-class SafetensorsSource:
-    """One or several safetensors files. The library checks them; each tensor is then mapped on its own and let go of at once,
-    since pages of a whole mapped file would count as a second copy of the model."""
-
-    def __init__(self, paths: list[Path], where: str):
-        self.where, self._entries = where, {}
-        for path in paths:
-            try:
-                with safe_open(path, framework="numpy"):  # validates header, offsets and length
-                    pass
-                with path.open("rb") as file:
-                    header = int.from_bytes(file.read(8), "little")
-                    entries = json.loads(file.read(header))
-            except (SafetensorError, OSError, ValueError) as error:
-                raise GlimpseError(f"{path}: is not a readable safetensors file ({' '.join(str(error).split())})") from error
-            entries.pop("__metadata__", None)
-            self._entries |= {key: (path, entry, 8 + header + entry["data_offsets"][0]) for key, entry in entries.items()}
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {key: tuple(entry["shape"]) for key, (_, entry, _) in self._entries.items()}
-
-    def dtype(self, key: str) -> np.dtype:
-        name = self._entries[key][1]["dtype"]
-        return _floating(DTYPES.get(name, name), key, self.where)
-
-    def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
-        path, _, offset = self._entries[key]
-        if 0 in self.shapes[key]:
-            return np.zeros(self.shapes[key], self.dtype(key))[index]
-        return np.array(np.memmap(path, self.dtype(key), "r", offset, self.shapes[key])[index])
-
-
-class TorchSource:
-    """One or several files of `torch.save`: a released `new_modules_gp.pt`, or a base that was never converted."""
-
-    def __init__(self, paths: list[Path], where: str):
-        self.where, self._tensors = where, {name: tensor for path in paths for name, tensor in open_torch(path).items()}
-        self.shapes = {key: tensor.shape for key, tensor in self._tensors.items()}
-
-    def dtype(self, key: str) -> np.dtype:
-        return _floating(self._tensors[key].storage.dtype, key, self.where)
-
-    def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
-        self.dtype(key)
-        return self._tensors[key][index]
-
-
 def base_source(folder: Path) -> TensorSource:
-    """The base model's tensors: safetensors, else files of `torch.save`, in shards or one. Raises: GlimpseError naming what is missing or
-    damaged."""
-    for index, single, source in ((INDEX, SINGLE, SafetensorsSource), (TORCH_INDEX, TORCH_SINGLE, TorchSource)):
-        if (folder / index).exists():
-            weight_map = read_json(folder / index).get("weight_map")
-            own = isinstance(weight_map, dict) and all(isinstance(name, str) and name == Path(name).name for name in weight_map.values())
-            if not own:
-                raise GlimpseError(f"{folder / index}: 'weight_map' must name a file in this folder for every tensor")
-            paths = [folder / name for name in sorted(set(weight_map.values()))]
-            lost = [str(path) for path in paths if not path.exists()]
-            if lost:
-                raise GlimpseError(f"{folder / index}: names shards that are missing: {', '.join(lost)}")
-            return source(paths, str(folder))
-        if (folder / single).exists():
+    """The base model's tensors, of the first that is there as transformers looks for them: one safetensors file, safetensors in shards,
+    one file of `torch.save`, such files in shards. An index is not looked at where a single file is there.
+
+    Raises: GlimpseError naming what is missing or damaged.
+    """
+    if kind_of(folder / ADAPTER) and any(kind_of(folder / name) for name in ADAPTER_WEIGHTS):
+        raise GlimpseError(
+            f"{folder}: holds a LoRA adapter ({ADAPTER}) that is not merged; merge it into its base (peft: merge_and_unload)"
+        )
+    for single, index, source in ((SINGLE, INDEX, SafetensorsSource), (TORCH_SINGLE, TORCH_INDEX, TorchSource)):
+        if kind_of(folder / single):
             return source([folder / single], str(folder / single))
-    raise GlimpseError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+        if kind_of(folder / index):
+            return source(shards(folder / index), str(folder))
+    other = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+    raise GlimpseError(f"{folder}: holds neither {SINGLE} nor {INDEX}" + (f", only {some(other)}" if other else ""))
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names; which tensor it places where does not matter, as in transformers."""
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and all(isinstance(n, str) for n in weight_map.values()) else set()
+    if not names or not all(name == Path(name).name for name in names):
+        raise GlimpseError(f"{index}: 'weight_map' must name a file in this folder for every tensor")
+    lost = [name for name in sorted(names) if kind_of(index.parent / name) is None]
+    if lost:
+        raise GlimpseError(f"{index}: names shards that are missing: {some(lost)}")
+    return [index.parent / name for name in sorted(names)]
 
 
 def has_glimpse(folder: Path) -> bool:
     """Whether a folder holds glimpse tensors, ours or released."""
-    return (folder / GLIMPSE_TENSORS).exists() or (folder / GLIMPSE_TORCH).exists()
+    return kind_of(folder / GLIMPSE_TENSORS) is not None or kind_of(folder / GLIMPSE_TORCH) is not None
 
 
 def glimpse_source(folder: Path) -> TensorSource:
-    """The glimpse's tensors by released names: ours (safetensors) if there, else the released file."""
-    if (folder / GLIMPSE_TENSORS).exists():
-        return SafetensorsSource([folder / GLIMPSE_TENSORS], str(folder / GLIMPSE_TENSORS))
-    if not (folder / GLIMPSE_TORCH).exists():
+    """The glimpse's tensors by released names: ours (`glimpse.safetensors`) if there, else the released file (`new_modules_gp.pt`).
+
+    A save writes both. Where they differ, one of them was written later by something else: that is said (a warning).
+    """
+    ours, released = folder / GLIMPSE_TENSORS, folder / GLIMPSE_TORCH
+    if kind_of(ours) is None and kind_of(released) is None:
         raise GlimpseError(f"{folder}: holds neither {GLIMPSE_TENSORS} nor {GLIMPSE_TORCH}")
-    return TorchSource([folder / GLIMPSE_TORCH], str(folder / GLIMPSE_TORCH))
+    if kind_of(ours) is None:
+        return TorchSource([released], str(released))
+    source = SafetensorsSource([ours], str(ours))
+    if kind_of(released) is not None and not _same(source, released):
+        warnings.warn(f"{ours} is used; {GLIMPSE_TORCH} beside it holds another glimpse. Remove the one that is not meant", stacklevel=2)
+    return source
+
+
+def _same(source: TensorSource, released: Path) -> bool:
+    try:
+        other = TorchSource([released], str(released))
+        alike = source.shapes == other.shapes
+        return alike and all(np.array_equal(*(np.float32(s.read(key, ())) for s in (source, other))) for key in source.shapes)
+    except GlimpseError:  # nobody reads that file
+        return False
 
 
 def weights_digest(folder: Path, without: Collection[str] = (), blocks: int = 256, length: int = 1 << 16) -> str:
     """Of the weights in a model or glimpse folder: whole small files, evenly spread blocks of large ones; files `without` do not count."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt", ".bin") and path.name not in without):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(length, size // blocks)):
-                file.seek(start)
-                digest.update(file.read(length))
+        if kind_of(path) == "file":
+            _feed(digest, path, blocks, length)
     return digest.hexdigest()[:16]
+
+
+def digest_of(path: Path, blocks: int = 1024, length: int = 1 << 16) -> str:
+    """Of one file: all of it up to 64 MiB, evenly spread blocks of what is larger."""
+    digest = hashlib.sha256()
+    _feed(digest, path, blocks, length)
+    return digest.hexdigest()[:16]
+
+
+def _feed(digest: Any, path: Path, blocks: int, length: int) -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        for start in range(0, size, max(length, size // blocks)):
+            file.seek(start)
+            digest.update(file.read(length))
 
 
 def side_files(folder: Path) -> list[Path]:

@@ -9,8 +9,9 @@ from typing import Any
 from gp_jax.config import GlimpseConfig, ModelConfig
 from gp_jax.disk import read_json
 from gp_jax.pretrained import llava, qwen
-from gp_jax.pretrained.fields import check_activation, get, refuse_if, typed
+from gp_jax.pretrained.fields import choice, read, refuse_if
 from gp_jax.pretrained.tower import with_tower
+from gp_jax.schema import checked
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,19 @@ class Kind:
 
 
 KINDS = (
-    Kind(("qwen2_5_vl", "qwen2_5_vl_gp"), qwen.read, qwen.flat),
+    Kind(("qwen2_5_vl", "qwen2_5_vl_gp"), qwen.read_model, qwen.flat),
     Kind(
         ("llava", "llava_llama", "llava_llama_gp"), llava.read_original, llava.flat_original, needs="mm_vision_tower", complete=with_tower
     ),
-    Kind(("llava", "llava_next"), llava.read),
+    Kind(("llava", "llava_next"), llava.read_model),
 )
 MODEL_TYPES = tuple(dict.fromkeys(name for kind in KINDS for name in kind.model_types))
 
 
 def kind_of(hf: Mapping[str, Any], where: str) -> Kind:
     """The first kind that fits. Raises: GlimpseError on an unknown model type."""
-    name = hf.get("model_type")
+    name = choice(hf, "model_type", MODEL_TYPES, where)
     kinds = [kind for kind in KINDS if name in kind.model_types]
-    refuse_if(not kinds, f"{where}: model_type '{name}' is not supported (supported: {', '.join(MODEL_TYPES)})")
     found = next((kind for kind in kinds if kind.needs is None or hf.get(kind.needs)), None)
     refuse_if(found is None, f"{where}: field '{kinds[0].needs}' is missing")
     return found
@@ -59,26 +59,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 def model_config(hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None, where: str = "config.json") -> ModelConfig:
     """Reads a `config.json` dict and a `generation_config.json` dict.
 
-    Raises: GlimpseError on an unknown model type, a missing field or an unsupported setting.
+    Raises: GlimpseError, naming file and field, on an unknown model type, a missing field, a value that is not of the field's type or
+        outside its bounds, or an unsupported setting.
     """
-    config = kind_of(hf, where).read(hf, generation or {}, where)
-    for name in ("image_token_id", "video_token_id", "eos_token_ids", "pad_token_id"):
-        ids = getattr(config, name)
-        ids = ids if isinstance(ids, tuple) else () if ids is None else (ids,)
-        refuse_if(not all(isinstance(i, int) for i in ids), f"{where}: {name}={getattr(config, name)!r} must be token ids")
-    return config
+    return checked(kind_of(hf, where).read(hf, generation or {}, where), where)
 
 
 def glimpse_config(hf: Mapping[str, Any], model: ModelConfig, where: str = "config.json") -> GlimpseConfig:
     """Reads the glimpse's fields of a released `config.json` and validates them against `model`."""
-    values = {}
-    for field in dataclasses.fields(GlimpseConfig):
-        required = field.default is dataclasses.MISSING
-        value = get(hf, field.name, where, ... if required else field.default)
-        values[field.name] = tuple(value or ()) if isinstance(value, list | tuple) or field.name == "anchor_positions" else value
-    config = typed(GlimpseConfig(**values), where)
-    check_activation(config.attn_fuse_hidden_act, "attn_fuse_hidden_act", where)
-    return config.validate(model)
+    return read(GlimpseConfig, hf, where).validate(model, where)
 
 
 def flat_hf_config(hf: Mapping[str, Any], glimpse: GlimpseConfig) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 Linear weights keep their layout; only the patch embedding is a convolution there.
 """
 
+import dataclasses
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -12,11 +15,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax.config import GlimpseConfig, ModelConfig
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, some
 from gp_jax.lvlm import LVLM
-from gp_jax.pretrained.files import TensorSource
+from gp_jax.pretrained.misfits import cause, misfits
 from gp_jax.pretrained.names import GLIMPSE, NAMES, checkpoint_name, is_glimpse
+from gp_jax.pretrained.sources import TensorSource
 from gp_jax.sharding import parameter_sharding, spread
+
+MISFIT = "weights do not fit the config"
+BLOCK = 1 << 22  # values of a tensor that are compared at a time
 
 
 def checkpoint_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
@@ -29,9 +36,25 @@ def flat_params(state: nnx.State) -> dict[str, jax.Array]:
     return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
+def flat_paths(model: LVLM) -> list[str]:
+    """Dotted paths of a model's parameters."""
+    return [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))]
+
+
 def abstract_model(config: ModelConfig, glimpse: GlimpseConfig | None, dtype: jnp.dtype) -> LVLM:
-    """The model with shapes instead of arrays."""
-    return nnx.eval_shape(lambda: LVLM(config, glimpse, dtype=dtype, rngs=nnx.Rngs(0)))
+    """The model with shapes instead of arrays. Layers are alike: one is traced, the others are copies of it."""
+    one = shallow(config)
+    model = nnx.eval_shape(lambda: LVLM(one, glimpse, dtype=dtype, rngs=nnx.Rngs(0)))
+    model.config, model.decoder.config, model.vision.config = config, config.text, config.vision
+    model.decoder.layers = nnx.List([nnx.clone(model.decoder.layers[0]) for _ in range(config.text.num_hidden_layers)])
+    model.vision.blocks = nnx.List([nnx.clone(model.vision.blocks[0]) for _ in range(config.vision.depth)])
+    return model
+
+
+def shallow(config: ModelConfig) -> ModelConfig:
+    """The same with one layer and one block."""
+    text, vision = dataclasses.replace(config.text, num_hidden_layers=1), dataclasses.replace(config.vision, depth=1)
+    return dataclasses.replace(config, text=text, vision=vision)
 
 
 def _optional(path: str, glimpse: GlimpseConfig | None) -> bool:
@@ -39,13 +62,58 @@ def _optional(path: str, glimpse: GlimpseConfig | None) -> bool:
     return bool(glimpse) and glimpse.attn_fuse_type == "AttnFuserV2" and path.startswith("predictor.cond_in_projs.")
 
 
-def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], optional: set[str]) -> list[str]:
-    """What of a source's keys does not fit, in words: missing, unknown and mis-shaped keys. Empty when all fit."""
-    missing = sorted(k for k in wanted if k not in found and k not in optional)
-    unknown = sorted(k for k in found if k not in wanted)
-    wrong = [f"{k} {list(found[k])}, expected {list(s)}" for k, s in sorted(wanted.items()) if k in found and tuple(found[k]) != s]
-    kinds = (("missing", missing), ("unknown", unknown), ("mis-shaped", wrong))
-    return [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds if names]
+class BaseKeys:
+    """A base model's tensors by the names of the rules."""
+
+    def __init__(self, config: ModelConfig, source: TensorSource):
+        self.source, self.names = source, NAMES[config.model_type]
+        keys = [key for key in source.shapes if not self.names.skips(key)]
+        self.keys = {self.names.canonical(key): key for key in keys}
+        self.twice = sorted(key for key in keys if self.keys[self.names.canonical(key)] != key)
+        self.embedding, self.head = (self.name(path) for path in ("decoder.embed_tokens", "decoder.lm_head.weight"))
+
+    def name(self, path: str) -> str:
+        """Our path by the rules."""
+        return checkpoint_name(path, self.names.rules + GLIMPSE)
+
+    def check_depth(self, config: ModelConfig) -> None:
+        """Raises: GlimpseError when the file holds another number of layers than the config says: found before they are built."""
+        for part, ours, count in (
+            ("layers of the decoder", "decoder.layers.", config.text.num_hidden_layers),
+            ("blocks of the vision tower", "vision.blocks.", config.vision.depth),
+        ):
+            prefix = self.name(ours)
+            numbers = {key[len(prefix) :].split(".", 1)[0] for key in self.keys if key.startswith(prefix)}
+            if len(numbers) != count:
+                names = [self.name(path) for path in flat_paths(abstract_model(shallow(config), None, jnp.float32))]
+                said = f"{self.source.where}: holds {len(numbers)} {part} ({prefix}*), the config says {count}"
+                raise GlimpseError(f"{MISFIT}: {said}{cause(self.keys, names, self.names, config.model_type)}")
+
+    def tied(self, config: ModelConfig, dtype: jnp.dtype) -> ModelConfig:
+        """The config with the output head that the file has, by the rules of transformers: a config that ties it to the embedding is
+        believed when the file holds one of the two, or both and they are equal. A head of its own is kept, with a warning."""
+        if not config.text.tie_word_embeddings or self.head not in self.keys:
+            return config
+        if self.embedding not in self.keys:
+            self.keys[self.embedding] = self.keys[self.head]
+        elif not self.equal(self.keys[self.embedding], self.keys[self.head], dtype):
+            warnings.warn(
+                f"{self.source.where}: config.json says tie_word_embeddings, but {self.keys[self.head]} differs from "
+                f"{self.keys[self.embedding]}: the output head of the file is used",
+                stacklevel=4,
+            )
+            return dataclasses.replace(config, text=dataclasses.replace(config.text, tie_word_embeddings=False))
+        del self.keys[self.head]
+        return config
+
+    def equal(self, one: str, other: str, dtype: jnp.dtype) -> bool:
+        """Whether two tensors are the same in `dtype`, read some rows at a time."""
+        shape = self.source.shapes[one]
+        if shape != self.source.shapes[other] or not shape or 0 in shape:
+            return False
+        rows = max(1, BLOCK // (math.prod(shape[1:]) or 1))
+        blocks = ((slice(start, start + rows),) for start in range(0, shape[0], rows))
+        return all(np.array_equal(*(self.source.read(key, block).astype(dtype) for key in (one, other))) for block in blocks)
 
 
 def load(
@@ -61,36 +129,36 @@ def load(
     """Builds the model, each tensor read, cast and put straight to its place on the mesh.
 
     Args: base, extra: checkpoint and glimpse tensors; dtype: of the base, None: as stored. The glimpse is float32.
-    Raises: GlimpseError that lists every key that does not fit, before anything is read.
+    Returns: the model, whose config says whether its output head is tied, which the checkpoint decides.
+    Raises: GlimpseError that counts the keys that do not fit, before anything is read or built.
     """
-    names = NAMES[config.model_type]
-    keys = [key for key in base.shapes if not names.skips(key)]
-    copied = checkpoint_name("decoder.lm_head.weight", names.rules) if config.text.tie_word_embeddings else None  # of the embedding
-    base_keys = {names.canonical(key): key for key in keys if names.canonical(key) != copied}
-    twice = sorted(key for key in keys if base_keys.get(names.canonical(key), key) != key)
-
-    def name_of(path: str) -> str:
-        return checkpoint_name(path, names.rules + GLIMPSE)
-
+    own = BaseKeys(config, base)
+    own.check_depth(config)
     if dtype is None:
-        embedding = base_keys.get(name_of("decoder.embed_tokens"))
-        dtype = base.dtype(embedding) if embedding else jnp.float32
+        stored = next((own.keys[name] for name in (own.embedding, own.head) if name in own.keys), None)
+        dtype = base.dtype(stored) if stored else jnp.float32
+    config = own.tied(config, dtype)
     graph, state = nnx.split(abstract_model(config, glimpse, dtype))
     variables = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     wanted = {path: checkpoint_shape(path, v.shape, config) for path, v in variables.items()}
-    optional = {name_of(p) for p in wanted if _optional(p, glimpse)}
-    problems = [f"{base.where}: {len(twice)} in both key styles: {', '.join(twice)}"] if twice else []
-    for source, keys, chosen in ((base, base_keys, False), (extra, {k: k for k in extra.shapes} if extra else {}, True)):
+    optional = {own.name(p) for p in wanted if _optional(p, glimpse)}
+    problems = [f"{base.where}: {len(own.twice)} in both key styles: {some(own.twice)}"] if own.twice else []
+    for source, keys, chosen in ((base, own.keys, False), (extra, {k: k for k in extra.shapes} if extra else {}, True)):
         if source is not None:
-            expected = {name_of(p): shape for p, shape in wanted.items() if is_glimpse(p) == chosen}
+            expected = {own.name(p): shape for p, shape in wanted.items() if is_glimpse(p) == chosen}
             found = {name: source.shapes[key] for name, key in keys.items()}
-            problems += [f"{source.where}: {problem}" for problem in misfits(expected, found, optional)]
+            if wrong := misfits(expected, found, optional):
+                family = () if chosen else (own.names, config.model_type)
+                problems.append(f"{source.where}: {'; '.join(wrong)}{cause(found, expected, *family)}")
+            else:
+                for name in expected.keys() & found.keys():
+                    source.dtype(keys[name])
     if problems:
-        raise GlimpseError(f"weights do not fit the config: {'; '.join(problems)}")
+        raise GlimpseError(f"{MISFIT}: {'; '.join(problems)}")
 
     def place(path: str, variable: nnx.Variable) -> jax.Array:
-        name, shape = name_of(path), variable.shape
-        source, key = (extra, name) if is_glimpse(path) else (base, base_keys[name])
+        name, shape = own.name(path), variable.shape
+        source, key = (extra, name) if is_glimpse(path) else (base, own.keys[name])
         sharding = parameter_sharding(path, shape, mesh, config.text)
         if key not in source.shapes:
             return spread(np.zeros(shape, variable.dtype), sharding)

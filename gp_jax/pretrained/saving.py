@@ -45,11 +45,21 @@ def save_glimpse(model: LVLM, hf_config: dict[str, Any], folder: Path) -> None:
 
 
 def write_config(model: LVLM, hf_config: dict[str, Any], folder: Path) -> None:
-    """config.json, with the dtype that the weights are written in."""
-    config = flat_hf_config(hf_config, model.glimpse_config) if model.glimpse_config else hf_config
+    """config.json, with the dtype that the weights are written in and with the output head that the model has."""
+    config = said_tied(hf_config, model.config.text.tie_word_embeddings)
+    config = flat_hf_config(config, model.glimpse_config) if model.glimpse_config else config
     name = "dtype" if "dtype" in config else "torch_dtype"
     config = config | {name: str(model.decoder.embed_tokens.dtype)}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def said_tied(hf_config: dict[str, Any], tied: bool) -> dict[str, Any]:
+    """A `config.json` whose flags, outer and inner, say whether the output head is tied; as it was where they say so already."""
+    flag, text = "tie_word_embeddings", hf_config.get("text_config")
+    inner = text if isinstance(text, dict) else {}
+    if bool(hf_config.get(flag) or inner.get(flag)) == tied:
+        return hf_config
+    return hf_config | {flag: tied} | ({"text_config": inner | {flag: tied}} if inner else {})
 
 
 def write_glimpse(model: LVLM, folder: Path) -> None:

@@ -1,24 +1,27 @@
 """`new_modules_gp.pt` and `pytorch_model.bin` without torch: the zip-and-pickle format of `torch.save`, tensors and plain containers only.
 
-Reading uses an unpickler that knows tensors, storages and OrderedDict and refuses every other by name, so a file cannot run code. Tensor
-views are checked against their storage. Writing emits the same format, which `torch.load(weights_only=True)` reads.
+The pickle runs on a machine that knows tensors, storages and OrderedDict and refuses every other by name, so a file cannot run code
+(`pretrained.pickles`). Tensors are views that are checked against their storage when they are made and when they are read, and cannot be
+changed. What a file makes this code hold is bounded by the file's own size. Writing emits the same format, which
+`torch.load(weights_only=True)` reads.
 """
 
 import io
 import math
-import pickle
 import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gp_jax.errors import GlimpseError
+from gp_jax.disk import check_regular
+from gp_jax.errors import GlimpseError, one_line, printable
+from gp_jax.pretrained.pickles import MOST_BYTES, Machine, Refused
+from gp_jax.pretrained.stored import Storage, StorageType, StoredTensor
 
 STORAGES = {
     "FloatStorage": np.dtype(np.float32),
@@ -30,101 +33,105 @@ STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
+OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # how files of torch before 1.6 begin, which are no zip archives
+MOST_NAME = 256  # characters of a tensor's name
+SHARED = 4  # times that a file's bytes may come up in its tensors: the embedding is often the output head too
 
 
-@dataclass(frozen=True)
-class _StorageType:
-    dtype: np.dtype
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """The only thing a tensor may be a view of: so many values in a file."""
-
-    path: Path
-    start: int  # byte
-    dtype: np.dtype
-    count: int
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A strided view of a storage, read when it is asked for."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A rectangle; () for all of it."""
-        if math.prod(self.shape) == 0:
-            return np.zeros(self.shape, self.storage.dtype)[index]
-        values = np.memmap(self.storage.path, self.storage.dtype, "r", self.storage.start, (self.storage.count,))
-        strides = tuple(s * values.itemsize for s in self.stride)
-        return np.array(np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides)[index])
-
-
-def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> StoredTensor:
-    """A tensor, refused if it would reach outside its storage or repeat values."""
-    if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise pickle.UnpicklingError("a tensor is not a view of a storage")
-    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
-        raise pickle.UnpicklingError(f"a tensor has impossible sizes {size} or strides {stride}")
-    count = math.prod(size)
-    if not (count == 0 and max(size) <= storage.count + 2**20):
-        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        if last >= storage.count or count > storage.count:
-            raise pickle.UnpicklingError(f"a tensor of shape {size} reaches beyond its storage of {storage.count} values")
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, extra: Any = None) -> StoredTensor:
+    if extra:  # bits that say: the values are the conjugate's, or negative
+        raise Refused("a tensor carries marks that are not read")
     return StoredTensor(storage, offset, size, stride)
 
 
-def _rebuild_parameter(data: StoredTensor, *_: Any) -> StoredTensor:
-    if not isinstance(data, StoredTensor):
-        raise pickle.UnpicklingError("a parameter is not a tensor")
+def _rebuild_parameter(data: Any, grad: Any, hooks: Any) -> StoredTensor:
+    if type(data) is not StoredTensor:
+        raise Refused("a parameter is not a tensor")
     return data
 
 
 ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): lambda: OrderedDict(),  # without arguments
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-}
+} | {("torch", name): StorageType(dtype) for name, dtype in STORAGES.items()}
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, archive: zipfile.ZipFile, prefix: str):
-        super().__init__(io.BytesIO(data))
-        self.archive, self.prefix, self.storages = archive, prefix, {}
+def _find(module: str, name: str) -> Any:
+    if (module, name) not in ALLOWED:
+        raise Refused(f"it asks for '{module}.{name}', which is not a tensor or plain container")
+    return ALLOWED[module, name]
 
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in STORAGES:
-            return _StorageType(STORAGES[name])
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for '{module}.{name}', which is not a tensor or plain container")
-        return ALLOWED[module, name]
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], _StorageType)):
-            raise pickle.UnpicklingError("it holds a reference that is not a tensor storage")
+class _Bounded(io.BufferedReader):
+    """A file of which nothing large is read at once: zipfile reads the archive's directory, whatever its size, in one piece."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        everything = size is None or size < 0
+        if not everything and size > MOST_BYTES:
+            raise Refused("it holds more files than a file of torch.save does")
+        return super().read(MOST_BYTES if everything else size)
+
+
+class _Archive:
+    """The zip file: one pickle and its storages, each in a place of its own."""
+
+    def __init__(self, path: Path, file: _Bounded, archive: zipfile.ZipFile):
+        self.path, self.file, self.archive, self.storages = path, file, archive, {}
+        names = archive.namelist()
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if len(pickles) != 1 or len(set(names)) != len(names):
+            raise Refused("it is not a file of torch.save")
+        if any(info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size for info in archive.infolist()):
+            raise Refused("it is compressed, which torch.save never does")
+        self.prefix = pickles[0].removesuffix("data.pkl")
+        if f"{self.prefix}byteorder" in names and self.small("byteorder", 16) != b"little":
+            raise Refused("it is not little-endian")
+
+    def small(self, name: str, most: int = MOST_BYTES) -> bytes:
+        """A file that is read at once."""
+        entry = self.archive.getinfo(self.prefix + name)
+        if entry.file_size > most:
+            raise Refused(f"its {name} is larger than {most} bytes")
+        return self.archive.read(entry)
+
+    def storage(self, pid: Any) -> Storage:
+        """What a tensor's reference means."""
+        if not (type(pid) is tuple and len(pid) == 5 and pid[0] == "storage" and type(pid[1]) is StorageType):
+            raise Refused("it holds a reference that is not a tensor storage")
         _, kind, key, _, count = pid
+        if type(key) is not str or type(count) is not int or count < 0:
+            raise Refused("it holds a storage without name or size")
         if key not in self.storages:
-            entry = self.archive.getinfo(f"{self.prefix}/data/{key}")
+            try:
+                entry = self.archive.getinfo(f"{self.prefix}data/{key}")
+            except KeyError:
+                raise Refused(f"it lacks the storage '{printable(key, 80)}'") from None
             if entry.file_size != count * kind.dtype.itemsize:
-                raise pickle.UnpicklingError(f"storage {key} has {entry.file_size} bytes, {count * kind.dtype.itemsize} expected")
-            self.storages[key] = _Storage(Path(self.archive.filename), self._start(entry), kind.dtype, count)
-        return self.storages[key]
+                raise Refused(f"storage {printable(key, 80)} has {entry.file_size} bytes, {count * kind.dtype.itemsize} expected")
+            self.storages[key] = Storage(self.path, self.start(entry), kind.dtype, count)
+        found = self.storages[key]
+        if (found.dtype, found.count) != (kind.dtype, count):
+            raise Refused(f"storage {printable(key, 80)} has two types or sizes")
+        return found
 
-    def _start(self, entry: zipfile.ZipInfo) -> int:
+    def start(self, entry: zipfile.ZipInfo) -> int:
         """Byte of the file at which an entry's data begin: behind its own header, whose length may differ from the directory's."""
-        with self.archive.open(entry), open(self.archive.filename, "rb") as file:  # opening checks the header
-            file.seek(entry.header_offset + 26)
-            name, extra = struct.unpack("<HH", file.read(4))
-            start = entry.header_offset + 30 + name + extra
-            file.seek(0, io.SEEK_END)
-            if start + entry.file_size > file.tell():
-                raise pickle.UnpicklingError("it is truncated")
-            return start
+        with self.archive.open(entry):  # checks the header
+            pass
+        self.file.seek(entry.header_offset + 26)
+        name, extra = struct.unpack("<HH", self.file.read(4))
+        return entry.header_offset + 30 + name + extra
+
+    def check_places(self) -> None:
+        """Raises: Refused when two storages share bytes, or one goes beyond the file's end."""
+        end = 0
+        for storage in sorted(self.storages.values(), key=lambda storage: storage.start):
+            if storage.start < end:
+                raise Refused("two of its storages overlap")
+            end = storage.start + storage.count * storage.dtype.itemsize
+        if end > self.file.seek(0, io.SEEK_END):
+            raise Refused("it is truncated")
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -137,32 +144,43 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
 
     Raises: GlimpseError naming the file when it is damaged, of another format, or holds anything else.
     """
+    check_regular(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise pickle.UnpicklingError("it is not a file of torch.save")
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise pickle.UnpicklingError("it is compressed, which torch.save never does")
-            prefix = pickles[0].rsplit("/", 1)[0]
-            order = f"{prefix}/byteorder"
-            if order in archive.namelist() and archive.read(order) != b"little":
-                raise pickle.UnpicklingError("it is not little-endian")
-            content = _Unpickler(archive.read(pickles[0]), archive, prefix).load()
-        return _flatten(content)
-    except Exception as error:  # a hostile file can make zipfile and pickle raise anything
-        raise GlimpseError(f"{path}: cannot be read as tensors: {' '.join(str(error).split()) or type(error).__name__}") from error
+        with _Bounded(io.FileIO(path)) as file:
+            if file.read(len(OLD)) == OLD:
+                raise Refused("torch before version 1.6 wrote it; load it with torch and save it again")
+            with zipfile.ZipFile(file) as opened:
+                archive = _Archive(path, file, opened)
+                content = Machine(archive.small("data.pkl"), _find, archive.storage).run()
+                archive.check_places()
+            tensors = _flatten(content)
+            if sum(tensor.nbytes for tensor in tensors.values()) > SHARED * file.seek(0, io.SEEK_END):
+                raise Refused(f"its tensors share their bytes more than {SHARED} times")
+            return tensors
+    except Exception as error:  # a hostile file can make zipfile raise anything
+        raise GlimpseError(f"{path}: cannot be read as tensors: {one_line(error)}") from error
 
 
-def _flatten(content: Any, prefix: str = "") -> dict[str, StoredTensor]:
-    if isinstance(content, StoredTensor):
-        return {prefix[:-1]: content}
-    if not isinstance(content, dict):
-        raise pickle.UnpicklingError(f"'{prefix[:-1]}' is a {type(content).__name__}, not a tensor or dict of tensors")
-    flat = {}
-    for name, value in content.items():
-        flat |= _flatten(value, f"{prefix}{name}.")
-    return flat
+def _flatten(content: Any) -> dict[str, StoredTensor]:
+    """Nested dicts as one. Each dict may come up once, so there are as many names as the file has."""
+    flat, seen, left = {}, set(), [("", content)]
+    while left:
+        name, value = left.pop()
+        if type(value) is StoredTensor:
+            if name in flat:
+                raise Refused(f"it holds two tensors called '{printable(name, 80)}'")
+            flat[name] = value
+        elif type(value) not in (dict, OrderedDict):
+            raise Refused(f"'{printable(name, 80)}' is a {type(value).__name__}, not a tensor or dict of tensors")
+        elif id(value) in seen:
+            raise Refused(f"'{printable(name, 80)}' is a dict that is in another place too")
+        else:
+            seen.add(id(value))
+            for key, inner in value.items():
+                left.append((f"{name}.{key}" if name else str(key), inner))
+                if len(left[-1][0]) > MOST_NAME:
+                    raise Refused(f"it holds a name of more than {MOST_NAME} characters, '{printable(left[-1][0], 80)}'")
+    return dict(reversed(flat.items()))
 
 
 class _Writer:

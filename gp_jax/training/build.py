@@ -17,9 +17,10 @@ from gp_jax.config import GlimpseConfig, ModelConfig
 from gp_jax.data.feed import Loaded, LoadMicroBatch, load, local_rows
 from gp_jax.data.prepared import PreparedSource, open_prepared
 from gp_jax.data.record import Source
+from gp_jax.data.report import say
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Length, Schedule
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, some
 from gp_jax.glimpse.predictor import make_predictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
 from gp_jax.lvlm import LVLM
@@ -32,6 +33,7 @@ from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.step import Counts, TrainingStep
 from gp_jax.vlm import GlimpseVLM
 
+FEW_BAD, BAD_SHARE = 10, 0.01  # records that may turn out to be unreadable: so many, or this share
 Progress = Callable[..., Iterable]  # (items, what they are, how many) -> the items, with a bar
 
 
@@ -85,11 +87,28 @@ class Feed:
     loader: LoadMicroBatch
     config: DataConfig
     accumulation: int
+    bad: set[str] = dataclasses.field(default_factory=set)  # what was wrong with records that could not be read
 
     def load(self, start: int, end: int) -> Iterator[Loaded]:
-        """Micro-batches start .. end-1 of this process."""
+        """Micro-batches start .. end-1 of this process. Raises: GlimpseError when too many of their records cannot be read."""
         options = dict(threads=self.config.threads, prefetch=self.config.prefetch, workers=self.config.workers)
-        return load(self.loader, start, end, **options)
+        return map(self._note, load(self.loader, start, end, **options))
+
+    def _note(self, loaded: Loaded) -> Loaded:
+        for reason in loaded.bad:
+            if reason not in self.bad:
+                self.bad.add(reason)
+                say(f"{reason}; it is left out ({len(self.bad)} so far)")
+        if len(self.bad) > max(FEW_BAD, self.schedule.samples * BAD_SHARE):
+            raise GlimpseError(f"{len(self.bad)} of {self.schedule.samples} records cannot be read, most recently: {loaded.bad[-1]}")
+        return loaded
+
+    def left_out(self) -> str:
+        """Which records are not used and why, in words; "" when all are."""
+        return "; ".join(
+            f"{len(members)} because {reason} ({some(self.sources[s].entries[r].id for s, r in members)})"
+            for reason, members in self.schedule.left_out.items()
+        )
 
     def micro_batches(self, step: int) -> range:
         """Numbers of a step's micro-batches."""
@@ -134,10 +153,10 @@ def open_source(source: DataSource) -> Source:
 def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: SampleMaker, mesh: Mesh | None, progress: Progress) -> Feed:
     """Opens sources, measures their records, plans batches."""
     opened = [open_source(source) for source in sources]
-    lengths: list[list[Length | None]] = []
+    lengths: list[list[Length | str]] = []
     for source, own in zip(sources, opened, strict=True):
-        found = maker.measure(own.entries, source.suffix, lambda items: progress(items, "measuring records"))
-        lengths.append([length if fits(length, config) else None for length in found])
+        found = maker.measure(own.entries, source.suffix, lambda items: progress(items, "measuring records"), strict=False)
+        lengths.append([fitting(length, config) for length in found])
     schedule = Schedule(
         sources,
         lengths,
@@ -150,9 +169,14 @@ def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: Sample
     return Feed(opened, schedule, loader, config.data, config.accumulation)
 
 
-def fits(length: Length, config: TrainConfig) -> bool:
-    """Length filters."""
-    return length.answer <= config.data.max_answer and (config.data.max_prompt is None or length.shape.prompt <= config.data.max_prompt)
+def fitting(length: Length | str, config: TrainConfig) -> Length | str:
+    """A length within the limits, or why the record is left out."""
+    if isinstance(length, str):
+        return length
+    for part, most, tokens in (("answer", config.data.max_answer, length.answer), ("prompt", config.data.max_prompt, length.shape.prompt)):
+        if most is not None and tokens > most:
+            return f"its {part} is longer than data.max_{part}={most} tokens"
+    return length
 
 
 @dataclass(frozen=True)

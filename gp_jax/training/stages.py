@@ -75,10 +75,16 @@ def describe(run: Run) -> str:
     """A run in a few lines."""
     schedule = run.feed.schedule
     size = sum(leaf.size for leaf in jax.tree.leaves(run.step.params))
-    left_out = f" ({schedule.left_out} left out: data.max_answer, data.max_prompt)" if schedule.left_out else ""
+    left_out = [
+        f"left out of {what}: {feed.left_out()}"
+        for what, feed in (("training", run.feed), ("validation", run.validation))
+        if feed is not None and feed.left_out()
+    ]
     shapes = ", ".join(f"{b.slots}/{b.prompt}/{b.tail}" for b in schedule.buckets)
-    return (
-        f"{schedule.samples} records{left_out}, {schedule.padding:.1%} padding; shapes (visual/prompt/answer rows): {shapes}\n"
+    lines = (
+        f"{schedule.samples} records, {schedule.padding:.1%} padding; shapes (visual/prompt/answer rows): {shapes}",
+        *left_out,
         f"{run.steps} steps of {run.config.batch_size} x {run.config.accumulation} samples, {size / 1e6:.2f} M trainable parameters, "
-        f"{jax.device_count()} device(s) in {jax.process_count()} process(es)"
+        f"{jax.device_count()} device(s) in {jax.process_count()} process(es)",
     )
+    return "\n".join(lines)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from gp_jax.data.collate import TrainSample
 from gp_jax.data.feed import Placer
-from gp_jax.data.record import Record
+from gp_jax.data.record import BadRecord, Record
 from gp_jax.images import decode, overlay, side_by_side
 from gp_jax.processing import Processor
 from gp_jax.report import RunLog
@@ -64,8 +64,11 @@ def draw(
     maker, threshold, drawn = feed.loader.maker, run.vlm.glimpse_config.reduce_threshold, 0
     target = folder / "validation" / f"step_{step:07d}"
     for (source, number), row in logits.items():
-        record = feed.sources[source][number]
-        sample = maker.make(record, feed.schedule.sources[source].suffix)
+        try:
+            record = feed.sources[source][number]
+            sample = maker.make(record, feed.schedule.sources[source].suffix)
+        except BadRecord:  # said when it was loaded
+            continue
         if not sample.prompt.count:
             continue
         keep = 1 / (1 + np.exp(-row[sample.prompt.slot_of_token])) > threshold

@@ -1,0 +1,93 @@
+"""Why a checkpoint does not fit, in a line that a person can read: counted, grouped, the first few, and the likely cause."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gp_jax.errors import GlimpseError, printable, some
+from gp_jax.pretrained.names import Names
+
+QUANTISED = "the checkpoint is quantised ({}), which is not supported; use the weights that it was made from"
+# By what a key ends or begins with. The family of a model type stands in FAMILIES, so that its own keys are no cause.
+KINDS = (
+    (r"\.(qweight|qzeros|g_idx|scales)$", QUANTISED.format("AWQ or GPTQ")),
+    (r"\.(weight_packed|weight_shape|weight_zero_point)$", QUANTISED.format("compressed-tensors")),
+    (r"\.(weight_scale|weight_scale_inv|input_scale|activation_scale)$", QUANTISED.format("fp8 or int8 with scales")),
+    (r"\.(absmax|nested_absmax|quant_map|nested_quant_map|SCB|weight_format)$|\.quant_state\.", QUANTISED.format("bitsandbytes")),
+    (r"lora_|\.base_layer\.|\.modules_to_save\.", "it holds a LoRA adapter that is not merged into its base (peft: merge_and_unload)"),
+)
+OTHERS = (
+    (r"visual\.blocks\.\*\.mlp\.gate_proj\.", "Qwen2.5-VL", ("qwen2_5_vl",)),
+    (r"deepstack_merger", "Qwen3-VL", ()),
+    (r"visual\.blocks\.\*\.mlp\.fc1\.", "Qwen2-VL", ()),
+    (r"mm_projector\.", "LLaVA in its own layout (model_type llava_llama)", ("llava_llama",)),
+    (r"multi_modal_projector\.", "LLaVA in the layout of transformers (model_type llava)", ("llava", "llava_next")),
+    (r"^(thinker|talker)\.", "Qwen2.5-Omni", ()),
+    (r"^mlp1\.|^vision_model\.", "InternVL", ()),
+)
+LOOKED_AT = 4000  # keys; all of any real checkpoint
+
+
+def check_quantised(hf: Mapping[str, Any], where: object) -> None:
+    """Raises: GlimpseError for a `config.json` that says its weights are quantised, before they are looked at."""
+    text = hf.get("text_config")
+    for source in (hf, text if isinstance(text, Mapping) else {}):
+        settings = source.get("quantization_config") or source.get("compression_config")
+        if settings:
+            named = settings.get("quant_method") if isinstance(settings, Mapping) else None
+            raise GlimpseError(f"{where}: quantization_config: {QUANTISED.format(printable(named or 'by an unknown method', 40))}")
+
+
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], optional: set[str]) -> list[str]:
+    """What of a source's keys does not fit, in words: missing, unknown and mis-shaped keys. Empty when all fit."""
+    missing = [k for k in wanted if k not in found and k not in optional]
+    unknown = [k for k in found if k not in wanted]
+    wrong = {k: f" {list(found[k])}, expected {list(s)}" for k, s in wanted.items() if k in found and tuple(found[k]) != s}
+    kinds = (("missing", dict.fromkeys(missing, "")), ("unknown", dict.fromkeys(unknown, "")), ("mis-shaped", wrong))
+    return [f"{len(names)} {kind}: {some(_grouped(names))}" for kind, names in kinds if names]
+
+
+def starred(key: str) -> str:
+    """A key without its layer's number."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", key)
+
+
+def _grouped(names: Mapping[str, str]) -> list[str]:
+    """Keys that differ in a layer's number as one. names: key -> what is said behind it."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key in sorted(names):
+        groups.setdefault((starred(key), names[key]), []).append(key)
+    return [f"{own[0] if len(own) == 1 else f'{pattern} ({len(own)} times)'}{more}" for (pattern, more), own in groups.items()]
+
+
+def cause(found: Iterable[str], wanted: Iterable[str], names: Names | None = None, model_type: str = "") -> str:
+    """The likely reason why keys do not fit, to be put behind the error; empty when none is known. names: of the base model."""
+    found, wanted = [starred(key) for key in list(found)[:LOOKED_AT]], {starred(key) for key in wanted}
+    unknown = [key for key in found if key not in wanted]
+    for pattern, said in KINDS:
+        if any(re.search(pattern, key) for key in unknown):
+            return f". Likely cause: {said}"
+    if prefix := _prefix(unknown, wanted, names):
+        return f". Likely cause: its keys begin with '{printable(prefix, 60)}', which must be taken off"
+    if prefix := _prefix(wanted - set(found), set(found), None):
+        return f". Likely cause: its keys lack the beginning '{printable(prefix, 60)}'"
+    for pattern, family, own in OTHERS if names else ():
+        if model_type not in own and any(re.search(pattern, key) for key in unknown):
+            return f". Likely cause: the weights are {family}, config.json says model_type '{model_type}'"
+    if names and wanted and not any(re.search(r"visual\.|vision", key) for key in found):
+        return ". Likely cause: the file holds a language model alone, without a vision tower"
+    return ""
+
+
+def _prefix(keys: Iterable[str], wanted: set[str], names: Names | None) -> str | None:
+    """What most of the keys have in front of a wanted one."""
+    keys, seen = list(keys), Counter()
+    for key in keys:
+        for place in [match.end() for match in re.finditer(r"\.", key[:200])][:12]:
+            rest = key[place:]
+            if rest in wanted or (names and names.canonical(rest) in wanted):
+                seen[key[:place]] += 1
+                break
+    prefix, count = seen.most_common(1)[0] if seen else (None, 0)
+    return prefix if 2 * count > len(keys) else None

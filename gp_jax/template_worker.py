@@ -1,0 +1,120 @@
+"""Renders chat templates in a process of its own, which `templates` starts: strangers write them, and Jinja's sandbox keeps them from the
+system but bounds neither time nor memory. Here the system does: a template that takes too much ends this process and nothing else.
+
+Imports nothing of gp_jax, which would take longer to start than to render.
+"""
+
+import functools
+import json
+import resource
+import signal
+import sys
+from datetime import datetime
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SECONDS = 1.0  # of computing a template; the usual ones take 0.0001
+MEMORY = 160 << 20  # bytes of the process; some 20 MiB without a template
+LONGEST = 4 << 20  # characters of a prompt
+
+
+class Generation(Extension):
+    """`{% generation %}` marks what an assistant said, for those who train on it; the text stays."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_same"), [], [], body).set_lineno(line)
+
+    def _same(self, caller: jinja2.runtime.Macro) -> str:
+        return caller()
+
+
+class Namespace(jinja2.utils.Namespace):
+    """Without names that lead into Python's internals."""
+
+    def __init__(*args: Any, **names: Any) -> None:
+        self, *rest = args
+        jinja2.utils.Namespace.__init__(self)
+        for name, value in dict(*rest, **names).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace takes no name that begins with _ ({name})")
+        super().__setitem__(name, value)
+
+
+class Dict:
+    """Makes dicts and has nothing else of the type."""
+
+    def __call__(self, *args: Any, **names: Any) -> dict:
+        return dict(*args, **names)
+
+
+def _fail(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@functools.cache
+def environment() -> ImmutableSandboxedEnvironment:
+    """The one of transformers (utils/chat_template_utils.py)."""
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = _json
+    made.globals |= {"raise_exception": _fail, "strftime_now": lambda form: datetime.now().strftime(form)}
+    made.globals |= {"dict": Dict(), "namespace": Namespace}
+    return made
+
+
+@functools.lru_cache(16)
+def compiled(template: str) -> jinja2.Template:
+    return environment().from_string(template)
+
+
+def answer(request: dict[str, Any]) -> bytes:
+    """JSON of the rendered text, or of the reason why there is none."""
+    try:
+        text = compiled(request["template"]).render(**request["variables"])
+        if len(text) <= LONGEST:
+            return json.dumps({"text": text}).encode()
+        reason = f"its text has more than {LONGEST} characters"
+    except MemoryError:
+        reason = f"it needs more than {MEMORY >> 20} MiB of memory"
+    except Exception as error:  # whatever a template may do
+        reason = f"{type(error).__name__}: {error}"
+    return json.dumps({"reason": reason[:1000]}).encode()
+
+
+def main(number: int) -> None:
+    """Answers requests until the other end closes. number: of the file that the connection is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that asked
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF,))
+    for limit, most in ((resource.RLIMIT_DATA, MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(limit, (most, most))
+    environment()
+    connection = Connection(number)
+    connection.send_bytes(b"{}")  # ready
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process, wherever it is
+        content = answer(request)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        connection.send_bytes(content)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
