@@ -4,9 +4,13 @@ Largest rung = everything fits or an error: a bucket never changes a result.
 """
 
 import bisect
-from dataclasses import dataclass
+import itertools
+import operator
+from dataclasses import dataclass, fields
 
-from gp_jax.errors import GlimpseError, TooLong
+from gp_jax.errors import GlimpseError, TooLong, one_line, some
+
+LARGEST = 2**31 - 1  # lengths are integers of 32 bits on devices
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,13 @@ class Ladder:
     rungs: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.rungs or any(a >= b for a, b in zip(self.rungs, self.rungs[1:], strict=False)) or self.rungs[0] < 1:
-            raise GlimpseError(f"ladder '{self.name}' must be positive and ascending, not {list(self.rungs)}")
+        try:
+            rungs = tuple(operator.index(rung) for rung in self.rungs)
+        except TypeError as error:
+            raise GlimpseError(f"ladder '{self.name}' must be whole numbers ({one_line(error)})") from error
+        if not rungs or any(a >= b for a, b in itertools.pairwise(rungs)) or not 1 <= rungs[0] <= rungs[-1] <= LARGEST:
+            raise GlimpseError(f"ladder '{self.name}' must be positive and ascending up to at most {LARGEST}, not {some(rungs, 20)}")
+        object.__setattr__(self, "rungs", rungs)
 
     def fit(self, length: int) -> int:
         """The smallest rung >= `length`. Raises: TooLong, a GlimpseError, past the last rung."""
@@ -37,6 +46,8 @@ def octaves(name: str, first: int, last: int, parts: int = 8, multiple: int = 1)
 
     Lengths that are anywhere between two powers of two waste 1 / (3 parts) of their rung on average, at worst 1 / parts of the length.
     """
+    if not (1 <= first <= last <= LARGEST and 1 <= parts <= 1024 and multiple >= 1):
+        raise GlimpseError(f"ladder '{name}': first={first}, last={last}, parts={parts}, multiple={multiple} make no rungs")
     rungs, octave = {first, last}, first
     while octave < last:
         rungs |= {min(last, -(-(octave * (parts + part) // parts) // multiple) * multiple) for part in range(1, parts + 1)}
@@ -70,6 +81,11 @@ class Ladders:
     kept: Ladder = octaves("kept", 32, 65536, multiple=16)
     decode: Ladder = octaves("decode", 16, 8192, parts=1)
     batch: Ladder = Ladder("batch", (1, 2, 4, 8, 16, 32, 64, 128, 256))
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not isinstance(getattr(self, field.name), Ladder):
+                raise GlimpseError(f"Ladders.{field.name} must be a Ladder, not a {type(getattr(self, field.name)).__name__}")
 
     def kept_for(self, need: int, prompt: int) -> int:
         """Rung for `need` surviving rows of a stream that is `prompt` long: never longer than the stream itself."""

@@ -221,7 +221,7 @@ def inference_fn(
     platforms = ("xla",) if attention == "xla" else PLATFORMS
 
     def infer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Array]:
-        found = {name: tuple(x.shape) for name, x in inputs.items()}
+        found = {name: tuple(getattr(x, "shape", ())) for name, x in inputs.items()}
         if found != shapes:
             wrong = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
             raise GlimpseError(f"inputs: {wrong[0]} has the shape {found.get(wrong[0])}, this program takes {shapes.get(wrong[0])}")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gp_jax.buckets import Ladder, Ladders
-from gp_jax.disk import read_json
+from gp_jax.disk import path_of, read_json
 from gp_jax.errors import GlimpseError
+from gp_jax.exporting.facts import read_facts
 from gp_jax.exporting.layout import FACTS, PROCESSOR
 from gp_jax.glimpse.select import Prune
 from gp_jax.images import ImageLike
@@ -35,17 +35,19 @@ def artifact_inputs(
         shrink: pictures with more visual tokens than the program holds are scaled down to what it does; False: they are an error.
     Returns: a dict of numpy arrays for `np.savez` or the program itself. Raises: GlimpseError.
     """
-    folder = Path(folder)
-    facts, home = read_json(folder / FACTS), folder / PROCESSOR
+    folder = path_of(folder)
+    facts, own, buckets = read_facts(folder)
+    home = folder / PROCESSOR
     hf_config = read_config(home)
     config = model_config(hf_config, read_json(home / "generation_config.json", required=False), str(home / "config.json"))
-    glimpse = glimpse_config(hf_config, config, str(home / "config.json")) if facts["glimpse"] else None
-    buckets = Ladders(**{name: Ladder(name, tuple(rungs)) for name, rungs in facts["buckets"].items()})
-    own = Prune(**facts["prune"]) if facts["prune"] else None
-    if prune is not None:
-        plans = [resolve(rule, glimpse, config.text.num_hidden_layers)[0] for rule in (prune, own)]
-        if plans[0] != plans[1]:
-            raise GlimpseError(f"prune: method '{prune.method}' is not what {folder} was exported for, plan {facts['plan'] or 'dense'}")
+    glimpse = glimpse_config(hf_config, config, str(home / "config.json")) if facts.glimpse else None
+    depth = config.text.num_hidden_layers
+    try:
+        plan = resolve(own, glimpse, depth)[0]
+    except GlimpseError as error:
+        raise GlimpseError(f"{folder / FACTS}: prune: {error}") from error
+    if prune is not None and resolve(prune, glimpse, depth)[0] != plan:
+        raise GlimpseError(f"prune: method '{prune.method}' is not what {folder} was exported for, plan {facts.plan or 'dense'}")
     pictures, questions = as_batch(images, questions)
     made = fitting_inputs(load_processor(home, config), pictures, questions, glimpse, prune or own, buckets, system=system, shrink=shrink)
     return made[1]

@@ -1,6 +1,5 @@
 """Writes the inference function as a folder that needs no gp_jax; what is in it says `exporting.layout`."""
 
-import dataclasses
 import importlib.util
 import json
 import shutil
@@ -16,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from gp_jax.buckets import Ladders
 from gp_jax.errors import GlimpseError
+from gp_jax.exporting.facts import described
 from gp_jax.exporting.layout import EXAMPLE, EXPECTED, FACTS, PARAMS, PROCESSOR, PROGRAM, VENDOR
 from gp_jax.exporting.readme import readme
 from gp_jax.glimpse.select import Prune
@@ -182,17 +182,16 @@ def write_processor(vlm: GlimpseVLM, folder: Path) -> None:
 
 def describe(vlm: GlimpseVLM, program: Program) -> dict[str, Any]:
     """What `export.json` says."""
-    rule = dataclasses.asdict(program.prune) if program.prune else None
-    return {
-        "gp_jax": __version__,
-        "jax": jax.__version__,
-        "model": program.model,
-        "glimpse": vlm.glimpse_config is not None,
-        "dtype": str(vlm.model.decoder.embed_tokens.dtype),
-        "plan": program.plan,
-        "prune": rule,
-        "buckets": {name: list(getattr(program.buckets, name).rungs) for name in ("batch", "patches", "prompt", "kept")},
-        "max_new_tokens": program.max_new_tokens,
-        "platforms": list(program.platforms),
-        "attention": program.attention,
-    }
+    return described(
+        program.prune,
+        program.buckets,
+        gp_jax=__version__,
+        jax=jax.__version__,
+        model=program.model,
+        glimpse=vlm.glimpse_config is not None,
+        dtype=str(vlm.model.decoder.embed_tokens.dtype),
+        plan=program.plan,
+        max_new_tokens=program.max_new_tokens,
+        platforms=list(program.platforms),
+        attention=program.attention,
+    )

@@ -88,7 +88,8 @@ def picture(record: Record, sample: TrainSample, keep: np.ndarray, processor: Pr
     views = [view for encoded in record.images for view in processor.views(decode(encoded, record.id))]
     for image, (rows, columns) in zip(views, sample.prompt.grids, strict=True):
         part = slice(first, first + rows * columns)
-        image.thumbnail((4 * PICTURE_HEIGHT, PICTURE_HEIGHT))
+        if min(image.size) > 0:  # LLaVA-NeXT's detail of a line holds nothing
+            image.thumbnail((4 * PICTURE_HEIGHT, PICTURE_HEIGHT))
         tiles += [overlay(image, mask[part].reshape(rows, columns)) for mask in (keep, sample.reference)]
         first += rows * columns
     body = side_by_side(tiles)
