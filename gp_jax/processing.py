@@ -14,12 +14,12 @@ from PIL import Image
 from gp_jax.config import ModelConfig
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.images import MAX_PIXELS, ImageLike, open_image
+from gp_jax.library import guarded, load_class
 from gp_jax.picture_settings import (
     QWEN,
     QwenPictures,
     build,
     check_model,
-    load_class,
     missing,
     pixel_limits,
     read_settings,
@@ -29,7 +29,7 @@ from gp_jax.picture_settings import (
 from gp_jax.pictures import Plot, whole
 from gp_jax.prompts import Message, check_rendered, conversation, images_in, unreadable
 from gp_jax.templates import Template, find_template
-from gp_jax.tokenization import guarded, has_tokenizer, load_tokenizer
+from gp_jax.tokenization import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ class Processor:
     @property
     def shrinks(self) -> bool:
         """Whether pictures can be given with fewer visual tokens (`limited`, `fitted`)."""
-        return self.image_processor.do_resize
+        return bool(self.image_processor.do_resize)
 
     def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "Processor":
         """The same, with larger pictures scaled down to at most so many visual tokens each, and smaller ones up to about the least."""

@@ -102,7 +102,10 @@ def test_processor_files_of_transformers_4_and_5(vlm, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"patch_size": 16}, r"does not fit the model: patch_size=16 \(model: 14\)"), ({"min_pixels": "abc"}, "min_pixels='abc': must be a valid integer")],
+    [
+        ({"patch_size": 16}, r"does not fit the model: patch_size=16 \(model: 14\)"),
+        ({"min_pixels": "abc"}, "min_pixels=.abc.: must be a valid integer"),
+    ],
 )
 def test_bad_processor_files(vlm, tmp_path, change, message):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | change))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 RANKS = [
     {"errors", "version", "allocator"},
-    {"choices", "disk", "schema", "template_worker", "tokenizer_file"},
+    {"choices", "disk", "schema", "library", "template_worker", "tokenizer_file"},
     {"vision_config", "lock"},
     {"config", "config_file", "trees", "buckets", "clock", "compiled", "settings"},
     {"sharding", "ops", "images", "pictures", "base_settings"},
