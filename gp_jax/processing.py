@@ -61,7 +61,7 @@ def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], l
 
 
 class Processor:
-    """Tokenizer, chat template and image processor of one model folder. The tokenizer may be missing: ready-made inputs need none.
+    """Tokenizer, chat template and image processor of one model folder. Each may be missing: ready-made inputs need none.
 
     This one is Qwen2.5-VL's; others change how pictures become arrays and text becomes tokens.
     """
@@ -70,27 +70,26 @@ class Processor:
         self,
         config: ModelConfig,
         tokenizer: "PreTrainedTokenizerBase | None",
-        image_processor: "PilBackend",
+        image_processor: "PilBackend | GlimpseError",
         template: Template | None = None,
     ):
-        self.config, self.tokenizer, self.image_processor, self.template = config, tokenizer, image_processor, template
+        """Args: image_processor: or why there is none."""
+        self.config, self.tokenizer, self._image_processor, self.template = config, tokenizer, image_processor, template
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> "Processor":
         """Reads tokenizer, template and processor files. Raises: GlimpseError when they are damaged or do not fit the model."""
-        image_processor = cls.image_processor_of(config, *cls.settings(folder))
+        found = cls.settings(folder)
+        image_processor = cls.image_processor_of(config, *found) if found else missing(folder)
         tokenizer, template = load_tokenizer(folder) if has_tokenizer(folder) else None, find_template(folder)
         if tokenizer is not None and template is not None:
             tokenizer.chat_template = template.text  # for those who use the tokenizer alone
         return cls(config, tokenizer, image_processor, template)
 
     @classmethod
-    def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]]:
-        """The image processor's file and what it says. Raises: GlimpseError when there is none."""
-        found = read_settings(folder)
-        if found is None:
-            raise missing(folder)
-        return found
+    def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]] | None:
+        """The image processor's file and what it says; None: there is none. Raises: GlimpseError when a file is damaged."""
+        return read_settings(folder)
 
     @classmethod
     def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> "PilBackend":
@@ -103,6 +102,13 @@ class Processor:
         say_default(path, settings, made)
         tried(made, vision.patch_size * vision.spatial_merge_size, path, do_resize=False)
         return made
+
+    @property
+    def image_processor(self) -> "PilBackend":
+        """Raises: GlimpseError when the folder has no settings for one."""
+        if isinstance(self._image_processor, GlimpseError):
+            raise GlimpseError(str(self._image_processor))
+        return self._image_processor
 
     @property
     def shrinks(self) -> bool:
