@@ -73,14 +73,14 @@ class Processor:
         image_processor: "PilBackend | GlimpseError",
         template: Template | None = None,
     ):
-        """image_processor: an error in its place is raised where a picture would be processed."""
+        """Args: image_processor: or why there is none."""
         self.config, self.tokenizer, self._image_processor, self.template = config, tokenizer, image_processor, template
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> "Processor":
         """Reads tokenizer, template and processor files. Raises: GlimpseError when they are damaged or do not fit the model."""
         found = cls.settings(folder)
-        image_processor = missing(folder) if found is None else cls.image_processor_of(config, *found)
+        image_processor = cls.image_processor_of(config, *found) if found else missing(folder)
         tokenizer, template = load_tokenizer(folder) if has_tokenizer(folder) else None, find_template(folder)
         if tokenizer is not None and template is not None:
             tokenizer.chat_template = template.text  # for those who use the tokenizer alone
@@ -88,7 +88,7 @@ class Processor:
 
     @classmethod
     def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]] | None:
-        """The image processor's file and what it says; None where there is none."""
+        """The image processor's file and what it says; None: there is none. Raises: GlimpseError when a file is damaged."""
         return read_settings(folder)
 
     @classmethod
@@ -105,9 +105,9 @@ class Processor:
 
     @property
     def image_processor(self) -> "PilBackend":
-        """transformers' image processor. Raises: GlimpseError where the folder has no file of one."""
+        """Raises: GlimpseError when the folder has no settings for one."""
         if isinstance(self._image_processor, GlimpseError):
-            raise self._image_processor
+            raise GlimpseError(str(self._image_processor))
         return self._image_processor
 
     @property

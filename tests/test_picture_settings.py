@@ -106,9 +106,10 @@ def test_without_settings_nothing_is_taken_for_them(tmp_path, kind, files):
     write(tmp_path, **files)
     with pytest.raises(OSError):
         AutoImageProcessor.from_pretrained(tmp_path)
-    processor = kind.load(tmp_path, QWEN if kind is Processor else CLIP)  # ready-made inputs need none
-    with pytest.raises(GlimpseError, match="preprocessor_config.json: file is missing"):
-        processor.arrays([PHOTO])
+    processor = kind.load(tmp_path, QWEN if kind is Processor else CLIP)  # text and ready-made inputs need none
+    for call in (lambda: processor.plot(60, 60), lambda: processor.arrays([PHOTO]), lambda: processor([[PHOTO]], ["Who?"])):
+        with pytest.raises(GlimpseError, match="preprocessor_config.json: file is missing|no tokenizer files"):
+            call()
 
 
 def test_defaults_that_decide_are_said_aloud(tmp_path):
