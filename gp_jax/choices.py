@@ -19,6 +19,6 @@ def check_choice(field: str, value: object, known: Iterable[str]) -> None:
     if value in known:
         return
     by_small = {word.lower(): word for word in known}
-    near = difflib.get_close_matches(str(value).lower(), by_small, n=1)
+    near = difflib.get_close_matches(str(value)[:80].lower(), by_small, n=1)
     hint = f", did you mean '{by_small[near[0]]}'?" if near else ""
     raise GlimpseError(f"{field}={shown(value)} is not one of {', '.join(known)}{hint}")

@@ -1,6 +1,7 @@
 """The one error that users are meant to read, and how names from strangers stand in it."""
 
 import re
+import reprlib
 from collections.abc import Iterable
 
 LONGEST = 2000  # characters of a message: what is longer hides its cause
@@ -41,8 +42,11 @@ def some(names: Iterable[object], most: int = 4) -> str:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value as it stands in a message: on one line, shortened, whatever it is."""
+    """A value as it stands in a message: on one line and shortened, whatever it is, without its whole text being made."""
+    short = reprlib.Repr()
+    short.maxlist = short.maxtuple = short.maxset = short.maxdict = 10
+    short.maxstring = short.maxlong = short.maxother = most
     try:
-        return one_line(repr(value), most)
+        return one_line(short.repr(value), most)
     except Exception:  # an integer of too many digits, an object whose repr fails
         return f"<{type(value).__name__}>"

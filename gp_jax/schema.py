@@ -25,16 +25,19 @@ T = TypeVar("T")
 
 
 def _python(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return value
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _tuple(value: Any) -> Any:
+    value = _python(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 FromNumpy = BeforeValidator(_python)
 Flag = Annotated[bool, FromNumpy]
 Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST), FromNumpy]
 Number = Annotated[float, Field(ge=-1e12, le=1e12), FromNumpy]
-Several = Annotated[tuple[T, ...], Field(strict=False, max_length=1024, fail_fast=True), FromNumpy]  # Several[Count]
+Several = Annotated[tuple[T, ...], Field(max_length=1024, fail_fast=True), BeforeValidator(_tuple)]  # Several[Count]
 
 Count = Annotated[int, Field(ge=0, le=LARGEST), FromNumpy]
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST), FromNumpy]
@@ -74,8 +77,10 @@ def one(kind: Any, value: Any, name: str, where: str = "") -> Any:
     try:
         return _adapter(kind).validate_python(value)
     except ValidationError as error:
-        deepest = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))  # of several types that would do, too
-        name += "".join(f"[{index}]" for index in deepest["loc"] if isinstance(index, int))
+        # Of several types that would do, the one that the value fits best.
+        errors = [([i for i in found["loc"] if isinstance(i, int)], found) for found in error.errors(include_url=False)]
+        index, deepest = max(errors, key=lambda found: len(found[0]))
+        name += "".join(f"[{i}]" for i in index)
         raise GlimpseError(f"{where}{': ' if where else ''}{name}={shown(deepest['input'])}: {_said(deepest)}") from error
 
 

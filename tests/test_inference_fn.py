@@ -150,7 +150,7 @@ def test_errors_name_what_is_wrong(vlm):
         (lambda: function(vlm, None, new=0), "max_new_tokens=0"),
         (lambda: function(vlm, None, attention="cudnn"), "attention='cudnn' is not one of auto, xla"),
         (lambda: inference_fn(vlm.config, Prune(), BUCKETS, NEW), "no glimpse is loaded"),
-        (lambda: inference_buckets(vlm.config, visual_tokens=(0,)), "visual_tokens=0"),
+        (lambda: inference_buckets(vlm.config, visual_tokens=(0,)), r"visual_tokens\[0\]=0"),
         (lambda: inference_buckets(vlm.config, batch=0), "batch=0"),
         (lambda: vlm.inference_inputs(inputs=tiny.inputs([[99]]), buckets=BUCKETS), "'prompt' ladder, which ends at 64"),
         (lambda: vlm.inference_inputs(inputs=tiny.inputs([[1]] * 6), buckets=BUCKETS), "'batch' ladder, which ends at 5"),

@@ -4,6 +4,6 @@
     python -m tests.fuzz --only config:3:17         one input again: target, seed, number
 
 An input is known by target, seed and number; the same gives the same. What also counts as a failure: more than 5 s of processor time, more
-memory than twice the input and 200 MB, a process started, a connection opened, standard input read, a file written outside the scratch
-folder, and a process that dies.
+memory than twice the input and 200 MB, a process started, a connection opened, standard input read, a file written outside the
+folder for temporary ones, and a process that dies.
 """

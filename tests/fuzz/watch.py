@@ -53,17 +53,17 @@ class Guard:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
-        self.scratch, self.on = "", False
+        self.on = False
         sys.addaudithook(self._note)
 
     def _note(self, event: str, args: tuple) -> None:
         if not self.on:
             return
-        if event in FORBIDDEN:
+        if event in FORBIDDEN and "template_worker" not in repr(args):  # which renders templates, and dies of bad ones
             self.seen.append(f"{event} {args!r:.120}")
         elif event == "open" and isinstance(args[0], str | bytes | os.PathLike) and args[2] & (os.O_WRONLY | os.O_RDWR):
             path = os.path.abspath(os.fsdecode(args[0]))
-            if not path.startswith((self.scratch, "/dev/null")):
+            if not path.startswith((tempfile.gettempdir(), "/dev/null")):
                 self.seen.append(f"writes {path}")
 
 
@@ -95,7 +95,7 @@ def attempt(case: Case, guard: Guard) -> str | None:
             return f"the fuzzer itself: {traceback.format_exc(limit=-3)}"
         measured = reset_peak()
         before, wrong = peak_memory() if measured else 0, None
-        guard.scratch, guard.on = scratch, True
+        guard.on = True
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             call()
