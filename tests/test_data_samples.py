@@ -82,7 +82,7 @@ def test_picture_masks_are_read_as_they_were_checked():
     exif[0x0112] = 6  # the stored picture's top is the upright one's right
     Image.fromarray((white * 255).astype(np.uint8)).save(buffer, format="PNG", exif=exif)
     np.testing.assert_array_equal(picture_mask(buffer.getvalue(), (4, 6)), np.rot90(white, -1))
-    with pytest.raises(GlimpseError, match="mask: is not a readable image"):
+    with pytest.raises(GlimpseError, match="mask: is not an image in a known format"):
         picture_mask(b"no picture", (4, 6))
 
 
@@ -126,7 +126,7 @@ def test_references_of_several_images_lie_behind_each_other(vlm):
 
 
 def test_errors_name_the_record(vlm):
-    with pytest.raises(GlimpseError, match=r"record r:1: picture 1: is not a readable image"):
+    with pytest.raises(GlimpseError, match=r"record r:1: picture 1: is not an image in a known format"):
         SampleMaker(vlm.processor, 1).make(record([(64, 64)], images=(b"no picture",)))
 
 

@@ -30,7 +30,7 @@ from gp_jax.lock import only_one
 
 def test_messages_show_what_terminals_would_act_on():
     text = str(GlimpseError("tensor \x1b]0;x\x07 \u202eback\u2066 \ud800 caf\u00e9\n\tnext"))
-    assert text == "tensor \\x1b]0;x\\x07 \\u202eback\\u2066 \\ud800 caf\u00e9\n\tnext"
+    assert text == "tensor \\x1b]0;x\\x07 \\u202eback\\u2066 \\ud800 caf\u00e9\\n\\tnext", "and are one line"
     assert len(str(GlimpseError("x" * 10**6))) < LONGEST + 10
     assert one_line("a\n  b\x1b") == "a b\\x1b" and one_line(KeyError()) == "KeyError"
     assert some(["a", "b"]) == "a, b" and some(range(10), 3) == "0, 1, 2 and 7 more"

@@ -106,10 +106,59 @@ BAD = {
 }
 
 
+class Raises:
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError("on\nanother device")
+
+
+def no_rows(*grid: int, kind: type = np.int64) -> dict:
+    return broken(image_grid_thw=np.array([[1, *grid]], kind), pixel_values=np.zeros((0, 1176), np.float32))
+
+
+BAD |= {  # products that wrap, arrays that are none, and those that are much larger than what they hold
+    r"pixel_values must be \(18446744073709551616, 1176\)": no_rows(2**32, 2**32),
+    r"pixel_values must be \(36893488147419103232, 1176\)": no_rows(4, 2**63, kind=np.uint64),
+    "is not a multiple of the 2 x 2 merge": no_rows(-(2**63), 4),
+    "has -1 frames": broken(image_grid_thw=np.array([[-1, 4, 6]])),
+    r"input_ids is not an array \(on another device\)": broken(input_ids=Raises()),
+    "pixel_values must hold numbers, not complex64": broken(pixel_values=np.zeros((24, 1176), np.complex64)),
+    "attention_mask must hold numbers, not datetime64": broken(attention_mask=np.zeros((1, 15), "M8[s]")),
+    "input_ids must hold numbers, not object": broken(input_ids=np.full((1, 15), 3, object)),
+    "pixel_values is masked in parts": broken(pixel_values=np.ma.masked_array(np.zeros((24, 1176)), mask=np.eye(24, 1176))),
+    "attention_mask must hold 1 for tokens, 0 for padding": broken(attention_mask=np.full((1, 15), 2)),
+    "attention_mask must hold 1 for tokens, 0 for padding and": broken(attention_mask=np.full((1, 15), -np.inf)),
+    "input_ids repeats 8 bytes to an array of": broken(input_ids=np.broadcast_to(np.int64(3), (10**6, 10**6))),
+    "pixel_values repeats 4 bytes to an array of": broken(pixel_values=np.broadcast_to(np.float32(0), (10**8, 1176))),
+    "holds more than 4096 samples": broken(input_ids=np.broadcast_to(np.int8(3), (5000, 2)), attention_mask=None),
+    "holds 3 images, but input_ids has tokens for 0 only": broken(
+        input_ids=np.array([[3, 4]]), attention_mask=None, image_grid_thw=np.ones((3, 3), int), pixel_values=np.zeros((3, 1176))
+    ),
+    "pixel_values holds values that are not finite": broken(pixel_values=np.full((24, 1176), 1e300)),
+}
+
+
 @pytest.mark.parametrize("message", BAD)
 def test_bad_inputs_name_the_argument(config, message):
-    with pytest.raises(GlimpseError, match=message):
+    with pytest.raises(GlimpseError, match=message) as error:
         read_samples(config, **BAD[message])
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_of_any_width_are_the_same_request(config):
+    """Ids of 8 bits beside a vocabulary that they cannot count, masks of floats, pixels read backwards."""
+    plain = tiny.inputs([[3, (2, 3), 4], [5]])
+    want = read_samples(config, **plain)
+    turned = np.ascontiguousarray(plain["pixel_values"][::-1])[::-1]
+    names = ("input_ids", "attention_mask", "image_grid_thw")
+    for kinds in ((np.int8, np.float32, np.int16), (np.uint64, bool, np.uint64), (np.int32, np.uint8, np.int32)):
+        changed = {name: plain[name].astype(kind) for name, kind in zip(names, kinds, strict=True)}
+        for a, b in zip(want, read_samples(config, **changed, pixel_values=turned), strict=True):
+            np.testing.assert_array_equal(a.ids, b.ids)
+            np.testing.assert_array_equal(a.pixels, b.pixels)
+    huge = plain["input_ids"].astype(np.uint64)
+    huge[plain["attention_mask"] == 1] = 2**64 - 7
+    with pytest.raises(GlimpseError, match="outside 0"):
+        read_samples(config, **plain | {"input_ids": huge})
 
 
 def test_torn_image_is_refused(config):
