@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gp_jax.disk import read_json
+from gp_jax.disk import kind_of, read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.pretrained.torch_file import open_torch
 
@@ -184,13 +184,25 @@ def weights_digest(folder: Path, without: Collection[str] = (), blocks: int = 25
     """Of the weights in a model or glimpse folder: whole small files, evenly spread blocks of large ones; files `without` do not count."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt", ".bin") and path.name not in without):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(length, size // blocks)):
-                file.seek(start)
-                digest.update(file.read(length))
+        if kind_of(path) == "file":
+            _feed(digest, path, blocks, length)
     return digest.hexdigest()[:16]
+
+
+def digest_of(path: Path, blocks: int = 1024, length: int = 1 << 16) -> str:
+    """Of one file: all of it up to 64 MiB, evenly spread blocks of what is larger."""
+    digest = hashlib.sha256()
+    _feed(digest, path, blocks, length)
+    return digest.hexdigest()[:16]
+
+
+def _feed(digest: Any, path: Path, blocks: int, length: int) -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        for start in range(0, size, max(length, size // blocks)):
+            file.seek(start)
+            digest.update(file.read(length))
 
 
 def side_files(folder: Path) -> list[Path]:

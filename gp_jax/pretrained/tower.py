@@ -1,13 +1,14 @@
 """The vision tower that a LLaVA checkpoint only names (`mm_vision_tower`): its config, and its weights where the checkpoint has none."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gp_jax.config import ModelConfig
-from gp_jax.disk import read_json
+from gp_jax.disk import kind_of, path_of, read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.pretrained import files
 from gp_jax.pretrained.names import NAMES, checkpoint_name
@@ -22,18 +23,34 @@ KNOWN = {
 
 
 def local_tower(name: str, folder: Path) -> Path | None:
-    """The named folder: in the checkpoint's, beside it, by its whole name or its last part, or where the name itself says."""
-    path = Path(name).expanduser()
-    places = (folder / path, folder / path.name, folder.parent / path, folder.parent / path.name, path)
-    return next((place for place in places if (place / "config.json").is_file()), None)
+    """The named folder: in the checkpoint's, beside it, by its whole name or its last part, or where the name itself says.
+
+    Raises: GlimpseError that names the field when no file system takes the name.
+    """
+    with _naming(folder):
+        path = path_of(name)
+        places = (folder / path, folder / path.name, folder.parent / path, folder.parent / path.name, path)
+        return next((place for place in places if kind_of(place / "config.json") == "file"), None)
+
+
+def local_tower_of(folder: Path) -> Path | None:
+    """The tower's folder that a checkpoint refers to, where it is here."""
+    name = read_json(folder / "config.json", required=False).get(NAME)
+    return local_tower(name, folder) if isinstance(name, str) else None
 
 
 def find_tower(name: str, folder: Path, weights: bool) -> Path:
     """The tower's folder, here or from the Hub (its cache included). Raises: GlimpseError that names the field."""
-    try:
-        if place := local_tower(name, folder):
-            return place
+    if place := local_tower(name, folder):
+        return place
+    with _naming(folder):
         return files.find_model(name, ("*.json", "*.safetensors")) if weights else files.find_folder(name, ("*.json",))
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except GlimpseError as error:
         raise GlimpseError(f"{folder / 'config.json'}: {NAME}: {error}") from error
 
@@ -55,8 +72,7 @@ def processor_file(folder: Path) -> list[Path]:
     """The `preprocessor_config.json` of the tower that a checkpoint refers to, where it has none itself and that one is here."""
     if (folder / PROCESSOR).exists():
         return []
-    name = read_json(folder / "config.json", required=False).get(NAME)
-    place = local_tower(name, folder) if isinstance(name, str) else None
+    place = local_tower_of(folder)
     return [place / PROCESSOR] if place and (place / PROCESSOR).exists() else []
 
 

@@ -1,0 +1,29 @@
+"""What a model's, adapter's or glimpse's folder answers with: a digest per file that decides an answer."""
+
+from pathlib import Path
+
+from gp_jax.disk import kind_of
+from gp_jax.pretrained.files import SIDE_FILES, digest_of, weights_digest
+from gp_jax.pretrained.tower import PROCESSOR, local_tower_of
+
+DECIDING = (*SIDE_FILES, "additional_chat_templates/*.jinja")
+# Of files that nobody reads: words about a model, how a training went.
+IGNORED = ("README*", "LICENSE*", "NOTICE*", "requirements*.txt", "trainer_state.json", "*_results.json")
+
+
+def folder_identity(folder: Path) -> dict[str, str]:
+    """Everything in a folder that decides an answer, by file name; all weights are the entry "weights".
+
+    Whatever a user adds counts too, unless it is known not to matter. The vision tower that a LLaVA checkpoint refers to belongs to it as
+    "tower/..." where it is a folder; one on the Hub is known by its name in `config.json`. Raises: GlimpseError that names a file.
+    """
+    found = _digests(folder, DECIDING)
+    if tower := local_tower_of(folder):
+        found |= {f"tower/{name}": digest for name, digest in _digests(tower, ("config.json", PROCESSOR)).items()}
+    return found
+
+
+def _digests(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    named = {path for pattern in patterns for path in folder.glob(pattern) if kind_of(path) == "file"}
+    counted = sorted(path for path in named if not any(path.match(pattern) for pattern in IGNORED))
+    return {"weights": weights_digest(folder)} | {path.relative_to(folder).as_posix(): digest_of(path) for path in counted}
