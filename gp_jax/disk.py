@@ -5,6 +5,7 @@ of that is found before a byte is parsed.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import stat
@@ -114,3 +115,17 @@ def write_text(path: Path, text: str) -> None:
     with writing(path):
         scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
         scratch.replace(path)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what cannot be used to NAME.damaged, or NAME.damaged-2 and so on: nothing is deleted. Returns: its place now."""
+    place = aside(path)
+    with writing(path):
+        path.rename(place)
+    return place
+
+
+def aside(path: Path) -> Path:
+    """A free name beside a damaged file."""
+    names = (path.with_name(f"{path.name}.damaged{f'-{n}' if n > 1 else ''}") for n in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
