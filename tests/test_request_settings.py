@@ -13,6 +13,7 @@ from gp_jax.requests import resolve, sampling_settings
 
 MODEL = KNOWN["3b"]
 SAMPLING = dict(temperature=0.0, top_k=0, top_p=1.0, seed=0, eos_token_id=None)
+SHARES = np.array([0.5])
 NEVER = [
     float("nan"),
     float("inf"),
@@ -39,12 +40,13 @@ NEVER += [
     [0] * 5000,
     np.complex64(1),
     np.array([[1, 2]]),
-    np.array([0.5]),
+    SHARES,
     np.array(["a"]),
     np.float16("nan"),
 ]
 NEVER += [object(), len, range(3), {1, 2}, Ellipsis, (i for i in [1]), jax.numpy.ones(2)]
-FREE = {"reduce_threshold": [-7], "after": [-7], "reference_masks": NEVER}  # what is no error, or not yet
+# What is no error, or not yet.
+FREE = {"reduce_threshold": [-7], "after": [-7], "reference_masks": NEVER, "fixed_remain_ratio": [SHARES]}
 
 
 def refusal(name: str, make) -> None:
