@@ -63,12 +63,15 @@ def main(args: Args) -> None:
     from gp_jax.evaluation.rows import aggregate
     from gp_jax.evaluation.runner import Runner
     from gp_jax.evaluation.tasks import Task
-    from gp_jax.pretrained.files import find_folder, weights_digest
+    from gp_jax.pretrained.files import find_folder
+    from gp_jax.pretrained.identity import folder_identity
     from gp_jax.scenes.source import ScenesSource
     from gp_jax.vlm import ALL_FILES
 
     made_with = {name: str(getattr(args, name)) for name in ("config", "model", "steps", "retention")}
-    claim(args.out, made_with | {"weights": weights_digest(find_folder(args.model, ALL_FILES))})
+    print(
+        "".join(f"{line}\n" for line in claim(args.out, made_with | {"files": folder_identity(find_folder(args.model, ALL_FILES))})), end=""
+    )
     task = Task("scenes", ScenesSource("test", args.records))
     folders = {name: None if options is None else train(args, name, options) for name, options in ROWS.items()}
     after = next(iter(json.loads((folder / "config.json").read_text())["reduce_layer"] for folder in folders.values() if folder))

@@ -131,7 +131,7 @@ def run_transformers(folder: Path, dtype: str, side: str, new_tokens: str) -> No
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    tokenizer, processor = AutoTokenizer.from_pretrained(folder), Qwen2VLImageProcessorPil.from_pretrained(folder)
+    tokenizer, processor = AutoTokenizer.from_pretrained(folder, trust_remote_code=False), Qwen2VLImageProcessorPil.from_pretrained(folder)
     weights, loaded = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20, time.perf_counter()
     image, steps, tower, watch = picture(int(side)), int(new_tokens), model.model.visual, {}
     forward = tower.forward

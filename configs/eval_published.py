@@ -1,6 +1,6 @@
 """python eval.py --config configs/eval_published.py
 
-The bundled glimpse against every published method and control, all at the glimpse's own retention.
+The bundled glimpse against every published method and control, all with as many visual tokens of every sample as it keeps.
 """
 
 from gp_jax.evaluation.settings import EvalConfig

@@ -20,14 +20,22 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from gp_jax.errors import GlimpseError
+from gp_jax.disk import kind_of, path_of, writing
+from gp_jax.errors import GlimpseError, one_line
 
 policies = ocp.training.preservation_policies
 
 
 def run_folder(out: str) -> epath.Path:
-    """The run folder: an absolute path, or a URI such as gs://bucket/run as it is."""
-    return epath.Path(out) if "://" in out else epath.Path(out).expanduser().resolve()
+    """The run folder: an absolute path, or a URI such as gs://bucket/run as it is. Raises: GlimpseError for what can be none."""
+    if "://" in out:
+        try:
+            return epath.Path(out)
+        except (KeyError, ValueError) as error:
+            raise GlimpseError(f"--out {out}: is not a kind of store that is known here") from error
+    if not out or kind_of(path_of(out)) not in (None, "folder"):
+        raise GlimpseError(f"--out {out}: is not a folder")
+    return epath.Path(path_of(out).resolve())
 
 
 def checksum(tree: Any) -> int:
@@ -58,6 +66,17 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def saving(what: object) -> Iterator[None]:
+    """orbax writes inside: what goes wrong with the disk, also in a save that began earlier, is one line."""
+    try:
+        yield
+    except GlimpseError:
+        raise
+    except Exception as error:  # of the system, of tensorstore, of orbax's threads
+        raise GlimpseError(f"{what}: cannot be written ({one_line(error, 600)})") from error
+
+
 LATER = ("weights", "evidence")  # what checkpoints of earlier versions do not say; it is in those that go on from them
 
 
@@ -77,6 +96,8 @@ class Restored:
 
     state: Any
     step: int
+    facts: dict[str, Any]  # that were saved with it
+    rated: bool  # whether a validation's loss is known
 
 
 class Checkpoints:
@@ -86,9 +107,11 @@ class Checkpoints:
         self.folder, self.identity, self.tell, self._keep = folder, identity, tell, keep
         self._manager: ocp.training.Checkpointer | None = None
         self._started: int | None = None  # step of the newest save, which may still be on its way
+        self._silence = contextlib.ExitStack()  # around the manager's life: its threads print pages when the disk is full
 
     def _open(self) -> ocp.training.Checkpointer:
         if self._manager is None:
+            self._silence.enter_context(quiet())
             best = policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False)
             self._manager = ocp.training.Checkpointer(
                 self.folder,
@@ -99,27 +122,44 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, newest first."""
-        if not self.folder.exists():
+        if kind_of(self.folder) is None:
             return []
+        if kind_of(self.folder) != "folder":
+            raise GlimpseError(f"{self.folder}: is not a folder")
         found = [path for path in self.folder.iterdir() if path.name.isdecimal()]
         if "://" in str(self.folder):  # object stores cannot rename: there a mark, written last, says that a checkpoint is finished
             found = [path for path in found if (path / "commit_success.txt").exists()]
         return sorted((int(path.name) for path in found), reverse=True)
 
-    def save(self, step: int, state: Any, loss: float | None = None, wait: bool = False) -> None:
-        """Writes a checkpoint in the background. loss: of a validation, by which the best is known. wait: until it is on disk."""
+    def save(self, step: int, state: Any, loss: float | None = None, wait: bool = False, facts: dict[str, Any] | None = None) -> None:
+        """Writes a checkpoint in the background.
+
+        Args: loss: of a validation, by which the best is known; wait: until it is on disk; facts: JSON values to keep beside the state.
+        Raises: GlimpseError when it, or the one before, cannot be written.
+        """
         if loss is not None and not math.isfinite(loss):
             loss = None  # nothing is smaller than NaN: it would stay the best for good
-        if step != self._started and step not in self.steps():
-            # The state is donated to the next step, and on CPU orbax would write from the very memory that the step reuses.
-            state = jax.tree.map(jnp.copy, state)
-            metadata = {"identity": self.identity, "identity_checksum": text_checksum(self.identity), "checksum": checksum(state)}
-            self._open().save_async(
-                step, as_dict(state), force=True, metrics=None if loss is None else {"loss": loss}, custom_metadata=metadata
-            )
-            self._started = step
-        if wait and self._manager is not None:
-            self._manager.wait()
+        with saving(self.folder):
+            if step != self._started and step not in self.steps():
+                # The state is donated to the next step, and on CPU orbax would write from the very memory that the step reuses.
+                state, facts = jax.tree.map(jnp.copy, state), facts or {}
+                metadata = {"identity": self.identity, "identity_checksum": text_checksum(self.identity), "checksum": checksum(state)}
+                metadata |= {"facts": facts, "facts_checksum": text_checksum(facts)}
+                self._open().save_async(
+                    step, as_dict(state), force=True, metrics=None if loss is None else {"loss": loss}, custom_metadata=metadata
+                )
+                self._started = step
+            if wait and self._manager is not None:
+                self._manager.wait()
+
+    def rate(self, step: int, loss: float) -> None:
+        """Says what a validation found of a checkpoint that lies there already, before anything is saved behind it."""
+        scratch = self.folder / str(step) / ".metrics.partial"
+        if jax.process_index() == 0 and math.isfinite(loss):
+            with writing(scratch):
+                scratch.mkdir(exist_ok=True)
+                (scratch / "metrics").write_text(json.dumps({"loss": loss}))
+                scratch.rename(self.folder / str(step) / "metrics")
 
     def restore(self, like: Any) -> Restored | None:
         """The newest checkpoint that can be read, onto the devices of `like`; None when there is none.
@@ -132,10 +172,12 @@ class Checkpoints:
             try:
                 with quiet():
                     metadata = ocp.metadata(self.folder / str(step)).custom_metadata
-                    identity, expected = metadata["identity"], metadata["checksum"]
+                    identity, expected, facts = metadata["identity"], metadata["checksum"], metadata.get("facts", {})
                 if text_checksum(identity) != metadata["identity_checksum"]:
                     raise ValueError("its configuration does not match its checksum")
-                self._check_metrics(step)
+                if facts and text_checksum(facts) != metadata["facts_checksum"]:
+                    raise ValueError("its facts do not match their checksum")
+                rated = self._check_metrics(step)
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 self._set_aside(step, error)
                 continue
@@ -155,18 +197,20 @@ class Checkpoints:
                     self._check_metrics(older)
                 except Exception as error:
                     self._set_aside(older, error)
-            return Restored(found, step)
+            return Restored(found, step, facts, rated)
         if steps:
             raise GlimpseError(f"{self.folder}: no checkpoint can be read; choose another --out to start over")
         return None
 
-    def _check_metrics(self, step: int) -> None:
-        """Raises what there is to raise when orbax, which reads them of all checkpoints before the next save, could not."""
+    def _check_metrics(self, step: int) -> bool:
+        """Whether there are any. Raises what there is to raise when orbax, which reads them of all before the next save, could not."""
         path = self.folder / str(step) / "metrics" / "metrics"
         if path.exists():
             float(json.loads(path.read_text())["loss"])
-        elif not path.parent.parent.exists():
+            return True
+        if not path.parent.parent.exists():
             raise FileNotFoundError("another process has set it aside")
+        return False
 
     def _load(self, step: int, like: Any) -> Any:
         wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in as_dict(like).items()}
@@ -175,24 +219,26 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         """A damaged checkpoint must not be in the way when its step comes again."""
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         self.close()  # it may know the step
         aside = self.folder / f"damaged-{step}"
         self.tell(f"checkpoint {self.folder / str(step)} is damaged ({reason}); it is now {aside.name}, another one is used")
         if jax.process_index() == 0:
-            if aside.exists():
-                aside.rmtree()
-            (self.folder / str(step)).rename(aside)
+            with writing(self.folder):
+                if aside.exists():
+                    aside.rmtree()
+                (self.folder / str(step)).rename(aside)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices(f"set aside {step}")
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = self._started = None
+        """Waits for what is being written. Raises: GlimpseError when it cannot be."""
+        manager, self._manager, self._started = self._manager, None, None
+        with self._silence, saving(self.folder):
+            if manager is not None:
+                manager.close()
 
 
 def read_params(folder: epath.Path, like: Any) -> Any:
@@ -213,7 +259,7 @@ def read_params(folder: epath.Path, like: Any) -> Any:
                 with context:
                     loaded = ocp.load(path, wanted)
     except Exception as error:  # whatever a damaged file makes the libraries raise
-        raise GlimpseError(f"{path}: cannot be read ({' '.join(str(error).split())[:200] or type(error).__name__})") from error
+        raise GlimpseError(f"{path}: cannot be read ({one_line(error)})") from error
     if wrong:
         raise GlimpseError(f"{path}: holds another model: {wrong[0][0]} {wrong[0][1]}")
     return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in names])

@@ -4,17 +4,31 @@ They lie in ~/.cache/gp_jax/compiled (XDG_CACHE_HOME is respected), for each kin
 At 4 GiB the ones that were not used for the longest time go. JAX_COMPILATION_CACHE_DIR names another folder, on pods gs:// is one;
 JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
 
+An entry that cannot be read is named in one line, taken out of the folder, and written again.
+
 A process that answers for days meets ever more shapes, and a program for the CPU takes some thirty memory mappings, of which Linux allows
 65,530: `Room` forgets programs before LLVM fails with "Cannot allocate memory".
 """
 
+import contextlib
 import gc
+import glob
 import hashlib
+import importlib.util
 import os
 import platform
+import re
+import shutil
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
+
+from gp_jax.disk import path_of
+from gp_jax.errors import one_line
 
 MOST = 4 * 2**30  # bytes
 WORTH = 0.02  # seconds of compiling: reading a quicker program gains little, and JAX looks at the whole folder for every write
@@ -39,13 +53,73 @@ def _cpu() -> str:
 
 
 def keep_compiled(folder: str | None = None) -> None:
-    """Switches it on before anything is compiled. folder: instead of the default; None: unless JAX has been told one already."""
+    """Switches it on before anything is compiled. folder: instead of the default; None: unless JAX has been told one already.
+
+    Raises: GlimpseError for a folder that is no path.
+    """
+    if not isinstance(warnings.showwarning, OneLine):
+        warnings.showwarning = OneLine(warnings.showwarning)
     if folder is None and (jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache):
         return
     if folder is None:
+        try:
+            folder = str(default_folder())
+        except RuntimeError:  # a user without a home
+            return
         jax.config.update("jax_compilation_cache_max_size", MOST)
-    jax.config.update("jax_compilation_cache_dir", folder or str(default_folder()))
+    jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(path_of(folder)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
+
+
+class OneLine:
+    """Stands for `warnings.showwarning`: of all that JAX says about entries that it cannot read or write one line is shown, and what is
+    damaged goes, since JAX would neither use nor replace it. Other warnings are shown as they were."""
+
+    SAID = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.*?)': (.*)", re.DOTALL)
+
+    def __init__(self, others: Callable[..., None]):
+        self.others, self.told = others, set()
+
+    def __call__(self, message: Warning | str, *args: object, **kwargs: object) -> None:
+        found = self.SAID.match(str(message))
+        if found is None:
+            self.others(message, *args, **kwargs)
+            return
+        (verb, program, reason), folder = found.groups(), jax.config.jax_compilation_cache_dir
+        if verb not in self.told:
+            self.told.add(verb)
+            then = "such programs are compiled again" if verb == "reading" else "they are compiled again next time"
+            what = "cannot be read" if verb == "reading" else "cannot be written"
+            print(f"compiled programs in {folder} {what} (first {program}: {one_line(reason)}); {then}", file=sys.stderr)
+        if folder and "://" not in folder:
+            entries = Path(folder).glob(f"{glob.escape(program)}-*-cache" if verb == "reading" else "*-cache")
+            _remove(path for path in entries if not (_readable(path) if verb == "reading" else _dated(path)))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _readable(path: Path) -> bool:
+    """Whether JAX can unpack an entry."""
+    try:
+        data = path.read_bytes()
+        if importlib.util.find_spec("zstandard") is None:
+            zlib.decompress(data)
+        else:
+            import zstandard
+
+            zstandard.ZstdDecompressor().decompress(data)
+    except Exception:  # whatever is wrong with it
+        return False
+    return True
+
+
+def _dated(path: Path) -> bool:
+    """Whether it is known when an entry was last used: JAX writes nothing more into a folder where it is not."""
+    return path.with_name(path.name.removesuffix("-cache") + "-atime").is_file()
 
 
 def mappings() -> int:

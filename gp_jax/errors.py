@@ -34,6 +34,11 @@ def one_line(error: object, most: int = 200) -> str:
     return printable(" ".join(str(error).split()), most) or type(error).__name__
 
 
+def reason(error: Exception, most: int = 300) -> str:
+    """Why one of many things failed, on one line; with its type unless the error is ours."""
+    return one_line(error, most) if isinstance(error, GlimpseError) else f"{type(error).__name__}: {one_line(error, most)}"
+
+
 def some(names: Iterable[object], most: int = 4) -> str:
     """The first few of many names, and how many more there are."""
     names = [printable(name, 120) for name in names]

@@ -13,7 +13,7 @@ from gp_jax.config import ModelConfig
 from gp_jax.disk import read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.images import MAX_PIXELS
-from gp_jax.picture_settings import CLIP, TILES, ClipPictures, build, check_model, missing, read_settings, tried
+from gp_jax.picture_settings import CLIP, TILES, ClipPictures, build, check_model, read_settings, tried
 from gp_jax.pictures import Plot, best_pinpoint, tiled, whole
 from gp_jax.pretrained.tower import KNOWN, NAME, processor_file
 from gp_jax.processing import Area, Processor
@@ -160,7 +160,7 @@ class OriginalLlavaProcessor(LlavaProcessor):
     tokenized between pictures, which have a token that is in no vocabulary."""
 
     @classmethod
-    def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]]:
+    def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]] | None:
         """As `Processor.settings`; the tower's file where the folder has none, as LLaVA's own code reads it, or its published values."""
         hf = read_json(folder / "config.json", required=False)
         if found := read_settings(folder):
@@ -171,7 +171,7 @@ class OriginalLlavaProcessor(LlavaProcessor):
             path, settings = folder / "config.json", {}
             warnings.warn(f"{path}: pictures are prepared as published for {hf[NAME]}, whose files are not here", stacklevel=2)
         else:
-            raise missing(folder)
+            return None
         return path, settings | {"do_pad": hf.get("image_aspect_ratio") == "pad"}
 
     def refusal(self, question: object) -> str | None:

@@ -1,10 +1,11 @@
 """One process at a time writes to a folder; the lock dies with its holder.
 
-Locally it is the system's own lock on a file. Object stores have none: there a mark is written again every few seconds, and one that has
-not been written for a while belongs to nobody. Two that begin within the same second may both see no mark.
+Locally it is the system's own lock on a file. Object stores and some shared file systems have none: there a mark is written again every few
+seconds, and one that has not been written for a while belongs to nobody. Two that begin within the same second may both see no mark.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -21,23 +22,41 @@ from gp_jax.disk import writing
 from gp_jax.errors import GlimpseError, printable
 
 FILE = ".lock"
+MARK = ".writing"  # where the file system knows no locks
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 BEAT = 10.0  # seconds between two marks on an object store
 DEAD = 6  # marks missed
 
 
 @contextlib.contextmanager
 def only_one(folder: epath.Path | Path, what: str, local: bool | None = None) -> Iterator[None]:
-    """Holds the lock of a folder, which is made. what: who writes there, e.g. "train.py". local: default: unless it is a URI.
+    """Holds the lock of a folder, which is made, and goes again when nothing was put into it.
 
+    Args: what: who writes there, e.g. "train.py"; local: whether the system has locks there; default: unless it is a URI.
     Raises: GlimpseError when another process holds it, or when the folder cannot be written.
     """
     local = "://" not in str(folder) if local is None else local
     with writing(folder), contextlib.ExitStack() as stack:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_system_lock(Path(folder) / FILE, what) if local else _beating(epath.Path(folder) / FILE, what))
+        try:
+            stack.enter_context(_system_lock(Path(folder) / FILE, what) if local else _beating(epath.Path(folder) / FILE, what))
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            stack.enter_context(_beating(epath.Path(folder) / MARK, what))
+        if made and local:
+            stack.callback(_remove_empty, Path(folder))
         held = stack.pop_all()
     with held:
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [FILE]:
+            (folder / FILE).unlink()
+            folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -48,6 +67,8 @@ def _system_lock(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise _refused(path, file.read(200) or what) from error
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # its folder went in this moment
+            raise _refused(path, what)
         file.truncate(0)
         file.write(f"{what}, process {os.getpid()} on {socket.gethostname()}")
         file.flush()

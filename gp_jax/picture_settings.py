@@ -1,8 +1,6 @@
 """How a model folder wants pictures to become pixels: found where transformers finds it, checked before anything is built or tried."""
 
 import dataclasses
-import importlib
-import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pydantic import Field
 
 from gp_jax.disk import kind_of, read_json
 from gp_jax.errors import GlimpseError, one_line, printable
+from gp_jax.library import broken, load_class
 from gp_jax.schema import checked
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ Sides = dict[Literal["shortest_edge", "longest_edge", "height", "width"], Side]
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """What both families are told. None: the class of transformers decides."""
+    """What both families are told. What is not there is as transformers' class has it; a null switches off."""
 
     do_convert_rgb: Switch = None
     do_resize: Switch = None
@@ -106,33 +105,15 @@ def build(kind: tuple[str, str], schema: type, settings: Mapping[str, Any], more
     Args: schema: a dataclass here; fields that it does not have mean nothing to the processor. more: what is known beside the file.
     Raises: GlimpseError that names file and setting, or the package that cannot be imported.
     """
-    names = [field.name for field in dataclasses.fields(schema) if settings.get(field.name) is not None]
+    names = [field.name for field in dataclasses.fields(schema) if field.name in settings]
     checked(schema(**{name: settings[name] for name in names}), str(path))
     make = load_class(*kind)
     try:
         return make(**{**more, **{name: settings[name] for name in names}})
     except ImportError as error:
-        raise _broken(kind[0], error) from error
+        raise broken(kind[0], error) from error
     except Exception as error:  # a library's own errors on settings that it cannot use together
         raise GlimpseError(f"{path}: settings cannot be used ({one_line(error)})") from error
-
-
-def load_class(module: str, name: str) -> Any:
-    """A class of transformers, or what else a module has. Raises: GlimpseError that names what cannot be imported."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except Exception as error:  # a broken package raises whatever it comes to: RuntimeError from torchvision beside another torch
-        raise _broken(module, error) from error
-
-
-def _broken(module: str, error: BaseException) -> GlimpseError:
-    """Which package fails: of those that transformers imports where they are installed, the one whose code the error passed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    passed = " ".join(frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__))
-    optional = ("torchvision", "torch", "PIL")
-    package = next((name for name in optional if f"/{name}/" in passed or name in str(error)), module.split(".")[0])
-    return GlimpseError(f"{package} is installed but broken: {type(error).__name__} while {module} was imported ({one_line(error)})")
 
 
 def tried(processor: "PilBackend", side: int, path: Path, **options: Any) -> Mapping[str, np.ndarray]:

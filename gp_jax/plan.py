@@ -121,11 +121,11 @@ def _published(prune: Prune, depth: int) -> Plan:
     return tuple(Cut(after, scorer, method.past) for after, scorer in zip(layers, method.scorers, strict=True))
 
 
-def shares(prune: Prune, plan: Plan) -> tuple[float | None, ...]:
+def shares(prune: Prune, plan: Plan) -> tuple[float | tuple[float, ...] | None, ...]:
     """Per cut the `fixed_remain_ratio` that holds there."""
-    method, ratio = PUBLISHED.get(prune.method), prune.fixed_remain_ratio
-    split = method.shares if method and prune.reference_masks is None and ratio is not None else None
-    return split(ratio) if split else (ratio,) * len(plan)
+    method = PUBLISHED.get(prune.method)
+    split = method.shares if method and prune.reference_masks is None and prune.ratios else None
+    return tuple(zip(*map(split, prune.ratios), strict=True)) if split else (prune.fixed_remain_ratio,) * len(plan)
 
 
 def middle_layer(depth: int) -> int:

@@ -14,12 +14,12 @@ from PIL import Image
 from gp_jax.config import ModelConfig
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.images import MAX_PIXELS, ImageLike, open_image
+from gp_jax.library import guarded, load_class
 from gp_jax.picture_settings import (
     QWEN,
     QwenPictures,
     build,
     check_model,
-    load_class,
     missing,
     pixel_limits,
     read_settings,
@@ -29,7 +29,7 @@ from gp_jax.picture_settings import (
 from gp_jax.pictures import Plot, whole
 from gp_jax.prompts import Message, check_rendered, conversation, images_in, unreadable
 from gp_jax.templates import Template, find_template
-from gp_jax.tokenization import guarded, has_tokenizer, load_tokenizer
+from gp_jax.tokenization import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], l
 
 
 class Processor:
-    """Tokenizer, chat template and image processor of one model folder. The tokenizer may be missing: ready-made inputs need none.
+    """Tokenizer, chat template and image processor of one model folder. Each may be missing: ready-made inputs need none.
 
     This one is Qwen2.5-VL's; others change how pictures become arrays and text becomes tokens.
     """
@@ -70,27 +70,26 @@ class Processor:
         self,
         config: ModelConfig,
         tokenizer: "PreTrainedTokenizerBase | None",
-        image_processor: "PilBackend",
+        image_processor: "PilBackend | GlimpseError",
         template: Template | None = None,
     ):
-        self.config, self.tokenizer, self.image_processor, self.template = config, tokenizer, image_processor, template
+        """Args: image_processor: or why there is none."""
+        self.config, self.tokenizer, self._image_processor, self.template = config, tokenizer, image_processor, template
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> "Processor":
         """Reads tokenizer, template and processor files. Raises: GlimpseError when they are damaged or do not fit the model."""
-        image_processor = cls.image_processor_of(config, *cls.settings(folder))
+        found = cls.settings(folder)
+        image_processor = cls.image_processor_of(config, *found) if found else missing(folder)
         tokenizer, template = load_tokenizer(folder) if has_tokenizer(folder) else None, find_template(folder)
         if tokenizer is not None and template is not None:
             tokenizer.chat_template = template.text  # for those who use the tokenizer alone
         return cls(config, tokenizer, image_processor, template)
 
     @classmethod
-    def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]]:
-        """The image processor's file and what it says. Raises: GlimpseError when there is none."""
-        found = read_settings(folder)
-        if found is None:
-            raise missing(folder)
-        return found
+    def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]] | None:
+        """The image processor's file and what it says; None: there is none. Raises: GlimpseError when a file is damaged."""
+        return read_settings(folder)
 
     @classmethod
     def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> "PilBackend":
@@ -105,9 +104,16 @@ class Processor:
         return made
 
     @property
+    def image_processor(self) -> "PilBackend":
+        """Raises: GlimpseError when the folder has no settings for one."""
+        if isinstance(self._image_processor, GlimpseError):
+            raise GlimpseError(str(self._image_processor))
+        return self._image_processor
+
+    @property
     def shrinks(self) -> bool:
         """Whether pictures can be given with fewer visual tokens (`limited`, `fitted`)."""
-        return self.image_processor.do_resize
+        return bool(self.image_processor.do_resize)
 
     def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "Processor":
         """The same, with larger pictures scaled down to at most so many visual tokens each, and smaller ones up to about the least."""

@@ -6,7 +6,8 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from gp_jax.disk import write_text
+from gp_jax.disk import kind_of, parse_json, read_bytes, set_aside, write_text, writing
+from gp_jax.errors import GlimpseError
 from gp_jax.version import __version__
 
+MAX_METRICS = 1 << 30  # bytes of metrics.jsonl
+FLUSH_SECONDS = 60.0
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tensorflow-datasets", "numpy")
 
 
@@ -59,43 +63,91 @@ def memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+class Events:
+    """TensorBoard's events of a folder, written at once: tensorboardX's own writer is a thread that a full disk ends, and whose queue then
+    waits for ever."""
+
+    def __init__(self, folder: str, purge: int | None):
+        """Args: purge: step from which on earlier files of the folder no longer count."""
+        from tensorboardX.event_file_writer import EventsWriter  # slow to import
+        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import directory_check
+
+        self._folder, self._flushed = folder, time.monotonic()
+        with writing(folder):
+            directory_check(folder)
+            self._writer = EventsWriter(f"{folder}/events")
+        if purge is not None:
+            self._add(step=purge, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, **fields: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with writing(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), **fields))
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """One number."""
+        from tensorboardX.summary import scalar
+
+        self._add(step=step, summary=scalar(name, value))
+
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """One picture."""
+        from tensorboardX.summary import image as encoded
+
+        self._add(step=step, summary=encoded(name, np.asarray(image), dataformats="HWC"))
+
+    def close(self) -> None:
+        """Flushes."""
+        with writing(self._folder):
+            self._writer.close()
+
+
 class RunLog:
     """metrics.jsonl and TensorBoard events of a run folder, written by the first process only.
 
     A resumed run forgets what was logged behind the step it goes on from, so that no step stands there twice.
     """
 
-    def __init__(self, folder: epath.Path, step: int):
+    def __init__(self, folder: epath.Path, step: int, tell: Callable[[str], None] = print, again: str | None = None):
+        """Args: again: a group that is logged again at this step; tell: is told of a damaged file, which is set aside."""
         self._events, self._file = None, folder / "metrics.jsonl"
         self._lines: list[str] = []
         if jax.process_index():
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._file.exists():
-            self._lines = [line for line in self._file.read_text().splitlines() if _step_of(line) <= step]
-            write_text(self._file, "".join(line + "\n" for line in self._lines))
-        from tensorboardX import SummaryWriter  # slow to import
-
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if kind_of(self._file) is not None:
+            lines, reason = _read_lines(self._file)
+            if reason is not None:
+                tell(f"{self._file}: is damaged ({reason}); it is now {set_aside(self._file).name}, what can be read of it stays")
+            kept = [line for line, at, group in lines if at < step or (at == step and group != again)]
+            write_text(self._file, "".join(line + "\n" for line in kept))
+            self._lines = kept if "://" in str(self._file) else []
+        self._events = Events(str(folder / "tensorboard"), step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, float], group: str) -> None:
-        """One line, and one TensorBoard scalar per value. group: train or validation."""
+        """One line, and one TensorBoard scalar per value. group: train or validation. Raises: GlimpseError when the disk is full."""
         if self._events is None:
             return
         line = json.dumps({"step": step, "group": group} | {k: _plain(v) for k, v in values.items()})
-        self._lines.append(line)
         if "://" not in str(self._file):
-            with self._file.open("a") as file:
+            with writing(self._file), self._file.open("a") as file:
                 file.write(line + "\n")
         else:  # object stores cannot append
+            self._lines.append(line)
             write_text(self._file, "".join(line + "\n" for line in self._lines))
         for name, value in values.items():
-            self._events.add_scalar(f"{group}/{name}", float(value), step)
+            self._events.scalar(f"{group}/{name}", float(value), step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         """A picture for TensorBoard."""
         if self._events is not None:
-            self._events.add_image(name, np.asarray(image), step, dataformats="HWC")
+            self._events.picture(name, image, step)
 
     def close(self) -> None:
         """Flushes."""
@@ -103,11 +155,23 @@ class RunLog:
             self._events.close()
 
 
-def _step_of(line: str) -> float:
+def _read_lines(path: epath.Path) -> tuple[list[tuple[str, int, str]], str | None]:
+    """Lines that can be read, with step and group, and what is wrong with the file; None: nothing is."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # a line that a killed run left half-written
-        return float("inf")
+        *whole, _ = read_bytes(path, MAX_METRICS).split(b"\n")  # the last one may be half of a line, of a run that was killed
+    except GlimpseError as error:
+        return [], str(error).removeprefix(f"{path}: ")
+    found, bad = [], []
+    for number, line in enumerate(whole, 1):
+        try:
+            text = line.decode()
+            fields = parse_json(text, "line")
+            if not (isinstance(fields, dict) and type(fields.get("step")) is int and isinstance(fields.get("group"), str)):
+                raise ValueError("neither step nor group")
+            found.append((text, fields["step"], fields["group"]))
+        except ValueError:
+            bad.append(number)
+    return found, f"{len(bad)} of its lines cannot be read, the first is {bad[0]}" if bad else None
 
 
 def _plain(value: float) -> float | int | None:

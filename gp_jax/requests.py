@@ -55,6 +55,8 @@ def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch
     masks = prune.reference_masks
     if masks is not None and len(masks) != len(samples):
         raise GlimpseError(f"reference_masks holds {len(masks)} masks for {len(samples)} samples")
+    if isinstance(prune.fixed_remain_ratio, tuple) and len(prune.ratios) != len(samples):
+        raise GlimpseError(f"fixed_remain_ratio holds {len(prune.ratios)} shares for {len(samples)} samples")
     exact = masks is not None or prune.method == "nothing"
     rule = Prune(min_remain_num=None) if exact else prune  # a given mask is kept as it is
     counts, always = np.zeros(batch, int), np.zeros((batch, slots), bool)
@@ -68,7 +70,7 @@ def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch
         if masks is not None:
             kept = reference_mask(masks[b], sample.grids, f"reference_masks[{b}]")
             given[b, sample.slot_of_token[kept]] = np.inf
-    rules = [dataclasses.replace(rule, fixed_remain_ratio=share) for share in shares(rule, plan)]
+    rules = [dataclasses.replace(rule, fixed_remain_ratio=own) for own in shares(rule, plan)]
     return [CutInput(limits(own, counts, always), given if cut.scorer == "given" else None) for cut, own in zip(plan, rules, strict=True)]
 
 

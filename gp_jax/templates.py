@@ -19,6 +19,7 @@ from gp_jax.disk import kind_of, read_json, read_text
 from gp_jax.errors import GlimpseError, one_line, some
 from gp_jax.template_worker import LONGEST, SECONDS
 
+MORE = "additional_chat_templates"
 MAX_TEMPLATE = 1 << 20  # bytes
 START = 60.0  # seconds until the worker is there, on a machine that is busy with other things
 WAIT = 20.0  # and until it answers; it ends itself long before, unless it is not given its share
@@ -50,17 +51,17 @@ def find_template(folder: Path) -> Template | None:
     path = folder / "processor_config.json"
     if (value := read_json(path, required=False).get("chat_template")) is not None:
         return _default(value, path)
-    more = sorted((folder / "chat_templates").glob("*.jinja")) if kind_of(folder / "chat_templates") == "folder" else []
+    more = sorted((folder / MORE).glob("*.jinja")) if kind_of(folder / MORE) == "folder" else []
     path = folder / "chat_template.json"
     if kind_of(path) is not None:
         if more:
-            raise GlimpseError(f"{path}: does not go with the files in chat_templates, as one of them would be ignored")
+            raise GlimpseError(f"{path}: does not go with the files in {MORE}, as one of them would be ignored")
         return _default(read_json(path).get("chat_template"), path)
     files = {path.stem: path for path in more}
     if kind_of(folder / "chat_template.jinja") is not None:
         files["default"] = folder / "chat_template.jinja"
     if files:
-        path = files[_default_name(files, folder / "chat_templates")]
+        path = files[_default_name(files, folder / MORE)]
         return Template(read_text(path, MAX_TEMPLATE), path)
     path = folder / "tokenizer_config.json"
     value = read_json(path, required=False).get("chat_template")

@@ -2,13 +2,13 @@
 
 import json
 import tempfile
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gp_jax.disk import kind_of, parse_json, read_bytes, read_json
-from gp_jax.errors import GlimpseError, one_line
+from gp_jax.errors import GlimpseError
+from gp_jax.library import guarded, load_class
 from gp_jax.tokenizer_file import LONGEST_TOKEN, check_tokenizer
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ def _known(name: Any) -> bool:
 
 
 def _auto(place: str, settings: dict[str, Any]) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer  # slow to import
-    from transformers.utils import logging
-
+    AutoTokenizer, logging = load_class("transformers", "AutoTokenizer"), load_class("transformers.utils", "logging")
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it warns about the glimpse's model type
     try:
@@ -87,12 +85,9 @@ def _llama(place: str, settings: dict[str, Any]) -> "PreTrainedTokenizerBase":
     AutoTokenizer goes by config.json and gives "llava" one without SentencePiece's space in front. Settings that the file leaves out have
     the defaults of then: `<s>` in front, and that space again behind every special token.
     """
-    from transformers import LlamaTokenizer  # slow to import
-
     then = {"add_bos_token": True, "legacy": True}
-    return LlamaTokenizer.from_pretrained(
-        place, local_files_only=True, **{name: default if settings.get(name) is None else settings[name] for name, default in then.items()}
-    )
+    options = {name: default if settings.get(name) is None else settings[name] for name, default in then.items()}
+    return load_class("transformers", "LlamaTokenizer").from_pretrained(place, local_files_only=True, **options)
 
 
 def _check_pieces(data: bytes, path: Path) -> None:
@@ -104,20 +99,3 @@ def _check_pieces(data: bytes, path: Path) -> None:
     model = guarded(f"{path}: is not a SentencePiece file", lambda: ModelProto.FromString(data))
     if not model.pieces or any(len(piece.piece) > LONGEST_TOKEN for piece in model.pieces):
         raise GlimpseError(f"{path}: must hold tokens of at most {LONGEST_TOKEN} characters")
-
-
-def guarded(wrong: str, call: Callable[[], Any]) -> Any:
-    """What a library's call gives. Raises: GlimpseError that begins with `wrong`, for whatever the library raises.
-
-    The tokenizers library panics where it was not meant to come, which Python is told as an exception that is no Exception.
-    """
-    try:
-        return call()
-    except GlimpseError:
-        raise
-    except Exception as error:
-        raise GlimpseError(f"{wrong} ({one_line(error)})") from error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise GlimpseError(f"{wrong} (the tokenizers library fails: {one_line(error)})") from None

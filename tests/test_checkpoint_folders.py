@@ -1,5 +1,6 @@
 """Which of a folder's weights are meant, by the rules of transformers: single files, shards, tied and untied heads, two glimpses."""
 
+import errno
 import json
 import os
 import warnings
@@ -13,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from gp_jax import GlimpseError, GlimpseVLM
-from gp_jax.pretrained import files, params
+from gp_jax.pretrained import files, params, saving
 from gp_jax.pretrained.params import flat_params
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -199,3 +200,35 @@ def test_two_glimpses_in_one_folder(source, tmp_path):
     with pytest.warns(UserWarning, match=r"glimpse\.safetensors is used; new_modules_gp\.pt beside it holds another"):
         again = GlimpseVLM.from_pretrained(source / "base", glimpse=tmp_path / "glimpse")
     np.testing.assert_array_equal(weights(again)["predictor.attn_in_proj.weight"], weights(vlm)["predictor.attn_in_proj.weight"])
+
+
+def test_a_file_that_the_config_names(source, tmp_path):
+    """`transformers_weights`, which a saved folder no longer has."""
+    folder = copy(source, tmp_path / "chosen", config={"transformers_weights": "other.safetensors"})
+    save_file({key: value + 1 for key, value in load_file(folder / "model.safetensors").items()}, folder / "other.safetensors")
+    vlm = GlimpseVLM.from_pretrained(folder)
+    usual = weights(GlimpseVLM.from_pretrained(source / "base"))
+    for key, value in weights(vlm).items():
+        np.testing.assert_array_equal(value, usual[key] + 1)
+    vlm.save_pretrained(tmp_path / "saved")
+    again = weights(GlimpseVLM.from_pretrained(tmp_path / "saved"))
+    np.testing.assert_array_equal(again["decoder.norm.weight"], weights(vlm)["decoder.norm.weight"])
+    for number, name in enumerate(("../x.safetensors", "/etc/passwd", 3, "x.bin", ["a"])):
+        with pytest.raises(GlimpseError, match=r"config\.json: transformers_weights=.* must name a safetensors file"):
+            GlimpseVLM.from_pretrained(copy(source, tmp_path / str(number), config={"transformers_weights": name}))
+
+
+def test_a_disk_without_room(source, tmp_path, monkeypatch):
+    """One line that names the file, and nothing is left behind."""
+    vlm = GlimpseVLM.from_pretrained(source / "base", glimpse=source / "glimpse")
+    with pytest.raises(GlimpseError, match=r"no[\/]x\.safetensors: cannot be written"):
+        files.write_tensors(tmp_path / "no" / "x.safetensors", {"x": np.zeros(1)})
+
+    def full(model, folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "x"))
+
+    monkeypatch.setattr(saving, "write_glimpse", full)
+    for save in (vlm.save_pretrained, vlm.save_glimpse):
+        with pytest.raises(GlimpseError, match="cannot be written .No space left"):
+            save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -68,7 +68,7 @@ def test_what_is_no_picture_is_a_bad_row(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with (tmp_path / "holes.png").open("wb") as file:
         file.truncate(1 << 40)
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    Image.effect_noise((9, 9), 50).save(tmp_path / "a.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
     (tmp_path / "large.bmp").write_bytes(b"BM" + bytes(12) + (40).to_bytes(4, "little") + (10**5).to_bytes(4, "little") * 2 + bytes(28))
     for name, detail in (

@@ -132,7 +132,7 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
         (["ask", scene, "q\udcff", "--model", model], "is not valid text"),
         (["ask", scene, "q", "--model", model, "--seed", str(2**70)], "seed="),
         (["ask", scene, "q", "--model", model, "--overlay", folder], "is a folder"),
-        (["ask", scene, "say <|image_pad|>", "--model", model], "holds the image placeholder"),
+        (["ask", scene, "say <|image_pad|>", "--model", model], "the question holds the image placeholder <|image_pad|>"),
         (["ask", scene, "q", "--model", model, "--overlay", tmp_path / "no" / "o.png"], "does not exist"),
         (["ask", scene, "q", "--model", model, "--config", tmp_path / "bad.py"], "needs a dict `ask`"),
         (["askk", scene], "did you mean 'ask'?"),

@@ -3,18 +3,21 @@
 import numpy as np
 import pytest
 
-from gp_jax import GlimpseError, Ladder, Ladders, tiny
+from gp_jax import GlimpseError, Ladder, Ladders, Prune, tiny
 from gp_jax.config import GlimpseConfig
-from gp_jax.evaluation.plans import make_plan, make_plans, matching_ratio, shrunk_grid
+from gp_jax.evaluation.matching import pooled_ratio, shrunk_grid
+from gp_jax.evaluation.plans import make_plan, make_plans
 from gp_jax.evaluation.results import read_predictions
 from gp_jax.evaluation.rows import aggregate
 from gp_jax.evaluation.runner import Runner, Task
+from gp_jax.images import decode
 from gp_jax.llava_processing import LlavaProcessor
 from gp_jax.processing import Processor
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.vlm import GlimpseVLM
 
 NAMES = ["dense", "glimpse-30", "glimpse", "fastv-25", "pyramiddrop-25", "vscan-10", "visionzip", "downsample-25", "nothing"]
+NAMES += ["visionzip-pooled", "downsample", "random"]
 DEPTH, CUT = 6, 3  # of the tiny model
 LADDERS = Ladders(
     patches=Ladder("patches", (1024, 4096)),
@@ -41,7 +44,7 @@ def test_both_retentions(found):
     for name, own in plans.items():
         for p in own:
             n, share = p.total, p.kept / p.total
-            least = {"fastv-25": 0.25, "pyramiddrop-25": 0.25, "vscan-10": 0.1, "visionzip": p.ratio}.get(name)
+            least = {"fastv-25": 0.25, "pyramiddrop-25": 0.25, "vscan-10": 0.1, "visionzip": p.ratio, "visionzip-pooled": p.ratio}.get(name)
             if least is not None:
                 assert p.kept == max(1, int(least * n)) == len(p.keep)
             seen = {
@@ -49,12 +52,12 @@ def test_both_retentions(found):
                 "fastv-25": [n] * 2 + [p.kept] * 4,
                 "pyramiddrop-25": [n] + [int(0.25 ** (1 / 3) * n)] * 2 + [int(0.25 ** (2 / 3) * n)] + [p.kept] * 2,
                 "vscan-10": [int(min(1.0, 3 * 0.1) * n)] * 3 + [p.kept] * 3,
-                "visionzip": [p.kept] * DEPTH,
+                **dict.fromkeys(("visionzip", "visionzip-pooled", "downsample"), [p.kept] * DEPTH),
                 "downsample-25": [p.kept] * DEPTH,
             }.get(name, [n] * (CUT + 1) + [p.kept] * (DEPTH - CUT - 1))
             assert p.prefill_retention == pytest.approx(np.mean(seen) / n)
             assert p.held == pytest.approx(np.mean(seen) if name in ("fastv-25", "pyramiddrop-25") else p.kept)
-            if name not in ("downsample-25", "dense"):
+            if name not in ("downsample-25", "downsample", "dense"):
                 assert set(p.metrics) == {"exact_match", "recall", "iou"} and p.mask().mean() == pytest.approx(share)
             if name == "downsample-25":
                 rows, columns = plans["dense"][[q.sample for q in plans["dense"]].index(p.sample)].grid
@@ -71,23 +74,39 @@ def test_plans_that_match_the_glimpse_keep_as_many(found):
     """On the engine; and for the grids of many scenes, where the mean share would lose half a token of each."""
     runner, plans = found
     totals, kept = [p.total for p in plans["glimpse"]], sum(p.kept for p in plans["glimpse"])
-    assert sum(p.kept for p in plans["visionzip"]) == nearest(totals, kept)
+    assert sum(p.kept for p in plans["visionzip-pooled"]) == nearest(totals, kept)
+    assert len({p.ratio for p in plans["visionzip-pooled"]}) == 1
+    for name in ("visionzip", "random"):
+        assert [p.kept for p in plans[name]] == [p.kept for p in plans["glimpse"]], "of every sample"
+    assert all(abs(p.kept - q.kept) <= max(q.grid) / 2 for p, q in zip(plans["downsample"], plans["glimpse"], strict=True)), "half a row"
     sizes = [entry.sizes for entry in ScenesSource("test", 200, 0).entries]
     grids = [[grid for size in own for grid in runner.vlm.processor.plot(*size).grids] for own in sizes]
     totals = [sum(rows * columns for rows, columns in own) for own in grids]
     for share in (0.02, 0.074, 0.111, 0.5, 1.0):
         kept = int(share * sum(totals))
-        ratio = matching_ratio(grids, kept)
+        ratio = pooled_ratio(grids, kept)
         amount = sum(max(1, int(ratio * n)) for n in totals)
         assert amount == nearest(totals, kept)
         assert share == 0.02 or abs(amount - kept) <= 0.01 * kept, "one or two tokens of each are too coarse for that"
         if share == 0.074:
             assert sum(max(1, int(share * n)) for n in totals) < 0.99 * kept, "what rounding down would lose"
-        small = matching_ratio(grids, kept, shrink=True)
+        small = pooled_ratio(grids, kept, shrink=True)
         assert (
             abs(sum(rows * columns for own in grids for rows, columns in (shrunk_grid(grid, small) for grid in own)) - kept) <= 0.1 * kept
         )
-    assert matching_ratio(grids, 0) == 1e-6 and matching_ratio([], 0) == 1e-6
+    assert pooled_ratio(grids, 0) == 1e-6 and pooled_ratio([], 0) == 1e-6
+
+
+def test_a_batch_of_unlike_shares_equals_its_samples_alone(found):
+    vlm, source = found[0].vlm, ScenesSource("test", 2, 0)
+    pictures, questions = [decode(source[n].images[0], "a") for n in range(2)], [entry.question for entry in source.entries]
+    for method in ("attention", "pyramiddrop", "visionzip"):
+        both = vlm.answer([[p] for p in pictures], questions, prune=Prune(method=method, fixed_remain_ratio=(0.1, 0.6)), max_new_tokens=2)
+        for picture, question, ratio, together in zip(pictures, questions, (0.1, 0.6), both, strict=True):
+            alone = vlm.answer(picture, question, prune=Prune(method=method, fixed_remain_ratio=ratio), max_new_tokens=2)
+            assert alone.kept == int(ratio * alone.total) and alone.seen == together.seen
+            np.testing.assert_array_equal(alone.keep[0], together.keep[0])
+            np.testing.assert_array_equal(alone.tokens, together.tokens)
 
 
 def test_shares_and_seeds_of_random():

@@ -63,6 +63,7 @@ def test_rows():
     assert (dense.plan, dense.samples, dense.paired, dense.retention, dense.flops_ratio, dense.agreement) == ("dense", 3, 3, 1.0, 1.0, 1.0)
     assert dense.differences == {} and dense.seconds == pytest.approx(0.4), "compilation does not count"
     assert (cut.plan, cut.samples, cut.paired, cut.kv_bytes) == ("cut", 3, 2, 30.0)
+    assert dense.sample_retention == 1.0 and cut.sample_retention == pytest.approx((16 / 64 + 0 / 64 + 4 / 32) / 3)
     assert cut.retention == 20 / 160 and cut.prefill_retention == pytest.approx((0.5 * 128 + 0.25 * 32) / 160)
     assert cut.metrics["exact_match"].mean == pytest.approx(2 / 3)
     assert cut.differences["exact_match"].mean == 0.5, "over the samples that both answered"
@@ -113,11 +114,13 @@ def test_tables():
     assert "87.5" in lines[5] and "12.5" in lines[5] and "300 ms" in lines[5]
     assert lines[6].startswith("warning: exact match: Only 3 samples")
     marked = tables.markdown(rows).split("\n")
-    assert marked[3].startswith("| a\\|b | 71.2 (") and all(line.count(" | ") == 7 for line in marked[:4])
+    assert marked[3].startswith("| a\\|b | 71.2 (") and all(line.count(" | ") == 8 for line in marked[:4])
     read = list(csv.DictReader(io.StringIO(exports.as_csv(rows))))
     assert [row["plan"] for row in read] == ["dense", "a|b"] and float(read[1]["exact_match_difference_low"]) == -0.051
     assert read[0]["exact_match_difference_low"] == "" and float(read[1]["pruned"]) == 0.875 and read[1]["exact_match_difference_n"] == "2"
+    assert float(read[1]["sample_retention"]) == pytest.approx(0.125) and "retention, mean of samples" in tables.markdown(rows)
     loaded = json.loads(exports.as_json(rows))
+    assert loaded[1]["sample_retention"] == pytest.approx(0.125)
     assert loaded[1]["metrics"]["exact_match"] == {"mean": 0.712, "low": 0.671, "high": 0.75, "n": 3}
     assert tables.text([]) and tables.markdown([]) and exports.as_csv([]) and json.loads(exports.as_json([])) == []
 

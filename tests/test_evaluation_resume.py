@@ -11,7 +11,7 @@ from gp_jax import tiny
 from gp_jax.evaluation.command import main
 from gp_jax.evaluation.results import Prediction, part_path, read_predictions
 
-PLANS = ("dense", "glimpse", "random")
+PLANS = ("dense", "glimpse", "random", "random-pooled")
 SIZES = [(4, 3), (9, 7), (5, 8), (3, 3), (11, 6)]  # of the pictures, in visual tokens
 
 
@@ -55,9 +55,10 @@ def test_a_row_that_is_another_one_now_is_answered_again(home, tmp_path, capsys)
     assert asked == {"a": "0", "own.jsonl:2": "3", "own.jsonl:3": "1", "own.jsonl:4": "2"}
     said = capsys.readouterr().out
     assert f"{2 * len(PLANS)} saved answers are not used: questions" in said
-    again = "1 saved answers of 'random' are not used" in said  # of the row that is the same, where another share matches now
-    assert lines(tmp_path) == before + 3 * len(PLANS) + again
-    assert len({p.ratio for p in found.values() if p.plan == "random"}) == 1
+    again = "1 saved answers of 'random-pooled' are not used" in said  # of the row that is the same, where another share matches now
+    assert lines(tmp_path) == before + 3 * len(PLANS) + again and "'random'" not in said
+    assert len({p.ratio for p in found.values() if p.plan == "random-pooled"}) == 1
+    assert all(p.kept == found[name, "glimpse"].kept for (name, plan), p in found.items() if plan == "random")
 
     for change in (dict(answer="blue"), dict(image="4.png")):
         found = evaluate(home, tmp_path, [row(0, id="a", **change), row(3), *rows[1:]])
@@ -73,12 +74,13 @@ def test_other_limits_match_another_retention(home, tmp_path, capsys):
     part_path(path, 1).write_bytes(path.read_bytes())
     capsys.readouterr()
     more = evaluate(home, tmp_path, rows)
-    assert "2 saved answers of 'random' are not used" in capsys.readouterr().out and not part_path(path, 1).exists()
-    ratios = {p.ratio for p in more.values() if p.plan == "random"}
-    assert len(ratios) == 1 and ratios != {p.ratio for p in few.values() if p.plan == "random"}
-    assert all(p.ratio is None for p in more.values() if p.plan != "random")
-    kept = {plan: sum(p.kept for p in more.values() if p.plan == plan) for plan in PLANS}
-    assert abs(kept["random"] - kept["glimpse"]) <= 1
+    said = capsys.readouterr().out
+    assert "2 saved answers of 'random-pooled' are not used" in said and "'random'" not in said and not part_path(path, 1).exists()
+    ratios = {p.ratio for p in more.values() if p.plan == "random-pooled"}
+    assert len(ratios) == 1 and ratios != {p.ratio for p in few.values() if p.plan == "random-pooled"}
+    assert all((p.ratio is None) == (p.plan in ("dense", "glimpse")) for p in more.values())
+    kept = {plan: [p.kept for p in more.values() if p.plan == plan] for plan in PLANS}
+    assert abs(sum(kept["random-pooled"]) - sum(kept["glimpse"])) <= 1 and kept["random"] == kept["glimpse"]
     (tmp_path / "anew").mkdir()
     anew = evaluate(home, tmp_path / "anew", rows)
     assert {name: (p.prediction, p.keep) for name, p in more.items()} == {name: (p.prediction, p.keep) for name, p in anew.items()}

@@ -176,6 +176,16 @@ def test_the_tower_of_llava_likewise(tmp_path):
     refused(folder, "holds 4 blocks of the vision tower .*says 400")
 
 
+def test_a_tower_of_an_impossible_name(tmp_path):
+    import tiny_llava
+
+    folder = tiny_llava.save_original(tmp_path / "llava", tiny_llava.hf_model(), tower="tower")
+    for name in ("x" * 300, "~nobody-here/x", "a\0b", "/dev/null", ["x"]):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"mm_vision_tower": name}))
+        refused(folder, r"config\.json: mm_vision_tower")
+
+
 def header(path, entries: object, data: bytes = b"", length: int | None = None) -> None:
     text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
     path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)

@@ -104,7 +104,7 @@ def test_processor_files_of_transformers_4_and_5(vlm, tmp_path):
     ("change", "message"),
     [
         ({"patch_size": 16}, r"does not fit the model: patch_size=16 \(model: 14\)"),
-        ({"min_pixels": "abc"}, "min_pixels='abc': must be a whole number"),
+        ({"min_pixels": "abc"}, "min_pixels=.abc.: must be a whole number"),
     ],
 )
 def test_bad_processor_files(vlm, tmp_path, change, message):

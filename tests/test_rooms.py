@@ -5,7 +5,7 @@ from pathlib import Path
 
 RANKS = [
     {"errors", "version", "allocator"},
-    {"choices", "disk", "schema", "tiff", "template_worker", "tokenizer_file"},
+    {"choices", "disk", "schema", "library", "tiff", "template_worker", "tokenizer_file"},
     {"vision_config", "lock"},
     {"config", "config_file", "trees", "buckets", "clock", "compiled", "settings", "encoded"},
     {"sharding", "ops", "images", "pictures", "base_settings"},

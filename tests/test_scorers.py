@@ -12,7 +12,8 @@ from einops import rearrange
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, pipeline
 from gp_jax.clock import COMPILES
 from gp_jax.config import GlimpseConfig
-from gp_jax.evaluation.plans import make_plan, shrunk_grid
+from gp_jax.evaluation.matching import shrunk_grid
+from gp_jax.evaluation.plans import make_plan
 from gp_jax.glimpse.select import METHODS
 from gp_jax.layout import prompt_input, read_samples, vision_input
 from gp_jax.ops.received import attention_received

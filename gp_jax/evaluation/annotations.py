@@ -5,6 +5,7 @@ accuracy needs none. Pictures are decoded when they are asked about, so one that
 """
 
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from gp_jax.data.checks import Checker, upright_size
 from gp_jax.data.formats import BadRow, Row, parse_row
 from gp_jax.data.record import Entry, Record
 from gp_jax.data.sources import Chunk, cut, find_files, scan
-from gp_jax.errors import GlimpseError
+from gp_jax.disk import kind_of, path_of
+from gp_jax.errors import GlimpseError, printable, reason
 
 EVIDENCE = ("no evidence", "box ", "mask ", "size disagrees")  # how reasons begin that do not keep a question from being asked
 
@@ -26,31 +28,35 @@ class Annotations:
     """The first `limit` rows of annotation files, a `record.Source`. left_out: why, per row that is not asked."""
 
     def __init__(self, files: Sequence[str | Path], images: str | Path, limit: int, boxes: str = "auto", progress: bool = False) -> None:
-        self.files, self.boxes, self._progress = [Path(file) for file in files], boxes, progress
+        self.files, self.boxes, self._progress = list(map(path_of, files)), boxes, progress
         self.name = ", ".join(file.name for file in self.files)
-        if not Path(images).is_dir():
+        if kind_of(path_of(images)) != "folder":
             raise GlimpseError(f"--images {images}: no such folder")
-        self.checker, self.left_out = Checker(Path(images)), {}
+        self.checker, self.left_out = Checker(path_of(images)), {}
         self.answers: dict[str, tuple[str, ...]] = {}  # of rows with several references
+        self._facts: dict[str, str] = {}
         pieces, _ = scan(find_files(self.files))
         self._chunk = cut(pieces, limit)[0]
 
     @cached_property
     def _rows(self) -> list[tuple[Row, Entry]]:
         found, names = [], Counter()
-        rows = tqdm(Chunk.read(self._chunk), desc=self.name, total=self._chunk.rows, unit="row", disable=not self._progress)
+        rows = tqdm(Chunk.read(self._chunk), desc=printable(self.name, 80), total=self._chunk.rows, unit="row", disable=not self._progress)
         for where, stem, data in rows:
             try:
                 references, data = _references(data)
                 row = parse_row(data, where, stem, self.boxes)
-                sizes = tuple(upright_size(self.checker.find(path, row.dataset, "image")) for path in row.images)
-            except BadRow as error:
+                pictures = [self.checker.find(path, row.dataset, "image") for path in row.images]
+                sizes = tuple(map(upright_size, pictures))
+                facts = row.images, [path.stat().st_size for path in pictures], row.boxes, row.masks, row.frame, row.sizes
+            except Exception as error:  # whatever is wrong with it, the others can be asked
                 self.left_out[where] = _reason(error)
                 continue
             names[row.id] += 1
             name = row.id if names[row.id] == 1 else f"{row.id}~{names[row.id]}"  # ids of your own may come twice
             if len(references) > 1:
                 self.answers[name] = references
+            self._facts[name] = hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
             found.append((row, Entry(name, row.dataset, row.question.strip(), row.answer.strip(), sizes)))
         return found
 
@@ -62,6 +68,10 @@ class Annotations:
     def references(self, name: str) -> tuple[str, ...]:
         """All right answers of a row with several (`answers`); empty for others."""
         return self.answers.get(name, ())
+
+    def made_from(self, name: str) -> str:
+        """A digest of the pictures' names and bytes, and of the evidence as the row has it."""
+        return self._facts[name]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -83,7 +93,9 @@ class Annotations:
         return dataclasses.replace(record, id=entry.id)
 
 
-def _reason(error: BadRow) -> str:
+def _reason(error: Exception) -> str:
+    if not isinstance(error, BadRow):
+        return reason(error)
     return f"{error.reason}: {error.detail}" if error.detail else error.reason
 
 

@@ -1,5 +1,6 @@
 """The command line of `eval.py`, and what it runs."""
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -8,8 +9,13 @@ from pathlib import Path
 import tyro
 
 from gp_jax.config_file import exit_status, given_path, read_config
-from gp_jax.errors import GlimpseError
+from gp_jax.disk import kind_of, path_of, read_json, set_aside, write_text, writing
+from gp_jax.errors import GlimpseError, printable, some
+from gp_jax.evaluation.results import mend_predictions, merge_predictions, set_predictions_aside
 from gp_jax.evaluation.settings import EvalConfig
+from gp_jax.lock import only_one
+
+PREDICTIONS, NOTES = "predictions.jsonl", "made_with.json"
 
 
 @dataclass(frozen=True)
@@ -29,41 +35,72 @@ def parse(argv: list[str]) -> EvalConfig:
     return EvalConfig(**{f.name: getattr(launch, f.name) for f in dataclasses.fields(EvalConfig)})
 
 
-def claim(out: Path, identity: dict) -> None:
-    """Notes what a folder's predictions are made with. Raises: GlimpseError when those that are there were made with something else."""
-    path = out / "made_with.json"
-    if path.exists():
-        old = json.loads(path.read_text())
-        wrong = [f"{name}: {old.get(name)!r} there, {value!r} now" for name, value in identity.items() if old.get(name) != value]
-        if wrong:
-            raise GlimpseError(f"{out}: holds predictions made with other settings ({'; '.join(wrong)}); choose another --out or delete it")
-    out.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(".made_with.partial")
-    scratch.write_text(json.dumps(identity, indent=2) + "\n")
-    scratch.replace(path)
+def claim(out: Path, identity: dict) -> list[str]:
+    """Notes what a folder's predictions are made with. Returns: a line for everything damaged that was set aside.
+
+    Without notes that can be read nobody knows what predictions were made with: they are set aside too.
+    Raises: GlimpseError when those that are there were made with something else.
+    """
+    path, said, old = out / NOTES, [], {}
+    try:
+        old = read_json(path, required=False)
+    except GlimpseError as error:
+        said.append(f"{error}; not used, it is {set_aside(path).name} now")
+    if not old and (moved := set_predictions_aside(out / PREDICTIONS)):
+        said.append(f"{out}: no {NOTES} says what the answers there were made with; not used, they are {some(moved)} now")
+    if wrong := differences(old, identity):
+        raise GlimpseError(f"{out}: holds answers made with something else ({some(wrong)}); choose another --out or delete it")
+    for name in ("left_out.jsonl", "verdicts.jsonl"):
+        if kind_of(out / name) in ("folder", "other"):
+            said.append(f"{out / name}: is not a regular file, not used; it is {set_aside(out / name).name} now")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(identity, indent=2) + "\n")
+    return said + mend_predictions(out / PREDICTIONS)
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """What of `new` is another now, in words; of a table of digests the names. Empty when there is no `old`."""
+    found = []
+    for name, value in new.items() if old else ():
+        was = old.get(name)
+        if isinstance(value, dict):
+            was = was if isinstance(was, dict) else {}
+            found += [f"{own} changed" for own in sorted(was.keys() & value.keys()) if was[own] != value[own]]
+            found += [f"{own} is new" for own in sorted(value.keys() - was.keys())]
+            found += [f"{own} is gone" for own in sorted(was.keys() - value.keys())]
+        elif was != value:
+            found.append(f"{name}: {was!r} there, {value!r} now")
+    return found
 
 
 def evaluate(config: EvalConfig) -> Path | None:
     """Runs a configuration. Returns: the report; None in processes other than the first.
 
-    Raises: GlimpseError on anything wrong with it, its model or its data.
+    Raises: GlimpseError on anything wrong with it, its model or its data, and when another process evaluates in the same folder.
     """
     config = config.check()
     import jax
 
+    from gp_jax.sharding import start_processes
+
+    start_processes(config.coordinator, config.processes, config.process)
+    with only_one(path_of(config.out), "eval.py") if jax.process_index() == 0 else contextlib.nullcontext():
+        return _evaluate(config, jax.process_index() == 0)
+
+
+def _evaluate(config: EvalConfig, first: bool) -> Path | None:
+    import jax
+
     from gp_jax.compiled import keep_compiled
     from gp_jax.evaluation.plans import make_plans
-    from gp_jax.evaluation.results import merge_predictions
     from gp_jax.evaluation.runner import Runner
     from gp_jax.evaluation.scores import add_verdicts
     from gp_jax.evaluation.summary import summarise
     from gp_jax.evaluation.tasks import open_tasks
-    from gp_jax.pretrained.files import find_folder, weights_digest
-    from gp_jax.sharding import make_mesh, start_processes, wait_for_all
-    from gp_jax.vlm import ALL_FILES, GlimpseVLM
+    from gp_jax.sharding import make_mesh, wait_for_all
+    from gp_jax.vlm import GlimpseVLM
 
-    start_processes(config.coordinator, config.processes, config.process)
-    first = jax.process_index() == 0
     keep_compiled(config.compilation_cache)
     tasks = open_tasks(config, progress=first)
     devices = jax.local_devices()[: config.devices if config.devices > 0 else None]
@@ -71,18 +108,17 @@ def evaluate(config: EvalConfig) -> Path | None:
         raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
     options = dict(mesh=make_mesh(data=len(devices), devices=devices)) if len(devices) > 1 else {}
     vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, **options)
-    plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks), Path(config.out)
-    digests = [weights_digest(find_folder(name, ALL_FILES)) for name in (config.model, config.glimpse) if name]
-    identity = config.identity() | {"weights": digests}
+    plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks), path_of(config.out)
     if first:
-        claim(out, identity)
-        merge_predictions(out / "predictions.jsonl")  # a killed run's parts: what is answered from here on is newer than all of them
+        for line in claim(out, config.identity()):
+            print(printable(line))
+        merge_predictions(out / PREDICTIONS)  # a killed run's parts: what is answered from here on is newer than all of them
     wait_for_all("the folder is claimed")
-    if not first and not (out / "made_with.json").exists():
+    if not first and not (out / NOTES).exists():
         raise GlimpseError(f"out={config.out}: the processes of a run must share this folder")
     found = []
     for task in tasks:
-        runner = Runner(vlm, task, out / "predictions.jsonl", config.batch)
+        runner = Runner(vlm, task, out / PREDICTIONS, config.batch)
         found.append((runner, runner.run(plans)))
     wait_for_all("all is answered")
     if not first:
@@ -90,7 +126,8 @@ def evaluate(config: EvalConfig) -> Path | None:
     for runner, predictions in found:
         runner.merge()
         if not predictions:
-            raise GlimpseError(f"task '{runner.task.name}': nothing could be asked ({'; '.join(list(runner.broken.values())[:2])})")
+            reasons = some(runner.left_out(predictions).values(), 2)
+            raise GlimpseError(f"task '{runner.task.name}': nothing could be asked ({reasons})")
     found, notes = add_verdicts(config, found)
     return summarise(config, vlm, found, notes)
 
@@ -101,7 +138,7 @@ def main(argv: list[str]) -> int:
     def body() -> int:
         report = evaluate(parse(argv))
         if report is not None:
-            print(f"report: {report}")
+            print(printable(f"report: {report}"))
         return 0
 
     return exit_status("eval.py", body)

@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from gp_jax.errors import printable
 from gp_jax.evaluation.lines import Lines
 from gp_jax.evaluation.rows import PHASES, PlanRow
 from gp_jax.evaluation.tables import few
 
 ENDS = ("mean", "low", "high", "n")
-PLAIN = ("retention", "prefill_retention", "task_retention", "flops_ratio", "kv_bytes", "tokens", "peak", "seconds")
+PLAIN = ("retention", "sample_retention", "prefill_retention", "task_retention", "flops_ratio", "kv_bytes", "tokens", "peak", "seconds")
 
 
 def as_csv(rows: Sequence[PlanRow], lines: Lines | None = None, metric: str | None = None) -> str:
@@ -38,8 +39,14 @@ def grouped_csv(
         numbers += [1 - row.retention, *(getattr(row, name) for name in PLAIN), *(row.phases.get(name) for name in PHASES), row.agreement]
         blank = ["" if x is None or math.isnan(x) else x for x in numbers]
         warning = " ".join(f"{name}: {said}" for name, said in few(row, metric).items())
-        writer.writerow([group] * named + [row.plan, row.samples, row.paired, *blank, file_name, warning])
+        writer.writerow([_word(group)] * named + [_word(row.plan), row.samples, row.paired, *blank, file_name, warning])
     return file.getvalue()
+
+
+def _word(text: object) -> str:
+    """A name of strangers that no spreadsheet takes for a formula."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def as_json(rows: Sequence[PlanRow], lines: Lines | None = None, metric: str | None = None) -> str:

@@ -6,14 +6,22 @@ What failed or cannot be read is reported and left out: it is no score, and the 
 
 import asyncio
 import json
+import math
 import os
 import time
+import zlib
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx2
 from tqdm import tqdm
 
+from gp_jax.disk import parse_json, writing
+from gp_jax.errors import GlimpseError, one_line
+from gp_jax.evaluation.jsonl import appending
+from gp_jax.evaluation.redaction import redactor
 from gp_jax.evaluation.settings import JudgeConfig
 from gp_jax.evaluation.verdicts import Question, Verdicts, digest, read_cache, read_score, request
 
@@ -23,6 +31,8 @@ REFUSED = {403, 404}  # one question (moderation), or all of them
 REFUSALS = 5  # such answers one after the other, with no verdict in between: all of them
 GIVE_UP = 10  # requests that failed one after the other, each after all of its tries: the server is gone
 LONGEST_WAIT = 120.0  # seconds between tries
+MOST_BYTES = 1 << 20  # of a reply, compressed or not
+HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
 class Failed(Exception):
@@ -56,35 +66,50 @@ class _Asking:
     def __init__(self, config: JudgeConfig, cache: Path, verdicts: Verdicts, quiet: bool | None):
         self.config, self.cache, self.verdicts, self.quiet = config, cache, verdicts, quiet
         self.next_start, self.failed, self.refused, self.hopeless = 0.0, 0, 0, ""
+        self.key = os.environ.get(config.key)
+        self.redact = redactor(self.key, config.url)
 
     async def all(self, todo: dict[str, Question]) -> None:
         """Asks them all; every verdict is on disk before the next is waited for."""
-        key = os.environ.get(self.config.key)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = HEADERS | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         gate, waiting = asyncio.Semaphore(self.config.at_once), self.config.timeout
-        self.cache.parent.mkdir(parents=True, exist_ok=True)
-        with self.cache.open("ab+") as file, tqdm(total=len(todo), desc="judge", unit="answer", disable=self.quiet) as bar:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                file.write(b"" if file.read(1) == b"\n" else b"\n")
+        with writing(self.cache):
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+        with appending(self.cache) as append, tqdm(total=len(todo), desc="judge", unit="answer", disable=self.quiet) as bar:
             async with httpx2.AsyncClient(headers=headers, timeout=waiting) as client:
 
                 async def one(digest: str, question: Question) -> None:
                     async with gate:
                         try:
-                            verdict = await self.ask(client, question)
-                            score = read_score(verdict)
-                            if score is None:
-                                raise Failed("verdict that cannot be read")
-                            line = {"key": digest, "score": score, "model": self.config.model, "asked": question, "verdict": verdict}
-                            file.write(json.dumps(line).encode() + b"\n")
-                            file.flush()
-                            self.verdicts.scores[question] = score
+                            verdict, score = await self.verdict(client, question)
                         except Failed as error:
                             self.verdicts.failures[question] = str(error)
+                        else:
+                            line = {"key": digest, "score": score, "model": self.config.model, "asked": question, "verdict": verdict}
+                            append(json.dumps(line))
+                            self.verdicts.scores[question] = score
                         bar.update()
 
-                await asyncio.gather(*(one(digest, question) for digest, question in todo.items()))
+                tasks = [asyncio.ensure_future(one(digest, question)) for digest, question in todo.items()]
+                try:
+                    await asyncio.gather(*tasks)
+                finally:  # a full disk ends the asking
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def verdict(self, client: httpx2.AsyncClient, question: Question) -> tuple[str, float]:
+        """A verdict without secrets, and its score. Raises: Failed, whatever goes wrong."""
+        try:
+            verdict = self.redact(await self.ask(client, question))
+            score = read_score(verdict)
+        except Failed:
+            raise
+        except Exception as error:  # no answer of a server may end an evaluation
+            raise Failed(f"reply that cannot be read ({type(error).__name__})") from error
+        if score is None:
+            raise Failed("verdict that cannot be read")
+        return verdict, score
 
     async def ask(self, client: httpx2.AsyncClient, question: Question) -> str:
         """A verdict. Raises: Failed."""
@@ -121,27 +146,44 @@ class _Asking:
     async def once(self, client: httpx2.AsyncClient, question: Question) -> str:
         """One try. Raises: Failed, Hopeless, or _Again when another may succeed."""
         try:
-            url = f"{self.config.url.rstrip('/')}/chat/completions"
+            url, body = f"{self.config.url.rstrip('/')}/chat/completions", json.dumps(request(self.config, question)).encode()
             async with asyncio.timeout(self.config.timeout):  # of the whole: a server may send a byte now and then
-                reply = await client.post(url, json=request(self.config, question))
+                async with client.stream("POST", url, content=body) as reply:
+                    if reply.status_code in TRY_AGAIN:
+                        raise _Again(f"status {reply.status_code}", _seconds(reply.headers.get("retry-after")))
+                    content = await _read(reply)
         except (httpx2.TimeoutException, TimeoutError) as error:
             raise _Again("timeout") from error
         except httpx2.HTTPError as error:
             raise _Again(f"no answer from the server ({type(error).__name__})") from error
-        if reply.status_code in TRY_AGAIN:
-            raise _Again(f"status {reply.status_code}", _seconds(reply.headers.get("retry-after")))
         if reply.status_code != 200:
-            said = " ".join(reply.text.split())[:120]
+            said = one_line(self.redact(content.decode("utf-8", "replace")), 120) if content.strip() else ""
             self.refused += reply.status_code in REFUSED
             hopeless = reply.status_code in HOPELESS or self.refused >= REFUSALS
             raise (Hopeless if hopeless else Failed)(f"status {reply.status_code} {said}".rstrip())
         try:
-            content = reply.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
+            verdict = parse_json(content, "reply")["choices"][0]["message"]["content"]
+        except (GlimpseError, LookupError, TypeError) as error:
             raise _Again("reply that is no chat completion") from error
-        if not isinstance(content, str):
+        if not isinstance(verdict, str):
             raise Failed("verdict that cannot be read")
-        return content
+        return verdict
+
+
+async def _read(reply: httpx2.Response) -> bytes:
+    """A reply's body. Raises: Failed when it is too large, or compressed in a way that nobody asked for."""
+    content, coding = bytearray(), reply.headers.get("content-encoding", "identity").strip().lower()
+    async for chunk in reply.aiter_raw():
+        content += chunk
+        if len(content) > MOST_BYTES:
+            raise Failed("reply that is too large")
+    if coding in ("gzip", "x-gzip", "deflate"):
+        content = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(content, MOST_BYTES + 1)
+    elif coding not in ("", "identity"):
+        raise Failed("reply that is compressed")
+    if len(content) > MOST_BYTES:
+        raise Failed("reply that is too large")
+    return bytes(content)
 
 
 class _Again(Exception):
@@ -153,7 +195,12 @@ class _Again(Exception):
 
 
 def _seconds(header: str | None) -> float:
+    """What Retry-After asks for, a number or a date; 0 where it is neither."""
     try:
-        return max(0.0, float(header or 0))
-    except ValueError:  # a date
-        return 0.0
+        seconds = float(header or 0)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            seconds = 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -25,7 +25,7 @@ class Lines:
 
     def link(self, folder: Path) -> str:
         """The file as seen from a page in a folder: a relative URL."""
-        return quote(Path(os.path.relpath(self.file.absolute(), folder.absolute())).as_posix())
+        return quote(os.fsencode(Path(os.path.relpath(self.file.absolute(), folder.absolute())).as_posix()))
 
     def source(self, plan: str, group: str | None = None) -> dict:
         """What is behind a row, for programs: the file, what the lines' fields are, and their numbers as runs [first, last].

@@ -129,7 +129,10 @@ def anls(prediction: str, references: References, threshold: float = 0.5) -> flo
     said, best = " ".join(prediction.lower().split()), 0.0
     for reference in _listed(references):
         given = " ".join(reference.lower().split())
-        distance = edit_distance(said, given) / max(len(said), len(given), 1)
+        longest = max(len(said), len(given), 1)
+        if abs(len(said) - len(given)) / longest >= threshold:  # no distance is less
+            continue
+        distance = edit_distance(said, given) / longest
         best = max(best, 1 - distance if distance < threshold else 0.0)
     return best
 

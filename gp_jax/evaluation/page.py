@@ -40,7 +40,7 @@ td.clear { font-weight: 600; }
 .plans img { display: block; width: 100%; height: auto; max-height: 20rem; object-fit: contain; object-position: left; cursor: zoom-in; }
 .plans figure.large { grid-column: span 2; } .plans figure.large img { max-height: none; cursor: zoom-out; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; } figcaption > * { display: block; } figcaption small { color: var(--soft); }
-q { unicode-bidi: isolate; }
+q, h3, b, td, option { unicode-bidi: isolate; }
 td a { color: inherit; text-decoration: underline dotted; text-underline-offset: .2em; }
 td a:hover { text-decoration: underline; }
 h2 { scroll-margin-top: .5rem; } .card { scroll-margin-top: 5rem; } .id { color: var(--soft); margin-left: .6em; }

@@ -22,8 +22,10 @@ MEMORY = (
     "earlier plan's peak, or not measured."
 )
 RETENTION = (
-    "Retention, decode cache: share of the visual tokens that the cache holds while the answer is written. Retention, prefill: share "
-    "that an average decoder layer sees while the question is read; layers before a cut see all of them."
+    "Retention, decode cache: share of all visual tokens that the cache holds while the answer is written; mean of samples: the mean of "
+    "every sample's own share. Retention, prefill: share that an average decoder layer sees while the question is read; layers before a "
+    "cut see all of them. Plans without a percentage keep as many of every sample as the glimpse does; those called -pooled keep one "
+    "share of all samples, with which the totals match."
 )
 
 

@@ -5,10 +5,20 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from gp_jax.errors import GlimpseError
+from gp_jax.disk import kind_of, parse_json, set_aside, writing
+from gp_jax.errors import GlimpseError, one_line, printable
+from gp_jax.evaluation.jsonl import appending, mend, read_lines
+from gp_jax.schema import Share, Size, checked
+
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
+Amount = Annotated[float, Field(ge=0, le=1e15)]
+Measured = Annotated[float, Field(allow_inf_nan=True)]  # NaN: does not apply
+MOST_TOKENS = 1 << 22  # of a sample's pictures
 
 COMPILE = "compile"  # of `clock.STAGES`, the one that no answer is charged for
 
@@ -28,8 +38,9 @@ class Prediction:
     seconds:           per stage of `clock.STAGES`; of a batch, this sample's share.
     cuts:              (last layer in front of a cut, visual tokens behind it), in order.
     cached:            visual tokens in the decode cache, averaged over layers; None: `kept` in every layer.
-    ratio:             the share that the plan was told to keep; None: it was told none, or (older files) it is not known.
-    sizes:             (width, height) of the pictures; empty in older files.
+    ratio:             the share of this sample's visual tokens that the plan was told to keep; None: it was told none.
+    sizes:             (width, height) of the pictures.
+    made_from:         digest of where pictures and evidence came from; empty: not known.
     peak:              bytes of memory at most, from the plan's first answer in this process on, `memory.Peak`; None: not known.
     """
 
@@ -40,26 +51,32 @@ class Prediction:
     answer: str
     prediction: str
     family: str
-    kept: int
-    total: int
-    prefill_retention: float
-    metrics: dict[str, float]
-    boxes: tuple[tuple[float, float, float, float], ...] = ()
-    grid: tuple[int, int] = (0, 0)
-    keep: tuple[int, ...] = ()
-    tokens: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    more_grids: tuple[tuple[int, int], ...] = ()
-    cuts: tuple[tuple[int, int], ...] = ()
-    cached: float | None = None
-    ratio: float | None = None
-    sizes: tuple[tuple[int, int], ...] = ()
-    peak: int | None = None
+    kept: Natural
+    total: Natural
+    prefill_retention: Annotated[float, Field(ge=0, le=10)]
+    metrics: dict[str, Measured]
+    boxes: tuple[tuple[Share, Share, Share, Share], ...] = ()
+    grid: tuple[Natural, Natural] = (0, 0)
+    keep: tuple[Natural, ...] = ()
+    tokens: Natural = 0
+    seconds: dict[str, Amount] = field(default_factory=dict)
+    more_grids: tuple[tuple[Natural, Natural], ...] = ()
+    cuts: tuple[tuple[int, Natural], ...] = ()
+    cached: Amount | None = None
+    ratio: Share | None = None
+    sizes: tuple[tuple[Size, Size], ...] = ()
+    peak: Annotated[int, Field(ge=0)] | None = None
+    made_from: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Of one answer: task, sample, plan."""
         return self.task, self.sample, self.plan
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Of all pictures."""
+        return () if self.grid == (0, 0) else (self.grid, *self.more_grids)
 
     @property
     def held(self) -> float:
@@ -83,34 +100,43 @@ class Prediction:
         return json.dumps(vars(self) | {"metrics": metrics}, ensure_ascii=False, allow_nan=False, default=lambda x: x.tolist())
 
     @classmethod
-    def from_json(cls, line: str) -> "Prediction":
+    def from_json(cls, line: str | bytes) -> "Prediction":
         """Reads `to_json`'s. Raises: GlimpseError that says what is wrong with the line."""
         try:
-            values = json.loads(line)
+            values = parse_json(line if isinstance(line, str) else line.decode("utf-8"), "the line")
             values["metrics"] = {name: math.nan if value is None else value for name, value in values["metrics"].items()}
-            values["boxes"] = tuple(tuple(box) for box in values["boxes"])
-            values["cuts"] = tuple(tuple(cut) for cut in values["cuts"])
-            values["grid"], values["keep"] = tuple(values["grid"]), tuple(values["keep"])
-            values["more_grids"] = tuple(tuple(grid) for grid in values.get("more_grids", ()))
-            values["sizes"] = tuple(tuple(size) for size in values.get("sizes", ()))
-            values.setdefault("ratio", None)
-            values.setdefault("peak", None)
-            return cls(**{name: values[name] for name in (f.name for f in fields(cls))})
+            for name in ("grid", "keep"):
+                values[name] = tuple(values[name])
+            for name in ("boxes", "cuts", "more_grids", "sizes"):
+                values[name] = tuple(tuple(one) for one in values.get(name, ()))
+            made = checked(cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}), "the line")
+            made.check()
+            return made
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise GlimpseError(f"not a prediction ({type(error).__name__}: {error}): {line[:80]!r}") from error
+            raise GlimpseError(f"not a prediction ({type(error).__name__}: {one_line(error)}): {printable(line[:80])!r}") from error
+
+    def check(self) -> None:
+        """Raises: GlimpseError when fields contradict each other."""
+        tokens = sum(rows * columns for rows, columns in self.grids)
+        if tokens > MOST_TOKENS:
+            raise GlimpseError(f"grids of {tokens} visual tokens")
+        if list(self.keep) != sorted({*self.keep}):
+            raise GlimpseError("keep: numbers are not ascending")
+        layers = [after for after, _ in self.cuts]
+        if layers != sorted({*layers}) or min(layers, default=-1) < -1:
+            raise GlimpseError("cuts: layers are not ascending")
+        if wrong := [name for name, value in self.metrics.items() if not (math.isnan(value) or 0 <= value <= 1)]:
+            raise GlimpseError(f"metrics: {wrong[0]} is not in 0..1")
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Appends a line each, as soon as there is one. A last line that a killed run left half-written goes."""
-    with path.open("ab+") as file:
-        if end := file.tell():
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+    """Appends a line each, as soon as there is one. A last line that a killed run left half-written goes.
+
+    Raises: GlimpseError that names the file when it cannot be written.
+    """
+    with appending(path) as append:
         for prediction in predictions:
-            file.write(prediction.to_json().encode("utf-8", "backslashreplace") + b"\n")
-            file.flush()
+            append(prediction.to_json())
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -118,23 +144,30 @@ def read_predictions(path: Path) -> list[Prediction]:
 
     Raises: GlimpseError that names file and line.
     """
-    return [prediction for _, prediction in _numbered(path).values()]
+    return [prediction for _, prediction in _numbered(path)[0].values()]
 
 
 def line_numbers(path: Path) -> dict[tuple[str, str, str], int]:
     """Where they stand, from 1, by `Prediction.key`. Raises: as `read_predictions`."""
-    return {key: number for key, (number, _) in _numbered(path).items()}
+    return {key: number for key, (number, _) in _numbered(path)[0].items()}
 
 
-def _numbered(path: Path) -> dict[tuple[str, str, str], tuple[int, Prediction]]:
+def _numbered(path: Path, start: int = 0) -> tuple[dict[tuple[str, str, str], tuple[int, Prediction]], int]:
+    """Lines behind the first `start` bytes with their numbers, counted from there, and where the last of them ends."""
     found = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in read_lines(path, start):
         try:
-            prediction = Prediction.from_json(line.decode("utf-8", "replace"))
+            prediction = Prediction.from_json(line)
         except GlimpseError as error:
             raise GlimpseError(f"{path}:{number}: {error}") from error
         found[prediction.key] = number, prediction
-    return found
+        start += len(line) + 1
+    return found, start
+
+
+def mend_predictions(path: Path) -> list[str]:
+    """Sets damaged lines of all processes' files aside, before anybody answers. Returns: what was wrong, a line per file."""
+    return [said for part in _parts(path) if (said := mend(part, Prediction.from_json))]
 
 
 def part_path(path: Path, process: int) -> Path:
@@ -142,10 +175,19 @@ def part_path(path: Path, process: int) -> Path:
     return path.with_name(f"{path.stem}-{process}{path.suffix}") if process else path
 
 
-def read_parts(path: Path) -> list[Prediction]:
-    """Predictions of all processes' files, as `read_predictions`."""
-    found = {p.key: p for part in _parts(path) for p in read_predictions(part)}
-    return list(found.values())
+class Saved:
+    """A task's predictions in the files of all processes, as these grow: what was read is not read again. task: None for all."""
+
+    def __init__(self, path: Path, task: str | None = None):
+        self.path, self.task, self._ends, self._found = path, task, {}, {}
+
+    def read(self) -> list[Prediction]:
+        """As `read_predictions`."""
+        for part in _parts(self.path):
+            start = self._ends.get(part, 0)
+            found, self._ends[part] = _numbered(part, start)
+            self._found |= {key: prediction for key, (_, prediction) in found.items() if self.task in (None, prediction.task)}
+        return list(self._found.values())
 
 
 def merge_predictions(path: Path) -> None:
@@ -153,14 +195,20 @@ def merge_predictions(path: Path) -> None:
     parts = _parts(path)
     if any(part != path for part in parts):
         scratch = path.with_name(f".{path.name}.partial")
-        scratch.unlink(missing_ok=True)
-        write_predictions(scratch, read_parts(path))
-        scratch.replace(path)
-        for part in parts:
-            if part != path:
-                part.unlink()
+        with writing(path):
+            scratch.unlink(missing_ok=True)
+            write_predictions(scratch, Saved(path).read())
+            scratch.replace(path)
+            for part in parts:
+                if part != path:
+                    part.unlink()
+
+
+def set_predictions_aside(path: Path) -> list[str]:
+    """Takes all processes' files out of the way. Returns: their names now."""
+    return [set_aside(part).name for part in _parts(path)]
 
 
 def _parts(path: Path) -> list[Path]:
     others = [part for part in path.parent.glob(f"{path.stem}-*{path.suffix}") if part.stem.rpartition("-")[2].isdecimal()]
-    return [part for part in (path, *sorted(others)) if part.exists()]
+    return [part for part in (path, *sorted(others)) if kind_of(part)]

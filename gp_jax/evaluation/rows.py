@@ -24,7 +24,8 @@ class PlanRow:
                        samples that both answered.
     leads:             per metric, mean difference of the plan "glimpse" to this one, likewise; empty for glimpse.
     retention:         share of all visual tokens left in the decode cache, averaged over layers.
-    task_retention:    the same as the mean over tasks of the mean over samples of each one's share; None with one task.
+    sample_retention:  the mean over samples of each one's share, in which a small picture counts as much as a large one.
+    task_retention:    the mean over tasks of that mean in each; None with one task.
     prefill_retention: share that an average decoder layer saw in prefill.
     flops_ratio:       FLOPs over those of dense. kv_bytes: of an average answer.
     seconds, stages:   of an average answer, without compilation; NaN if it was not measured.
@@ -39,6 +40,7 @@ class PlanRow:
     differences: dict[str, Interval]
     leads: dict[str, Interval]
     retention: float
+    sample_retention: float
     task_retention: float | None
     prefill_retention: float
     flops_ratio: float | None
@@ -112,6 +114,7 @@ def _row(plan: str, own: Answers, plans: Mapping[str, Answers], flops: Costs | N
         differences=differences,
         leads=leads,
         retention=sum(p.held for p in mine) / total if total else 1.0,
+        sample_retention=sum(map(_share, mine)) / len(mine),
         task_retention=_task_retention(mine),
         prefill_retention=sum(p.prefill_retention * p.total for p in mine) / total if total else 1.0,
         flops_ratio=_ratio(flops, plan, pairs),
@@ -124,11 +127,16 @@ def _row(plan: str, own: Answers, plans: Mapping[str, Answers], flops: Costs | N
     )
 
 
+def _share(prediction: Prediction) -> float:
+    """Of a sample's visual tokens, what the decode cache holds."""
+    return prediction.held / prediction.total if prediction.total else 1.0
+
+
 def _task_retention(predictions: Sequence[Prediction]) -> float | None:
     """How the paper adds up: every sample counts the same in its task, every task the same in all."""
     tasks: dict[str, list[float]] = {}
     for p in predictions:
-        tasks.setdefault(p.task, []).append(p.held / p.total if p.total else 1.0)
+        tasks.setdefault(p.task, []).append(_share(p))
     return sum(sum(shares) / len(shares) for shares in tasks.values()) / len(tasks) if len(tasks) > 1 else None
 
 

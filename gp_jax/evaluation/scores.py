@@ -4,8 +4,9 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
+from gp_jax.disk import path_of, write_text
+from gp_jax.errors import printable
 from gp_jax.evaluation.judge import judge
 from gp_jax.evaluation.results import Prediction
 from gp_jax.evaluation.runner import Runner
@@ -28,11 +29,11 @@ def add_verdicts(config: EvalConfig, found: Found) -> tuple[Found, list[str]]:
 
     Answers without a verdict get NaN, which means leave out. Returns: predictions with all metrics, and notes for the report.
     """
-    out, main, notes, lines, verdicts = Path(config.out), main_metric([runner for runner, _ in found]), [], [], Verdicts()
+    out, main, notes, lines, verdicts = path_of(config.out), main_metric([runner for runner, _ in found]), [], [], Verdicts()
     judged = [p for runner, predictions in found for p in predictions if JUDGE in runner.task.metrics]
     if judged:
-        verdicts = judge(config.judge, [_question(p) for p in judged], Path(config.judge.cache or out / "verdicts.jsonl"))
-        notes.append(f"judge: {config.judge.model} at {config.judge.url}, temperature 0, seed {config.judge.seed}; {verdicts.text()}")
+        verdicts = judge(config.judge, [_question(p) for p in judged], path_of(config.judge.cache or out / "verdicts.jsonl"))
+        notes.append(f"judge: {config.judge.model} at {config.judge.shown}, temperature 0, seed {config.judge.seed}; {verdicts.text()}")
     result = []
     for runner, predictions in found:
         name, broken = runner.task.name, runner.left_out(predictions)
@@ -45,11 +46,8 @@ def add_verdicts(config: EvalConfig, found: Found) -> tuple[Found, list[str]]:
     for p in judged:
         if (reason := verdicts.failures.get(_question(p))) is not None:
             lines.append({"task": p.task, "sample": p.sample, "plan": p.plan, "reason": f"judge: {reason}"})
-    print("".join(f"{note}\n" for note in notes), end="")
-    scratch = out / ".left_out.partial"
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-    scratch.replace(out / "left_out.jsonl")
+    print("".join(f"{printable(note)}\n" for note in notes), end="")
+    write_text(out / "left_out.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return result, notes
 
 

@@ -1,14 +1,19 @@
 """What an evaluation is: the fields of `configs/eval_*.py` and the options of `eval.py`."""
 
 import dataclasses
+import math
 import os
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from gp_jax.disk import kind_of, path_of
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.plans import DEFAULT
+from gp_jax.evaluation.redaction import bare_url, shown_url
+from gp_jax.version import __version__
 
+MOST_SECONDS = 86_400.0  # of one try
 BRIEF = "\nAnswer the question using a single word or phrase."  # the released short-form prompt: an empty line stands before it
 
 
@@ -44,24 +49,36 @@ class JudgeConfig:
         if not self.url:
             return
         if not self.url.startswith(("http://", "https://")):
-            raise GlimpseError(f"judge.url={self.url!r} must begin with http:// or https://")
+            raise GlimpseError(f"judge.url={self.shown!r} must begin with http:// or https://")
         import httpx2  # slow to import
 
         try:
             host = httpx2.URL(self.url).host
         except httpx2.InvalidURL as error:
-            raise GlimpseError(f"judge.url={self.url!r} is not a URL ({error})") from error
+            why = "" if "@" in self.url else f" ({error})"  # which quotes a part of the URL
+            raise GlimpseError(f"judge.url={self.shown!r} is not a URL{why}") from error
         if not host:
-            raise GlimpseError(f"judge.url={self.url!r} names no server")
+            raise GlimpseError(f"judge.url={self.shown!r} names no server")
+        if set("?#") & set(bare_url(self.url)):
+            raise GlimpseError(f"judge.url={self.shown!r} goes on with ? or #, but /chat/completions must follow it")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key):
+            raise GlimpseError("judge.key is not the name of an environment variable; the key itself belongs into that variable")
         if not re.fullmatch(r"[!-~]*", os.environ.get(self.key, "")):  # what a header can carry; the key itself is shown nowhere
             raise GlimpseError(f"judge.key={self.key!r}: the key in this environment variable holds spaces or characters beyond ASCII")
         if not self.model:
             raise GlimpseError("judge.model is missing: the model's name at the endpoint")
         for name, least in (("at_once", 1), ("per_minute", 0), ("retries", 0), ("patience", 0), ("max_tokens", 1), ("seed", 0)):
-            if not getattr(self, name) >= least:
+            if not least <= getattr(self, name) < math.inf:
                 raise GlimpseError(f"judge.{name}={getattr(self, name)!r} must be {least} or more")
-        if not self.timeout > 0:
-            raise GlimpseError(f"judge.timeout={self.timeout!r} must be positive")
+        if not 0 < self.timeout <= MOST_SECONDS:
+            raise GlimpseError(f"judge.timeout={self.timeout!r} must be in 0..{MOST_SECONDS}")
+        if self.cache is not None and kind_of(path_of(self.cache)) in ("folder", "other"):
+            raise GlimpseError(f"judge.cache={self.cache!r} is not a regular file")
+
+    @property
+    def shown(self) -> str:
+        """The URL without user and password."""
+        return shown_url(self.url)
 
 
 @dataclass(frozen=True)
@@ -80,9 +97,9 @@ class EvalConfig:
     boxes: Literal["auto", "pixel", "normalized", "0-1000"] = "auto"
     """What box numbers of your own files mean, as for gp-jax prepare."""
     plans: tuple[str, ...] = DEFAULT
-    """dense, glimpse, glimpse-PERCENT, glimpse-fixed-PERCENT, glimpse-above-PERCENT, oracle, nothing, random, random-SEED,
-    random-SEED-PERCENT; at the glimpse's retention, or NAME-PERCENT: attention, fastv, pyramiddrop, visionzip, divprune, cdpruner, vscan,
-    downsample."""
+    """dense, glimpse, glimpse-PERCENT, glimpse-fixed-PERCENT, glimpse-above-PERCENT, oracle, nothing, random-SEED-PERCENT, NAME-PERCENT;
+    with as many visual tokens of every sample as the glimpse keeps: random, random-SEED, attention, fastv, pyramiddrop, visionzip,
+    divprune, cdpruner, vscan, downsample; with as many in total, one share for all samples: NAME-pooled."""
     metrics: tuple[str, ...] = ()
     """exact_match, vqa_accuracy, anls, token_f1, judge; the first is the one in tables. [default: by data set, docs/evaluation.md]"""
     prompt: Literal["free", "brief"] = "free"
@@ -135,6 +152,11 @@ class EvalConfig:
             raise GlimpseError("tasks and plans must not be empty")
         if self.devices == 0 or self.devices < -1:
             raise GlimpseError(f"devices={self.devices} must be positive, or -1 for all")
+        if "://" in self.out:
+            raise GlimpseError(f"out={self.out!r} must be a folder of this machine, not a URI")
+        for name in (self.out, self.report):
+            if name is not None:
+                kind_of(path_of(name))
         self.judge.check()
         return self
 
@@ -143,7 +165,23 @@ class EvalConfig:
         """What follows the line break behind every question; empty: nothing does."""
         return self.suffix or (BRIEF if self.prompt == "brief" else "")
 
-    def identity(self) -> dict:
-        """What predictions that are there already must have been made with."""
+    @property
+    def settings(self) -> dict:
+        """Those that predictions depend on."""
         fields = ("model", "glimpse", "start", "max_new_tokens", "dtype")
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in fields} | {"suffix": self.ending}
+
+    def identity(self) -> dict:
+        """What predictions that are there already must have been made with: settings, every file of the model's and the glimpse's folder
+        that decides an answer, and the programs that read them."""
+        from importlib.metadata import version
+
+        from gp_jax.pretrained.files import find_folder  # slow to import
+        from gp_jax.pretrained.identity import folder_identity
+        from gp_jax.vlm import ALL_FILES
+
+        files = {}
+        for part, name in (("model", self.model), ("glimpse", self.glimpse)):
+            if name:
+                files |= {f"{part}/{file}": digest for file, digest in folder_identity(find_folder(name, ALL_FILES)).items()}
+        return self.settings | {"gp_jax": __version__, "transformers": version("transformers"), "files": files}

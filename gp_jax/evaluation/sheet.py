@@ -5,10 +5,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from gp_jax.evaluation.gallery import Sample
+from gp_jax.disk import writing
+from gp_jax.evaluation.gallery import Sample, clean
 from gp_jax.images import overlay
 
 TILE, GAP, LINE = 288, 12, 18  # pixels
+LONGEST = 400  # characters of a text, of which two lines are shown
 INK, GROUND = "#1f2328", "#ffffff"
 VERDICT = {True: "#1a7f37", False: "#b42318", None: INK}  # right, wrong, not scored
 
@@ -35,16 +37,17 @@ def tile(sample: Sample, plan: str) -> Image.Image:
     made.paste(overlay(picture, keep), (TILE + GAP, 0))
     pen = ImageDraw.Draw(made)
     row = TILE + 6
-    for line in wrap(sample.question, made.width, pen, 15)[:2]:
+    for line in wrap(clean(sample.question[:LONGEST]), made.width, pen, 15)[:2]:
         pen.text((0, row), line, fill=INK, font_size=15)
         row += LINE
-    told = f"{sample.predictions[plan]}   ({int(keep.sum())} of {keep.size} visual tokens kept)"
+    said = " ".join(clean(sample.predictions[plan][:LONGEST]).split())
+    told = f"{said}   ({int(keep.sum())} of {keep.size} visual tokens kept)"
     pen.text((0, row), told, fill=VERDICT[sample.right.get(plan)], font_size=15)
     return made
 
 
 def write_sheet(path: Path, samples: Sequence[Sample], plan: str, columns: int = 2) -> None:
-    """Writes the picture, whole or not at all."""
+    """Writes the picture, whole or not at all. Raises: GlimpseError that names the file."""
     tiles = [tile(sample, plan) for sample in samples if plan in sample.keeps]
     if not tiles:
         return
@@ -54,5 +57,6 @@ def write_sheet(path: Path, samples: Sequence[Sample], plan: str, columns: int =
     for i, made in enumerate(tiles):
         sheet.paste(made, (GAP + i % columns * (width + 2 * GAP), GAP + i // columns * (height + 2 * GAP)))
     scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
-    sheet.save(scratch)
-    scratch.replace(path)
+    with writing(path):
+        sheet.save(scratch)
+        scratch.replace(path)

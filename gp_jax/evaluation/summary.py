@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gp_jax.data.masks import inside
-from gp_jax.errors import GlimpseError
+from gp_jax.disk import path_of, write_text, writing
+from gp_jax.errors import printable, reason
 from gp_jax.evaluation.exports import as_csv, as_json, grouped_csv, grouped_json
 from gp_jax.evaluation.gallery import Sample
 from gp_jax.evaluation.lines import Lines
@@ -34,7 +35,7 @@ def in_order(predictions: Sequence[Prediction], names: Sequence[str]) -> list[Pr
 
 def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[str] = ()) -> Path:
     """Prints the table; writes it, its parts by family or task, and the report. more: notes. Returns: the report's path."""
-    out = Path(config.out)
+    out = path_of(config.out)
     names = list(dict.fromkeys(config.plans))
     everything = in_order([p for _, predictions in found for p in predictions], names)
     flops = {runner.task.name: runner.flops for runner, _ in found}
@@ -52,7 +53,7 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
     groups = breakdown(everything, by, cost, kv_bytes(vlm))
     metric, file = main_metric([runner for runner, _ in found]), found[0][0].path
     lines = Lines(everything, line_numbers(file), file, by)
-    print(text(rows, metric))
+    print(printable(text(rows, metric), most=1 << 20))
     whole = {
         "table.md": markdown(rows, metric, lines),
         "table.csv": as_csv(rows, lines, metric),
@@ -64,11 +65,10 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
         f"by_{by}.json": grouped_json(groups, lines, metric),
     }
     for name, content in (whole | parts).items():
-        scratch = out / f".{name}.partial"
-        scratch.write_text(content)
-        scratch.replace(out / name)
-    path = Path(config.report) if config.report else out / "report" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out / name, content)
+    path = path_of(config.report) if config.report else out / "report" / "index.html"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     samples, missing = gallery(config, found, metric, lines)
     write_report(path, config.title, rows, groups, samples, [*notes(config, vlm, found), *more, *missing], lines, metric)
     if SHOWN in names:
@@ -88,7 +88,7 @@ def command(config: EvalConfig) -> str:
     words = ["python eval.py"]
     for part, prefix in ((config, "--"), (config.judge, "--judge.")):
         for field in dataclasses.fields(part):
-            value = getattr(part, field.name)
+            value = config.judge.shown if part is config.judge and field.name == "url" else getattr(part, field.name)
             if field.name not in ("judge", "process", "title", "report", "compilation_cache") and value != field.default:
                 words.append(f"{prefix}{field.name.replace('_', '-')}")
                 words += map(shlex.quote, map(str, value if isinstance(value, tuple) else [value]))
@@ -101,7 +101,7 @@ def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
 
     layers = vlm.config.text.num_hidden_layers
     cut = f"cut after layer {vlm.glimpse_config.reduce_layer} of {layers} (counted from 0)" if vlm.glimpse_config else "no glimpse"
-    settings = json.dumps({name: value for name, value in config.identity().items() if value not in (None, "", 0)})
+    settings = json.dumps({name: value for name, value in config.settings.items() if value not in (None, "", 0)})
     return [
         f"model: {config.model}, {cut}; glimpse: {config.glimpse or 'of the model folder'}",
         f"tasks: {', '.join(config.tasks)}, at most {config.limit} records each from record {config.start}"
@@ -131,17 +131,18 @@ def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tupl
             first, processor = next(iter(own.values())), runner.vlm.processor
             try:
                 picture = decode(runner.task.source[number].images[0], entry.id)
-            except (GlimpseError, OSError) as error:  # it has broken since it was answered
-                missing.append(f"not in the gallery: {first.task}:{first.sample}, {error}")
-                print(missing[-1])
+                moved = [inside(box, picture.size, processor.areas(*picture.size)[0]) for box in first.boxes]
+                view = processor.views(picture)[0]
+            except Exception as error:  # it has broken since it was answered
+                missing.append(f"not in the gallery: {first.task}:{first.sample}, {reason(error)}")
+                print(printable(missing[-1]))
                 continue
-            moved = [inside(box, picture.size, processor.areas(*picture.size)[0]) for box in first.boxes]
             samples.append(
                 Sample(
                     question=first.question,
                     answer=first.answer,
                     family=first.family,
-                    picture=processor.views(picture)[0],
+                    picture=view,
                     keeps={plan: p.mask() for plan, p in own.items()},
                     predictions={plan: p.prediction for plan, p in own.items()},
                     right={plan: p.metrics[metric] >= 0.5 for plan, p in own.items() if math.isfinite(p.metrics[metric])},

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gp_jax.errors import printable
 from gp_jax.evaluation.lines import Lines
 from gp_jax.evaluation.rows import DENSE, GLIMPSE, PHASES, PlanRow
 from gp_jax.evaluation.statistics import ENOUGH, Interval, enough
@@ -85,8 +86,9 @@ def lead_column(metric: str) -> Column:
 
 
 def main_columns(rows: Sequence[PlanRow], metric: str = MAIN, lead: bool = True) -> list[Column]:
-    """Accuracy, what is kept, and time. lead: with `lead_column`, if there is anything in it."""
+    """Accuracy, what is kept, and time. lead: with `lead_column`, if there is anything in it, and means of retentions."""
     own = lambda row: row.differences.get(metric)  # noqa: E731
+    each = Column("retention, mean of samples", "% of decode cache", lambda row: percent(row.sample_retention))
     means = Column("retention, mean of tasks", "% of decode cache, mean of samples in each", lambda row: percent(row.task_retention))
     return [
         PLAN,
@@ -95,6 +97,7 @@ def main_columns(rows: Sequence[PlanRow], metric: str = MAIN, lead: bool = True)
         *[lead_column(metric)] * (lead and any(row.leads for row in rows)),
         Column("pruned", "%", lambda row: percent(1 - row.retention)),
         Column("retention, decode cache", "%", lambda row: percent(row.retention)),
+        *[each] * lead,
         Column("retention, prefill", "%", lambda row: percent(row.prefill_retention)),
         *[means] * (lead and any(row.task_retention is not None for row in rows)),
         Column("FLOPs", "% of dense", lambda row: percent(row.flops_ratio), against=DENSE),
@@ -156,7 +159,7 @@ def part_warning(groups: Mapping[str, Sequence[PlanRow]], metric: str = MAIN) ->
     """The same of a table by group: the groups and their numbers of samples."""
     least = {name: min((row.metrics[metric].n if metric in row.metrics else 0 for row in rows), default=0) for name, rows in groups.items()}
     short = {name: count for name, count in least.items() if count < ENOUGH}
-    named = ", ".join(f"{name} ({count})" for name, count in short.items())
+    named = ", ".join(f"{_cell(name)} ({count})" for name, count in short.items())
     return f"{label(metric)}, fewer than {ENOUGH} samples: {named}. {enough(min(short.values()))}" if short else None
 
 
@@ -187,7 +190,12 @@ def grouped_markdown(groups: Mapping[str, Sequence[PlanRow]], by: str, metric: s
 
 
 def _ruled(table: Sequence[Sequence[str]]) -> str:
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in table)
+    return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in table)
+
+
+def _cell(text: str) -> str:
+    """Names from data sets, on one line and as they are."""
+    return printable(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _behind(lines: Lines | None, where: str, numbers: str) -> list[str]:

@@ -7,6 +7,7 @@ FOLDER, FOLDER:SPLIT        a folder that gp-jax prepare wrote; with several dat
 """
 
 import difflib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 from gp_jax.data.prepared import open_prepared
 from gp_jax.data.record import Entry, Record, Source
 from gp_jax.data.sources import SUFFIXES, find_files
+from gp_jax.disk import kind_of, path_of
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.annotations import Annotations
 from gp_jax.evaluation.metrics import anls, exact_match, token_f1, vqa_accuracy
@@ -90,6 +92,17 @@ class Task:
         """An answer by the task's metrics, without those that the judge gives."""
         return {name: METRICS[name](answer, self.references(number)) for name in self.metrics if name in METRICS}
 
+    def made_from(self, number: int) -> str:
+        """A digest of where a record's pictures and evidence come from, which its entry does not show; empty where they are generated."""
+        return self._made_from if isinstance(self._made_from, str) else self._made_from(self.entries[number].id)
+
+    @cached_property
+    def _made_from(self) -> str | Callable[[str], str]:
+        try:
+            return getattr(self.source, "made_from", "")
+        except GlimpseError:  # of a prepared folder whose notes are damaged: its records are fine
+            return ""
+
     @property
     def left_out(self) -> Mapping[str, str]:
         """Why, per row of the data that cannot be asked."""
@@ -102,6 +115,11 @@ class Part:
     def __init__(self, source: Source, numbers: Sequence[int]):
         self.source, self.name, self.numbers = source, source.name, list(numbers)
         self.entries = [source.entries[number] for number in self.numbers]
+
+    @property
+    def made_from(self) -> str:
+        """Of the whole source."""
+        return getattr(self.source, "made_from", "")
 
     def __getitem__(self, index: int) -> Record:
         return self.source[self.numbers[index]]
@@ -137,7 +155,7 @@ def _open(name: str, config: EvalConfig, progress: bool) -> list[Task]:
         files = find_files([rest])
         sources = [Annotations([path], _images(name, config), config.limit, progress=progress) for path in files]
         return [task(f"viscot:{path.stem}", source, path.stem) for path, source in zip(files, sources, strict=True)]
-    if name.endswith(SUFFIXES) and Path(name).is_file():
+    if name.endswith(SUFFIXES) and kind_of(path_of(name)) == "file":
         source = Annotations([name], _images(name, config), config.limit, config.boxes, progress)
         return [task(name, source, Path(name).stem)]
     folder, split = _folder(name)
@@ -151,18 +169,18 @@ def _open(name: str, config: EvalConfig, progress: bool) -> list[Task]:
 
 def _folder(name: str) -> tuple[str, str]:
     """A prepared folder and its split."""
-    if "://" in name or (Path(name) / "dataset_info.json").exists():
+    if "://" in name or kind_of(path_of(name) / "dataset_info.json"):
         scheme, slashes, rest = name.partition("://")
         path, _, split = rest.partition(":")
         return (f"{scheme}{slashes}{path}", split or "test") if slashes else (name, "test")
     path, _, split = name.rpartition(":")
-    if path and Path(path).is_dir():
+    if path and kind_of(path_of(path)) == "folder":
         return path, split
-    if Path(name).is_dir():
+    if kind_of(path_of(name)) == "folder":
         hint = f" (a folder of released benchmark files is viscot:{name})" if any(Path(name).glob("*.json")) else ""
         raise GlimpseError(f"task '{name}': the folder was not written by gp-jax prepare{hint}")
-    parent = Path(path or name).parent
-    nearby = [str(parent / file.name) for file in parent.iterdir()] if parent.is_dir() else []
+    parent = path_of(path or name).parent
+    nearby = [str(parent / file.name) for file in itertools.islice(parent.iterdir(), 1000)] if kind_of(parent) == "folder" else []
     raise GlimpseError(_unknown(name, [DATASET, "viscot", *(f"{DATASET}:{split}" for split in SPLIT_SEED), *nearby]))
 
 

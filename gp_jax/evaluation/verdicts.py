@@ -7,6 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gp_jax.disk import parse_json
+from gp_jax.errors import printable
+from gp_jax.evaluation.jsonl import read_lines
+from gp_jax.evaluation.redaction import bare_url
 from gp_jax.evaluation.settings import JudgeConfig
 
 # The prompt of the released evaluation, word by word.
@@ -36,6 +40,8 @@ SCALE = re.compile(
     re.IGNORECASE,
 )
 
+LONGEST = 1 << 16  # characters of a verdict
+
 Question = tuple[str, str, str]  # question, standard answer, model's answer
 
 
@@ -58,6 +64,9 @@ class Verdicts:
 def read_score(verdict: str) -> float | None:
     """The score in a verdict, 0..1; None when there is none, or several that disagree, or one on another scale, or one that may be
     meant as something else (a range, a decimal comma): what cannot be read is reported, not guessed."""
+    if len(verdict) > LONGEST:
+        return None
+    verdict = re.sub(r"\s+", lambda space: "\n" if "\n" in space[0] else " ", verdict)  # else SCALE tries every part of a long one
     found = {_number(verdict, match) for match in SCORE.finditer(verdict)}
     if not found and re.fullmatch(r"\s*(?:0|1|[01]?\.\d+|[01]\.)\s*", verdict):
         found = {float(verdict)}
@@ -67,9 +76,8 @@ def read_score(verdict: str) -> float | None:
 
 def _number(verdict: str, match: re.Match) -> float | None:
     """The number that a match ends with, unless what follows makes it something else or names a scale that is not 0..1."""
-    rest = verdict[match.end() :]
-    scale = SCALE.match(rest)
-    if MORE.match(rest) or (scale and scale.group(1) is None):
+    scale = SCALE.match(verdict, match.end())
+    if MORE.match(verdict, match.end()) or (scale and scale.group(1) is None):
         return None
     return float(match.group(1))
 
@@ -82,19 +90,27 @@ def request(config: JudgeConfig, question: Question) -> dict:
 
 def digest(config: JudgeConfig, question: Question) -> str:
     """Of everything that a verdict may depend on."""
-    asked = {"url": config.url.rstrip("/")} | request(config, question)
+    asked = {"url": bare_url(config.url).rstrip("/")} | request(config, question)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def read_cache(path: Path) -> dict[str, float]:
-    """Lines that can be read, and verdicts as they are read today; a line that a killed run left half-written is none of them."""
-    found = {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    """Lines that can be read, and verdicts as they are read today; a line that a killed run left half-written is none of them.
+
+    Damaged lines are said, and asked about again. Raises: GlimpseError when the file cannot be read.
+    """
+    found, damaged = {}, 0
+    for _, line in read_lines(path):
         try:
-            fields = json.loads(line)
-            score = read_score(fields["verdict"]) if "verdict" in fields else float(fields["score"])
-            if score is not None:
-                found[fields["key"]] = score
+            fields = parse_json(line.decode("utf-8"), path)
+            key, score = fields["key"], read_score(fields["verdict"]) if "verdict" in fields else fields["score"]
+            unread = "verdict" in fields and score is None
+            if not isinstance(key, str) or not (unread or (type(score) in (int, float) and 0 <= score <= 1)):
+                raise ValueError("no key or no score")
         except (ValueError, TypeError, KeyError):
-            continue
+            damaged += 1
+        else:
+            found |= {} if unread else {key: float(score)}
+    if damaged:
+        print(printable(f"{path}: damaged lines, not used: {damaged}"))
     return found

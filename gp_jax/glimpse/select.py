@@ -17,7 +17,7 @@ from gp_jax.choices import check_choice
 from gp_jax.config import Anchors, GlimpseConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.ops.ranking import best
-from gp_jax.schema import Count, Flag, Number, Seed, Share, Whole, values
+from gp_jax.schema import Count, Flag, Number, Seed, Several, Share, Whole, values
 from gp_jax.trees import KeepLimits
 
 METHODS = ("glimpse", "attention", "random", "nothing", "fastv", "pyramiddrop", "visionzip", "divprune", "cdpruner", "vscan")
@@ -31,8 +31,8 @@ class Prune:
     reduce_threshold:   keep tokens whose importance (a probability) is above it.
     max_remain_ratio:   if that keeps a larger share of a sample's tokens, keep the best int(ratio * N) instead.
     min_remain_num:     if fewer are kept, add the best so many (None or 0: a sample may lose all).
-    fixed_remain_ratio: instead of all this, always keep the best int(ratio * N), at least one. With 1 nobody looks: `generate`
-                        runs as with prune=None.
+    fixed_remain_ratio: instead of all this, always keep the best int(ratio * N), at least one. A number, or a list with one per
+                        sample. With 1 pruning is skipped: `generate` runs as with prune=None.
     anchor_positions:   corners that always stay, of "tl", "tr", "bl", "br" (samples with one image only).
     reference_masks:    one mask per sample instead of the glimpse, and exactly that is kept: a (rows, columns) or flat bool array
                         over its visual tokens, or a list of such arrays, one per image; None for a sample without images.
@@ -50,7 +50,7 @@ class Prune:
 
     reduce_threshold: Number = 0.5
     max_remain_ratio: Share | None = None
-    fixed_remain_ratio: Share | None = None
+    fixed_remain_ratio: Share | Several[Share] | None = None
     min_remain_num: Count | None = 1
     anchor_positions: Anchors = ()
     reference_masks: SkipValidation[Sequence | None] = None
@@ -71,11 +71,19 @@ class Prune:
         check_choice("method", self.method, METHODS)
         if self.method not in BY_RULE and self.fixed_remain_ratio is None:
             raise GlimpseError(f"method='{self.method}' ranks only: say how much to keep with fixed_remain_ratio")
+        if self.fixed_remain_ratio == ():
+            raise GlimpseError("fixed_remain_ratio=[] needs a number for every sample")
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """`fixed_remain_ratio` per sample, or the one for all; none where it is off."""
+        fixed = self.fixed_remain_ratio
+        return fixed if isinstance(fixed, tuple) else () if fixed is None else (fixed,)
 
     @property
     def keeps_everything(self) -> bool:
         """Whether no token can be dropped, whatever the scores."""
-        return self.fixed_remain_ratio == 1 and self.reference_masks is None and self.method != "nothing"
+        return set(self.ratios) == {1} and self.reference_masks is None and self.method != "nothing"
 
     @classmethod
     def from_config(cls, config: GlimpseConfig) -> "Prune":
@@ -134,17 +142,18 @@ def limits(prune: Prune, counts: np.ndarray, always: np.ndarray) -> KeepLimits:
 
     Args: counts: (B,) int visual tokens per sample; always: (B, M) bool.
     """
-    fixed = prune.fixed_remain_ratio
+    last = prune.ratios[-1] if prune.ratios else None
+    ratios = [*prune.ratios, *[last] * (len(counts) - len(prune.ratios))]  # of padding, which has no tokens, any
 
-    def per_sample(f) -> np.ndarray:
-        return np.array([f(int(n)) for n in counts], np.int32)
+    def per_sample(f, *more) -> np.ndarray:
+        return np.array([f(int(n), *own) for n, *own in zip(counts, *more, strict=True)], np.int32)
 
     return KeepLimits(
         threshold=np.float32(prune.reduce_threshold),
         cap_trigger=per_sample(lambda n: cap_trigger(prune.max_remain_ratio, n)),
         cap=per_sample(lambda n: n if prune.max_remain_ratio is None else int(prune.max_remain_ratio * n)),
         floor=per_sample(lambda n: min(prune.min_remain_num or 0, n)),
-        fixed=per_sample(lambda n: -1 if fixed is None else max(min(1, n), min(n, int(fixed * n)))),
+        fixed=per_sample(lambda n, ratio: -1 if ratio is None else max(min(1, n), min(n, int(ratio * n))), ratios),
         always=always,
     )
 

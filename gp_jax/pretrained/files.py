@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from gp_jax.disk import kind_of, path_of, read_json
+from gp_jax.disk import kind_of, path_of, read_json, writing
 from gp_jax.errors import GlimpseError, one_line, some
 from gp_jax.pretrained.sources import SafetensorsSource, TensorSource, TorchSource
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+CHOSEN = "transformers_weights"  # of config.json: another file than usual
 TORCH_INDEX, TORCH_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 GLIMPSE_TENSORS = "glimpse.safetensors"
 GLIMPSE_TORCH = "new_modules_gp.pt"
@@ -66,8 +68,8 @@ def find_model(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
 
 
 def base_source(folder: Path) -> TensorSource:
-    """The base model's tensors, of the first that is there as transformers looks for them: one safetensors file, safetensors in shards,
-    one file of `torch.save`, such files in shards. An index is not looked at where a single file is there.
+    """The base model's tensors, of the first that is there as transformers looks for them: what `config.json` names, one safetensors
+    file, safetensors in shards, one file of `torch.save`, such files in shards. An index is not looked at where a single file is there.
 
     Raises: GlimpseError naming what is missing or damaged.
     """
@@ -75,6 +77,8 @@ def base_source(folder: Path) -> TensorSource:
         raise GlimpseError(
             f"{folder}: holds a LoRA adapter ({ADAPTER}) that is not merged; merge it into its base (peft: merge_and_unload)"
         )
+    if (chosen := read_json(folder / "config.json", required=False).get(CHOSEN)) is not None:
+        return chosen_source(folder, chosen)
     for single, index, source in ((SINGLE, INDEX, SafetensorsSource), (TORCH_SINGLE, TORCH_INDEX, TorchSource)):
         if kind_of(folder / single):
             return source([folder / single], str(folder / single))
@@ -82,6 +86,14 @@ def base_source(folder: Path) -> TensorSource:
             return source(shards(folder / index), str(folder))
     other = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
     raise GlimpseError(f"{folder}: holds neither {SINGLE} nor {INDEX}" + (f", only {some(other)}" if other else ""))
+
+
+def chosen_source(folder: Path, name: Any) -> TensorSource:
+    """Of the file that a `config.json` names, as transformers lets it."""
+    if not (isinstance(name, str) and name == Path(name).name and name.endswith((".safetensors", ".safetensors.index.json"))):
+        raise GlimpseError(f"{folder / 'config.json'}: {CHOSEN}={name!r} must name a safetensors file, or its index, in this folder")
+    path = folder / name
+    return SafetensorsSource(shards(path) if name.endswith(".json") else [path], str(path))
 
 
 def shards(index: Path) -> list[Path]:
@@ -162,17 +174,16 @@ def staged(folder: Path) -> Iterator[Path]:
     """A scratch folder whose files move into `folder` when the block ends well, and vanish when it does not."""
     if folder.exists() and not folder.is_dir():
         raise GlimpseError(f"{folder}: exists and is not a folder")
-    try:
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise GlimpseError(f"{folder}: cannot be written ({error.strerror or error})") from error
     try:
-        yield scratch
-        folder.mkdir(exist_ok=True)
-        for path in sorted(scratch.iterdir()):
-            path.chmod(0o644)  # scratch files are private
-            os.replace(path, folder / path.name)
+        with writing(folder):
+            yield scratch
+            folder.mkdir(exist_ok=True)
+            for path in sorted(scratch.iterdir()):
+                path.chmod(0o644)  # scratch files are private
+                os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -198,8 +209,11 @@ def write_shards(folder: Path, tensors: Mapping[str, Any], shard_bytes: int = SH
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """One safetensors file, marked as Hugging Face marks them."""
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata={"format": "pt"})
+    """One safetensors file, marked as Hugging Face marks them. Raises: GlimpseError that names it, e.g. when the disk is full."""
+    try:
+        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise GlimpseError(f"{path}: cannot be written ({one_line(error)})") from error
 
 
 def remove_stale_weights(folder: Path, fresh: set[str]) -> None:

@@ -49,7 +49,7 @@ def write_config(model: LVLM, hf_config: dict[str, Any], folder: Path) -> None:
     config = said_tied(hf_config, model.config.text.tie_word_embeddings)
     config = flat_hf_config(config, model.glimpse_config) if model.glimpse_config else config
     name = "dtype" if "dtype" in config else "torch_dtype"
-    config = config | {name: str(model.decoder.embed_tokens.dtype)}
+    config = {k: v for k, v in config.items() if k != files.CHOSEN} | {name: str(model.decoder.embed_tokens.dtype)}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -2,13 +2,15 @@
 
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from gp_jax.data import builder
 from gp_jax.data.work import index_line
-from gp_jax.errors import GlimpseError
+from gp_jax.disk import kind_of, path_of, writing
+from gp_jax.errors import GlimpseError, one_line
+from gp_jax.lock import FILE as LOCK
+from gp_jax.lock import only_one
 from gp_jax.scenes.source import ScenesSource, scene_question
 
 RECORDS_PER_SHARD = 512
@@ -26,33 +28,44 @@ def write(out: Path, split: Split, count: int, start: int = 0, progress: bool | 
     """
     from tqdm import tqdm
 
-    source = ScenesSource(split, count, start, seed=seed)
-    if out.exists():
-        raise GlimpseError(f"{out}: exists already; choose a new folder")
+    source, out = ScenesSource(split, count, start, seed=seed), path_of(out)
+    _check_new(out)
     shards = -(-count // RECORDS_PER_SHARD)
     silent = not (sys.stderr.isatty() if progress is None else progress)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise GlimpseError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        lengths = []
-        bar = tqdm(total=count, unit="scene", desc=f"drawing {split}", disable=silent)
-        with bar, (scratch / f"index-{split}.jsonl").open("w", encoding="utf-8") as index:
-            for shard in range(shards):
-                with builder.ShardWriter(scratch / builder.shard_name(split, shard, shards)) as writer:
-                    for i in range(shard * count // shards, (shard + 1) * count // shards):
-                        record = source[i]
-                        sizes = (scene_question(split, start + i, seed)[0].canvas,)
-                        writer.write(builder.encode(record, sizes))
-                        index.write(index_line(record, sizes))
-                        bar.update()
-                lengths.append((writer.examples, writer.bytes))
-        builder.write_metadata(scratch, {split: lengths}, DESCRIPTION, HOMEPAGE)
-        scratch.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        scratch.rename(out)
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
-        raise GlimpseError(f"{out}: cannot be written ({' '.join(str(error).split())[:200]})") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    scratch = out.parent / f".{out.name}.partial"
+    with only_one(scratch, "gp_jax.scenes"), writing(out):
+        _check_new(out)  # another process may have just made it
+        _clear(scratch)  # of one that was killed
+        try:
+            lengths = []
+            bar = tqdm(total=count, unit="scene", desc=f"drawing {split}", disable=silent)
+            with bar, (scratch / f"index-{split}.jsonl").open("w", encoding="utf-8") as index:
+                for shard in range(shards):
+                    with builder.ShardWriter(scratch / builder.shard_name(split, shard, shards)) as writer:
+                        for i in range(shard * count // shards, (shard + 1) * count // shards):
+                            record = source[i]
+                            sizes = (scene_question(split, start + i, seed)[0].canvas,)
+                            writer.write(builder.encode(record, sizes))
+                            index.write(index_line(record, sizes))
+                            bar.update()
+                    lengths.append((writer.examples, writer.bytes))
+            builder.write_metadata(scratch, {split: lengths}, DESCRIPTION, HOMEPAGE)
+            scratch.rename(out)
+        except RuntimeError as error:  # of array_record, about the disk
+            raise GlimpseError(f"{out}: cannot be written ({one_line(error)})") from error
+        finally:
+            _clear(scratch)
+
+
+def _check_new(out: Path) -> None:
+    if kind_of(out) is not None:
+        raise GlimpseError(f"{out}: exists already; choose a new folder")
+
+
+def _clear(folder: Path) -> None:
+    """Everything but the lock."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)

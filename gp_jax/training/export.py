@@ -10,6 +10,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from gp_jax.checkpoint import quiet, saving
 from gp_jax.pretrained.params import export_glimpse
 from gp_jax.pretrained.saving import save_glimpse
 from gp_jax.training.build import Run
@@ -29,23 +30,27 @@ def export_run(run: Run, state: TrainState, folder: epath.Path) -> str:
 
 
 def export(folder: epath.Path, write: Callable[[Path], None], tensors: Any) -> None:
-    """Writes `folder`/export, all or nothing. Args: write: writes files into a local folder; tensors: what orbax/ holds."""
+    """Writes `folder`/export, all or nothing. Args: write: writes files into a local folder; tensors: what orbax/ holds.
+
+    Raises: GlimpseError when the disk is full.
+    """
     target = folder / "export"
     scratch = folder / ".export.partial"
-    if jax.process_index() == 0:
-        with tempfile.TemporaryDirectory() as local:  # the writers know local files only, `folder` may be gs://
-            write(Path(local) / "export")
-            for old in (scratch, target):
-                if old.exists():
-                    old.rmtree()
-            scratch.mkdir(parents=True)
-            for path in sorted((Path(local) / "export").iterdir()):
-                with path.open("rb") as source, (scratch / path.name).open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    with quiet(), saving(target):
+        if jax.process_index() == 0:
+            with tempfile.TemporaryDirectory() as local:  # the writers know local files only, `folder` may be gs://
+                write(Path(local) / "export")
+                for old in (scratch, target):
+                    if old.exists():
+                        old.rmtree()
+                scratch.mkdir(parents=True)
+                for path in sorted((Path(local) / "export").iterdir()):
+                    with path.open("rb") as source, (scratch / path.name).open("wb") as sink:
+                        shutil.copyfileobj(source, sink)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices("export")
-    ocp.save(scratch / ORBAX, tensors)
-    if jax.process_index() == 0:
-        scratch.rename(target)
+            multihost_utils.sync_global_devices("export")
+        ocp.save(scratch / ORBAX, tensors)
+        if jax.process_index() == 0:
+            scratch.rename(target)

@@ -1,5 +1,6 @@
 """The training loop: feed, step, log, validate, save; stop well on signals and on numbers that are not finite."""
 
+import contextlib
 import json
 import signal
 import time
@@ -18,22 +19,23 @@ from gp_jax.clock import COMPILES
 from gp_jax.compiled import keep_compiled
 from gp_jax.data.feed import Placer
 from gp_jax.disk import write_text
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, printable
 from gp_jax.report import RunLog, environment, memory_gib
 from gp_jax.settings import TrainConfig
 from gp_jax.sharding import has_others, start_processes
 from gp_jax.training.build import plain
 from gp_jax.training.early import no_early_stops
-from gp_jax.training.places import find_places
+from gp_jax.training.meter import Meter
+from gp_jax.training.places import alone, find_places
 from gp_jax.training.stages import Stage, build_stage
 
 LAG = 2  # steps whose metrics may still be on their way: the host never waits for the newest
 
 
 def say(message: str) -> None:
-    """A line above the progress bar, by the first process."""
+    """Lines above the progress bar, by the first process."""
     if jax.process_index() == 0:
-        tqdm.write(message)
+        tqdm.write("\n".join(map(printable, message.split("\n"))))
 
 
 def bar(items: Iterable, what: str, total: int | None = None) -> Iterable:
@@ -76,35 +78,6 @@ class Stop:
         return self.signal is not None
 
 
-class Meter:
-    """Means of metrics and speeds between two log lines. Time spent on compiling, validation and saving does not count."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Starts anew."""
-        self.steps, self.samples, self.tokens, self.paused = 0, 0, 0, 0.0
-        self.sums: dict[str, float] = {}
-        self.start, self.compiled = time.perf_counter(), COMPILES.seconds
-
-    def add(self, metrics: dict[str, float]) -> None:
-        """One step."""
-        self.steps, self.rate = self.steps + 1, metrics["learning_rate"]
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in metrics.items()}
-
-    def seconds(self) -> float:
-        """Training time so far."""
-        compiling = COMPILES.seconds - self.compiled
-        return max(time.perf_counter() - self.start - self.paused - compiling, 1e-9)
-
-    def read(self) -> dict[str, float]:
-        """Means and speeds."""
-        means = {name: value / self.steps for name, value in self.sums.items()}
-        means["learning_rate"] = self.rate
-        return means | {"samples_per_s": self.samples / self.seconds(), "tokens_per_s": self.tokens / self.seconds()}
-
-
 class Loop:
     """One run from where it stands to its end."""
 
@@ -115,25 +88,45 @@ class Loop:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.identity, run.config.keep, say)
         self.state, self.gathered = run.step.start()
         self.waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
-        self.meter = Meter()
+        self.meter, self.owed = Meter(), False  # owed: a validation that was due and has not been made
 
     def start(self) -> int:
         """Restores the newest checkpoint, writes the run's facts. Returns: the step to go on from."""
         found = self.checkpoints.restore(self.state)
+        step = found.step if found else 0
         if found is not None:
             self.state = found.state
             say(f"going on from step {found.step} of {self.run.steps} in {self.folder}")
-        step = found.step if found else 0
         if jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.json", json.dumps(plain(self.config) | {"resolved": self.run.identity}, indent=2) + "\n")
             write_text(self.folder / "environment.json", json.dumps(environment() | {"from_step": step}, indent=2) + "\n")
-        self.log = RunLog(self.folder, step)
+        # A run that was stopped where a validation was due, or in its midst, has it before it.
+        self.owed = found is not None and self.due(step) and not (found.rated or found.facts.get("validated"))
+        self.log = RunLog(self.folder, step, say, again="validation" if self.owed else None)
+        if found is not None and "window" in found.facts:
+            self.meter.go_on(found.facts["window"])
+        else:
+            self.meter.clear()
         return step
 
     def go(self, stop: Stop) -> int | None:
         """Trains. Returns: the signal that stopped it, None at the end."""
         step = self.start()
+        try:
+            step = self.train(step, stop)
+        except Exception:
+            for part in (self.checkpoints, self.log):  # what is on its way is worth having; what went wrong is known
+                with contextlib.suppress(Exception):
+                    part.close()
+            raise
+        self.checkpoints.close()
+        self.log.close()
+        return stop.signal if step < self.run.steps or self.owed else None
+
+    def train(self, step: int, stop: Stop) -> int:
+        """Steps from `step` to the end or a signal. Returns: the step behind the last."""
+        if self.owed and (loss := self.validate(step, stop)) is not None:
+            self.checkpoints.rate(step, loss)
         stopping = stop.signal is not None
         feed, accumulation = self.run.feed, self.config.accumulation
         batches = feed.load(step * accumulation, self.run.steps * accumulation)
@@ -142,7 +135,6 @@ class Loop:
         progress = tqdm(total=self.run.steps, initial=step, desc="training", unit="step", disable=quiet)
         with progress:
             self.progress = progress
-            self.meter.clear()
             while step < self.run.steps and not stopping:
                 self.advance(step, batches, place)
                 samples, tokens = feed.sizes(step)
@@ -156,10 +148,8 @@ class Loop:
                 stopping = stop.now()
                 self.rest(step, stopping, stop)
         self.collect(0)
-        self.checkpoints.save(step, self.state, wait=True)
-        self.checkpoints.close()
-        self.log.close()
-        return stop.signal if step < self.run.steps else None
+        self.save(step, wait=True)
+        return step
 
     def advance(self, step: int, batches: Iterator, place: Placer) -> None:
         """One optimiser step."""
@@ -183,8 +173,6 @@ class Loop:
         """Keeps the state before a step that was not finite, and names its batch."""
         state = self.state.__class__(**(self.state.__dict__ | {"bad": jax.device_put(np.int32(-1), self.state.bad.sharding)}))
         self.checkpoints.save(step, state, wait=True)
-        self.checkpoints.close()
-        self.log.close()
         begin_with = self.stage.begin_with(state, self.folder)
         numbers = range(step * self.config.accumulation, (step + 1) * self.config.accumulation)
         kinds = ", ".join(f"{name}={values[name]}" for name in (*self.stage.losses, "grad_norm"))
@@ -201,20 +189,35 @@ class Loop:
         self.log.write(step, values, "train")
         self.meter.clear()
 
+    def due(self, step: int) -> bool:
+        """Whether a validation belongs behind this step."""
+        return self.stage.validate is not None and (step % self.config.validate_every == 0 or step == self.run.steps)
+
+    def validate(self, step: int, stop: Stop) -> float | None:
+        """The loss of a validation; None when a signal stopped it, and it is still owed."""
+        start, compiled = time.perf_counter(), COMPILES.seconds
+        found = self.stage.validate(self.state, step, self.folder, self.log, bar, stop.now)
+        self.owed = found is None
+        if found is not None:
+            say(f"step {step}: validation " + "  ".join(f"{name} {found[name]:.3f}" for name in self.stage.validation_shown))
+        self.meter.paused += time.perf_counter() - start - (COMPILES.seconds - compiled)
+        return found and found["loss"]
+
     def rest(self, step: int, stopping: bool, stop: Stop) -> None:
         """Validation and saving, where they are due. A validation saves too, so that the best state is kept."""
-        start, compiled, last = time.perf_counter(), COMPILES.seconds, step == self.run.steps
-        loss = None
-        if self.stage.validate is not None and (step % self.config.validate_every == 0 or last) and not stopping:
+        loss, self.owed = None, self.due(step)
+        if self.owed and not stopping:
             self.collect(0)
-            found = self.stage.validate(self.state, step, self.folder, self.log, bar, stop.now)
-            loss = found and found["loss"]
-        if loss is not None:
-            say(f"step {step}: validation " + "  ".join(f"{name} {found[name]:.3f}" for name in self.stage.validation_shown))
-        if loss is not None or step % self.config.save_every == 0 or last or stopping:
+            loss = self.validate(step, stop)
+        if loss is not None or step % self.config.save_every == 0 or step == self.run.steps or stopping:
             self.collect(0)
-            self.checkpoints.save(step, self.state, loss, wait=stopping)
-        self.meter.paused += time.perf_counter() - start - (COMPILES.seconds - compiled)
+            self.save(step, loss, wait=stopping)
+
+    def save(self, step: int, loss: float | None = None, wait: bool = False) -> None:
+        """A checkpoint, with what a run that goes on from it must know to log what this one would have."""
+        start = time.perf_counter()
+        self.checkpoints.save(step, self.state, loss, wait, {"validated": not self.owed, "window": self.meter.state()})
+        self.meter.paused += time.perf_counter() - start
 
 
 def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
@@ -228,7 +231,7 @@ def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
         no_early_stops()  # JAX listens to SIGTERM itself from where processes are joined
     start_processes(mesh.coordinator, mesh.processes, mesh.process)
     keep_compiled(config.compilation_cache)
-    with Stop() as stop:
+    with Stop() as stop, alone(config.out):
         stage = build_stage(config, bar)
         say(stage.describe())
         loop = Loop(stage)

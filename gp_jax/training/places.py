@@ -1,14 +1,21 @@
 """Where a run reads and writes: what `data.own` stands for, and whether paths in object stores can be reached."""
 
+import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from etils import epath
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from gp_jax.base_settings import BaseConfig
+from gp_jax.checkpoint import run_folder
+from gp_jax.data.prepared import folder_of
+from gp_jax.disk import kind_of
 from gp_jax.errors import GlimpseError
+from gp_jax.lock import only_one
 from gp_jax.settings import DataSource, TrainConfig
 
 
@@ -39,5 +46,25 @@ def texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def held_out(folder: str) -> Iterator[DataSource]:
     """The rows that a prepared folder keeps apart as `val`, to validate on; none when there are none."""
-    if (epath.Path(folder) / "index-val.jsonl").exists():
+    if kind_of(folder_of(folder) / "index-val.jsonl") is not None:
         yield DataSource(folder, split="val", sampling="first:200")
+
+
+@contextlib.contextmanager
+def alone(out: str) -> Iterator[None]:
+    """One run at a time writes to a folder. The processes of a run are one: the first holds the lock, and all hear when it is refused.
+
+    Raises: GlimpseError.
+    """
+    refused = None
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(only_one(run_folder(out), "train.py"))
+            except GlimpseError as error:
+                refused = error
+        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refused is not None)):
+            refused = refused or GlimpseError(f"{out}: the first process may not write there")
+        if refused is not None:
+            raise refused
+        yield

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 from gp_jax.data.collate import TrainSample
 from gp_jax.data.feed import Placer
 from gp_jax.data.record import BadRecord, Record
+from gp_jax.disk import writing
+from gp_jax.errors import printable
 from gp_jax.images import decode, overlay, side_by_side
 from gp_jax.processing import Processor
 from gp_jax.report import RunLog
@@ -29,7 +31,8 @@ def validate(
     """
     pictures = folder / "validation" / f"step_{step:07d}"
     if jax.process_index() == 0 and pictures.exists():
-        pictures.rmtree()  # of a run that was killed here
+        with writing(pictures):
+            pictures.rmtree()  # of a run that was killed here
     feed, place = run.validation, Placer(run.mesh, run.config.batch_size)
     end = feed.schedule.epoch_end(1)
     tokens, samples = feed.schedule.counts(range(end))
@@ -73,10 +76,12 @@ def draw(
             continue
         keep = 1 / (1 + np.exp(-row[sample.prompt.slot_of_token])) > threshold
         sheet = picture(record, sample, keep, maker.processor)
-        target.mkdir(parents=True, exist_ok=True)
-        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in record.id)[-80:]
-        with (target / f"{first + drawn:02d}_{name}.png").open("wb") as file:
-            sheet.save(file, format="PNG")
+        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in record.id)[-80:].encode()[-200:].decode(errors="ignore")
+        path = target / f"{first + drawn:02d}_{name}.png"
+        with writing(path):
+            target.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                sheet.save(file, format="PNG")
         log.picture(step, f"validation/{number}", sheet)
         drawn += 1
     return drawn
@@ -98,5 +103,5 @@ def picture(record: Record, sample: TrainSample, keep: np.ndarray, processor: Pr
     lines: Iterable[str] = (f"{record.question}  ->  {record.answer}", f"left: predicted, {keep.mean():.1%} kept    right: reference")
     pen = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
-        pen.text((6, 5 + 19 * i), line[: sheet.width // 7], fill="black", font_size=14)
+        pen.text((6, 5 + 19 * i), printable(line)[: sheet.width // 7], fill="black", font_size=14)
     return sheet

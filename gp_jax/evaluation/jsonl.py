@@ -1,0 +1,97 @@
+"""Files with one JSON object a line that processes append to, read as far as a kill or a damaged disk has left them whole."""
+
+import contextlib
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from gp_jax.disk import aside, check_regular, kind_of, set_aside, writing
+from gp_jax.errors import GlimpseError
+
+LONGEST = 4 << 20  # bytes of a line: what is longer is damaged
+
+
+def read_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Complete lines behind the first `start` bytes and their numbers, from 1; of one that is too long only its beginning. None where
+    there is no file.
+
+    A last line without its line break was left half-written by a killed run and is not among them. Raises: GlimpseError for what is no
+    regular file or cannot be read.
+    """
+    if kind_of(path) is None:
+        return
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            for number in itertools.count(1):
+                line = rest = file.readline(LONGEST)
+                while rest and not rest.endswith(b"\n"):
+                    rest = file.readline(LONGEST)
+                if not rest:
+                    return
+                yield number, line.removesuffix(b"\n")
+    except OSError as error:
+        raise GlimpseError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def mend(path: Path, parse: Callable[[bytes], object]) -> str | None:
+    """Leaves only lines that `parse` can read in a file; as it was it is kept beside it. Returns: what was wrong, None: nothing.
+
+    Only for a file that nobody else writes to now. parse: raises GlimpseError.
+    """
+    if kind_of(path) in ("folder", "other"):
+        return f"{path}: is not a regular file, not used; it is {set_aside(path).name} now"
+    damaged, scratch = set(), path.with_name(f".{path.name}.partial")
+    for number, line in read_lines(path):
+        try:
+            parse(line)
+        except GlimpseError:
+            damaged.add(number)
+    if not damaged:
+        return None
+    place = aside(path)
+    with writing(path):
+        shutil.copyfile(path, place)
+        with scratch.open("wb") as file:
+            file.writelines(line + b"\n" for number, line in read_lines(path) if number not in damaged)
+        scratch.replace(path)
+    return f"{path}: damaged lines, not used: {len(damaged)}; the file as it was is {place.name} now"
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[Callable[[str], None]]:
+    """Gives a function that adds a line, on disk when it returns. A last line that a killed run left half-written goes.
+
+    Halves of surrogates are written as JSON escapes them. Raises: GlimpseError that names the file, e.g. when the disk is full.
+    """
+    with writing(path):
+        file = path.open("ab+")
+    try:
+        with writing(path):
+            _drop_half(file)
+
+        def append(line: str) -> None:
+            with writing(path):
+                file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+                file.flush()
+
+        yield append
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written has been said
+            file.close()
+
+
+def _drop_half(file: BinaryIO) -> None:
+    """Cuts a file behind its last line break."""
+    end = file.seek(0, 2)
+    while end:
+        start = max(0, end - LONGEST)
+        file.seek(start)
+        if (found := file.read(end - start).rfind(b"\n")) >= 0:
+            end = start + found + 1
+            break
+        end = start
+    file.truncate(end)
