@@ -62,6 +62,29 @@ def test_config_file_sets_defaults(home, capsys, tmp_path):
     assert facts["generated_tokens"] == 3 and facts["retention"] == 0.25, "the command line wins"
 
 
+@pytest.mark.parametrize(
+    "words, inputs",
+    [
+        (["--model", "m", "--", "photo.png", "--what?"], ("photo.png", "--what?")),
+        (["photo.png", "--model", "m", "--", "--what?"], ("photo.png", "--what?")),
+        (["photo.png", "--model=m", "--", "-x.png", "--", "--model"], ("photo.png", "-x.png", "--", "--model")),
+        (["photo.png", "-", "--threshold", "-0.5", "--model", "m"], ("photo.png", "-")),
+        (["--config", str(Path(__file__).parents[1] / "configs" / "qwen2_5_vl_3b.py"), "--model", "m", "--", "a", "-b"], ("a", "-b")),
+    ],
+    ids=str,
+)
+def test_two_dashes_end_the_options_wherever_they_stand(words, inputs):
+    args = ask.parse(words)
+    assert args.inputs == inputs and args.model == "m"
+
+
+@pytest.mark.parametrize("word", ["--what?", "-what is this?", "--modle", "--what\n\x1b=5"])
+def test_a_question_that_begins_with_dashes_is_told_where_to_stand(word):
+    with pytest.raises(GlimpseError, match=r"no such option.*behind --, at the end: -- ") as error:
+        ask.parse(["photo.png", word, "--model", "m"])
+    assert "\n" not in str(error.value) and ("did you mean --model?" in str(error.value)) == (word == "--modle")
+
+
 def test_shipped_presets_are_valid():
     for size in ("3b", "7b"):
         path = Path(__file__).parents[1] / "configs" / f"qwen2_5_vl_{size}.py"
@@ -79,7 +102,15 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
     overlay, folder, bare = tmp_path / "o.png", tmp_path / "dir.png", tmp_path / "bare"
     folder.mkdir()
     bare.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    base = (
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    )
+    for name in base:
         (bare / name).write_bytes((model / name).read_bytes())
     for argv, message in (
         (["ask", tmp_path / "none.png", "q", "--model", model], "file is missing"),

@@ -65,8 +65,7 @@ def arrays(rng: random.Random, folder: Path) -> Made:
     from tests.fuzz.rooms import read_samples
 
     inputs = dict(processor()([[picture()], []], [QUESTION, "Why?"]).inputs)
-    for _ in range(rng.randint(1, 2)):
-        name = rng.choice(sorted(inputs))
+    for name in rng.sample(sorted(inputs), rng.randint(1, 2)):
         inputs[name] = array(rng, inputs[name])
     return lambda: read_samples(
         model(), *(inputs.get(name) for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"))
