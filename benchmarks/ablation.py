@@ -69,9 +69,8 @@ def main(args: Args) -> None:
     from gp_jax.vlm import ALL_FILES
 
     made_with = {name: str(getattr(args, name)) for name in ("config", "model", "steps", "retention")}
-    print(
-        "".join(f"{line}\n" for line in claim(args.out, made_with | {"files": folder_identity(find_folder(args.model, ALL_FILES))})), end=""
-    )
+    for line in claim(args.out, made_with | {"files": folder_identity(find_folder(args.model, ALL_FILES))}):
+        print(line)
     task = Task("scenes", ScenesSource("test", args.records))
     folders = {name: None if options is None else train(args, name, options) for name, options in ROWS.items()}
     after = next(iter(json.loads((folder / "config.json").read_text())["reduce_layer"] for folder in folders.values() if folder))
