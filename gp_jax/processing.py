@@ -257,6 +257,8 @@ class Processor:
             reason = unreadable(question) if rendered else self.refusal(question)
             if reason:
                 raise GlimpseError(f"question {i + 1} {reason}" if len(questions) > 1 else f"the question {reason}")
+        if system and (reason := self.refusal(system)):
+            raise GlimpseError(f"the system message {reason}")
         opened = [[open_image(image, max_image_pixels, f"image {k + 1}") for k, image in enumerate(own)] for own in images]
         plots = [[self.plot(*image.size) for image in own] for own in opened]
         texts = [q if rendered else self.chat(len(own), q, system) for own, q in zip(opened, questions, strict=True)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from gp_jax.errors import GlimpseError, printable
 
-MAX_TEXT = 1 << 20  # characters: more than any model's context, and some hundred bytes each while they become tokens
+MAX_TEXT = 1 << 19  # bytes in UTF-8: as long as these models' longest context, and some 200 bytes each while they become tokens
 
 Message = dict[str, Any]  # role, and content: a text, or parts {"type": "image"} and {"type": "text", "text": ...}
 
@@ -22,8 +22,9 @@ def unreadable(text: object) -> str | None:
 
 def untextual(text: str) -> str | None:
     """As `unreadable`, of what may be empty."""
-    if len(text) > MAX_TEXT:
-        return f"has {len(text)} characters, more than {MAX_TEXT}"
+    size = len(text) if len(text) > MAX_TEXT else len(text.encode("utf-8", "surrogatepass"))
+    if size > MAX_TEXT:
+        return f"is longer than {MAX_TEXT >> 10} KiB"
     if not text.isprintable() and text.encode("utf-8", "ignore").decode() != text:
         return "is not valid text (it holds half of a surrogate pair)"
     return None

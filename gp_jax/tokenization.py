@@ -60,7 +60,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         for name, data in files.items():
             (Path(place) / name).write_bytes(data)
         load = _llama if WHOLE not in files and PIECES in files else _auto
-        tokenizer = guarded(f"{folder}: tokenizer files cannot be read", lambda: load(place, settings))
+        names = ", ".join(name for name in FILES if name in files)
+        tokenizer = guarded(f"{folder}: tokenizer files cannot be read, {names}", lambda: load(place, settings))
     tokenizer.name_or_path = str(folder)
     return tokenizer
 

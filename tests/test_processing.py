@@ -67,7 +67,8 @@ def test_answer_equals_generate_on_the_processors_output(vlm, pictures):
         ("half \ud83d", "is not valid text (it holds half of a surrogate pair)"),
         (5, "is of type int, not text"),
         (None, "is of type NoneType, not text"),
-        ("x" * (MAX_TEXT + 1), f"has {MAX_TEXT + 1} characters, more than {MAX_TEXT}"),
+        ("x" * (MAX_TEXT + 1), "is longer than 512 KiB"),
+        ("\u00e9" * (MAX_TEXT // 2 + 1), "is longer than 512 KiB"),
     ],
 )
 def test_refusal_says_what_the_processor_would_raise(vlm, pictures, question, reason):
@@ -80,6 +81,11 @@ def test_what_stands_for_a_picture_elsewhere_is_plain_text(vlm, pictures):
     question = "Where is <image> or <|im_start|>, with \0 in it?"
     assert vlm.processor.refusal(question) is None
     assert "<image>" in vlm.processor.text(vlm.processor([pictures[:1]], [question]).inputs["input_ids"][0])
+
+
+def test_a_placeholder_in_the_system_message(vlm, pictures):
+    with pytest.raises(GlimpseError, match="the system message holds the image placeholder"):
+        vlm.processor([pictures[:1]], ["Who?"], system="You see <|image_pad|>.")
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(vlm):
