@@ -3,9 +3,10 @@
 A picture's size, whoever asks for it, is that of the upright picture (`read_picture`), and decoding gives no other.
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,20 @@ class Picture:
     def rgb(self) -> Image.Image:
         """The upright picture; transparent parts become white. Raises: GlimpseError when it does not decode."""
         size = self.stored.size
-        if self.stored.format == "TIFF" and self.stored.tile:  # where it makes room for pixels, Pillow asks its global limit
-            self.stored.im = Image.new(self.stored.mode, size, None).im
-        picture = _rgb(self.stored, self.name)
-        if picture.size != size:
-            raise GlimpseError(f"{self.name}: is damaged (its header says {size}, its pixels are {picture.size})")
-        return picture.transpose(UPRIGHT[self.orientation]) if self.orientation in UPRIGHT else picture
+        with _within_memory(self.name):
+            if self.stored.format == "TIFF" and self.stored.tile:  # where it makes room for pixels, Pillow asks its global limit
+                self.stored.im = Image.new(self.stored.mode, size, None).im
+            picture = _rgb(self.stored, self.name)
+            if picture.size != size:
+                raise GlimpseError(f"{self.name}: is damaged (its header says {size}, its pixels are {picture.size})")
+            return picture.transpose(UPRIGHT[self.orientation]) if self.orientation in UPRIGHT else picture
 
 
 def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
     """Reads the header of an encoded picture, or of a file. Raises: GlimpseError with this name, of the file by default."""
-    data = read_bytes(source, max(MAX_BYTES, PIXEL_BYTES * max_pixels)) if isinstance(source, Path) else source
     name = printable(source, 300) if name is None else name
+    with _within_memory(name):
+        data = read_bytes(source, max(MAX_BYTES, PIXEL_BYTES * max_pixels)) if isinstance(source, Path) else source
     try:
         opened = open_encoded(data)
     except Image.DecompressionBombError as error:
@@ -91,15 +94,24 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "ima
     """
     if isinstance(source, str | os.PathLike):
         return read_picture(spelled(source), max_pixels=max_pixels).rgb()
-    if not isinstance(source, Image.Image):
-        return _rgb(_from_array(source, name, max_pixels), name)
-    check_size(source.size, name, max_pixels)
-    picture = _rgb(source, name)
+    with _within_memory(name):
+        if not isinstance(source, Image.Image):
+            return _rgb(_from_array(source, name, max_pixels), name)
+        check_size(source.size, name, max_pixels)
+        picture = _rgb(source, name)
+        try:
+            turned = UPRIGHT.get(source.getexif().get(0x0112))
+        except Exception:  # of tags that Pillow cannot read
+            turned = None
+        return picture.copy() if turned is None else picture.transpose(turned)
+
+
+@contextlib.contextmanager
+def _within_memory(name: str) -> Iterator[None]:
     try:
-        turned = UPRIGHT.get(source.getexif().get(0x0112))
-    except Exception:  # of tags that Pillow cannot read
-        turned = None
-    return picture.copy() if turned is None else picture.transpose(turned)
+        yield
+    except MemoryError as error:
+        raise GlimpseError(f"{name}: there is not enough memory for a picture of this size") from error
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
