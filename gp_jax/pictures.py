@@ -16,6 +16,7 @@ from gp_jax.errors import GlimpseError, one_line, printable
 
 Grid = tuple[int, int]  # rows, columns
 
+LONGEST_SIDE = 2**24  # pixels of a picture: beyond, divisions of sides are not what a processor computed
 REPEATED = 64 << 20  # bytes that an array may have more than what it is a view of
 BAND = 1 << 22  # values that are checked at a time
 
@@ -151,8 +152,10 @@ def read_tiles(vision: ClipConfig, tokens: int, pixel_values: object, image_grid
         check_finite("pixel_values", pixels)
         return [Picture(whole((vision.window_side,) * 2), patches(image[None, None], vision.patch_size)) for image in pixels]
     sizes = numeric("image_sizes", image_sizes)
-    if sizes.ndim != 2 or sizes.shape[1] != 2 or sizes.dtype.kind not in "iu" or (sizes < 1).any():
-        raise GlimpseError(f"image_sizes must be (images, 2) positive integers, not {sizes.dtype} {sizes.shape}")
+    if sizes.ndim != 2 or sizes.shape[1] != 2 or sizes.dtype.kind not in "iu":
+        raise GlimpseError(f"image_sizes must be (images, 2) integers, not {sizes.dtype} {sizes.shape}")
+    if sizes.size and not 1 <= sizes.min() <= sizes.max() <= LONGEST_SIDE:
+        raise GlimpseError(f"image_sizes must hold sides of 1 to {LONGEST_SIDE} pixels, not {sizes.min()} to {sizes.max()}")
     if pixels.ndim != 5 or pixels.shape[2:] != tile or len(pixels) != len(sizes):
         raise GlimpseError(f"pixel_values must be ({len(sizes)}, tiles, {', '.join(map(str, tile))}), not {pixels.shape}")
     check_count(len(pixels), tokens, "pixel_values")

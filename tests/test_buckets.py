@@ -45,10 +45,19 @@ def test_long_prompts_have_closer_rungs():
     assert {*octaves("prompt", 128, 65536, multiple=16).rungs} < {*rungs} and Ladders().prompt.fit(1068) == 1088
 
 
-@pytest.mark.parametrize("rungs", [(), (4, 4), (8, 4), (0, 3)])
+@pytest.mark.parametrize("rungs", [(), (4, 4), (8, 4), (0, 3), (5, 2**40), (-1,), ("a",), (1.5,), 5, None])
 def test_bad_ladders(rungs):
-    with pytest.raises(GlimpseError, match="positive and ascending"):
+    with pytest.raises(GlimpseError, match="'x' must be (positive and ascending|whole numbers)"):
         Ladder("x", rungs)
+
+
+def test_ladders_of_anything_else():
+    assert Ladder("x", np.array([4, 8])) == Ladder("x", [4, 8]) == Ladder("x", (4, 8))
+    with pytest.raises(GlimpseError, match=r"Ladders.prompt must be a Ladder, not a int"):
+        Ladders(prompt=5)
+    for wrong in ((0, 8), (-4, 8), (9, 8), (1, 2**40), (1, 8, 0), (1, 8, 4, 0)):
+        with pytest.raises(GlimpseError, match="make no rungs"):
+            octaves("x", *wrong)
 
 
 def test_keep_everything_always_fits():

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gp_jax import GlimpseError
+from gp_jax.config import ClipConfig
 from gp_jax.layout import pack_windows, prompt_input, read_samples, rope_positions, token_grid, vision_input
+from gp_jax.pictures import read_pictures
 from gp_jax.pretrained.hf_config import model_config
 
 GRIDS = st.lists(st.tuples(st.integers(1, 13), st.integers(1, 13)), min_size=1, max_size=3)
@@ -168,3 +170,31 @@ def test_torn_image_is_refused(config):
     ids[[first, 0]] = ids[[0, first]]
     with pytest.raises(GlimpseError, match="do not stand together"):
         read_samples(config, **batch)
+
+
+TILES = ClipConfig(2, 8, 8, 2, 8, 1, image_size=28, pinpoints=((28, 56), (56, 28)))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"image_sizes": [[2**62, 2**62]]}, "image_sizes must hold sides of 1 to 16777216 pixels, not 4611686018427387904 to"),
+        ({"image_sizes": np.array([[1, 2**64 - 1]], np.uint64)}, "image_sizes must hold sides"),
+        ({"image_sizes": [[0, 5]]}, "image_sizes must hold sides"),
+        ({"image_sizes": [[-(2**63), 5]]}, "image_sizes must hold sides"),
+        ({"image_sizes": [[1.5, 2]]}, r"image_sizes must be \(images, 2\) integers"),
+        ({"image_sizes": []}, r"image_sizes must be \(images, 2\) integers"),
+        ({"image_sizes": [[1, 2], [3]]}, "image_sizes is not an array"),
+        ({"image_sizes": [[1, 2], [3, 4]]}, r"pixel_values must be \(2, tiles, 3, 28, 28\)"),
+        ({"pixel_values": np.zeros((1, 1, 3, 28, 28))}, r"pixel_values\[0\] holds 1 tiles, a picture of 50 x 20 has 3"),
+        ({"pixel_values": np.broadcast_to(np.float32(0), (1, 10**6, 3, 28, 28))}, "pixel_values repeats 4 bytes"),
+        ({"pixel_values": np.full((1, 3, 3, 28, 28), np.inf)}, "pixel_values holds values that are not finite"),
+        ({"tokens": 0}, "pixel_values holds 1 images, but input_ids has tokens for 0 only"),
+    ],
+    ids=str,
+)
+def test_bad_tiles_name_the_argument(changes, message):
+    good = {"tokens": 12, "pixel_values": np.zeros((1, 3, 3, 28, 28)), "image_grid_thw": None, "image_sizes": [[20, 50]]}
+    assert len(read_pictures(TILES, **good)) == 1
+    with pytest.raises(GlimpseError, match=message):
+        read_pictures(TILES, **good | changes)

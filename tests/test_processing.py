@@ -48,6 +48,16 @@ def test_equals_the_hugging_face_way(vlm, pictures):
     np.testing.assert_array_equal(ours["pixel_values"], np.concatenate(pixels))
 
 
+@pytest.mark.parametrize("size", [(40, 1), (1, 40), (1, 1), (200, 1), (1, 3), (3, 1)], ids=str)
+def test_lines_of_one_pixel_are_resized_like_any_picture(vlm, size):
+    """And none of their sides is taken for colours."""
+    made = vlm.processor([[Image.new("RGB", size, (255, 0, 0))]], ["Why?"])
+    (_, rows, columns), patches = made.inputs["image_grid_thw"][0], made.inputs["pixel_values"]
+    assert (rows // 2, columns // 2) == made.grids[0][0] and len(patches) == rows * columns
+    assert (np.ptp(patches.reshape(len(patches), 3, -1), axis=(0, 2)) == 0).all()
+    assert len(np.unique(patches)) == 3, "red, green and blue have one value each"
+
+
 def test_answer_equals_generate_on_the_processors_output(vlm, pictures):
     prune = Prune(fixed_remain_ratio=0.25)
     prepared = vlm.processor([pictures[:2]], ["What is new?"])

@@ -96,7 +96,7 @@ def test_reference_masks_of_any_shape():
         with pytest.raises(GlimpseError, match="reference_masks"):
             reference_mask(wrong, grids, "reference_masks[0]")
     for wrong in (np.full(10, 0.3), ["a"] * 10):
-        with pytest.raises(GlimpseError, match="true and false"):
+        with pytest.raises(GlimpseError, match="true and false|must hold numbers"):
             reference_mask(wrong, grids, "m")
     with pytest.raises(GlimpseError, match="token grids"):
         reference_mask(parts[0].T, grids[:1], "m")
@@ -119,3 +119,22 @@ def test_reference_masks_of_any_shape():
 def test_bad_settings(setting, message):
     with pytest.raises(GlimpseError, match=message):
         Prune(**setting)
+
+
+def test_reference_masks_that_are_no_arrays():
+    class Raises:
+        def __array__(self, *args, **kwargs):
+            raise RuntimeError("elsewhere")
+
+    ones = np.ones((2, 3), bool)
+    for wrong, message in (
+        (Raises(), "elsewhere"),
+        ([Raises()], "elsewhere"),
+        ([[1, 0], [1]], "is not an array"),
+        (np.ma.masked_array(ones, mask=ones), "masked in parts"),
+        (np.broadcast_to(np.int8(1), (10**6, 10**6)), "repeats 1 bytes"),
+        ([None], "must hold numbers"),
+        (ones.astype(float), "must hold true and false"),
+    ):
+        with pytest.raises(GlimpseError, match=rf"reference_masks\[0\].*{message}"):
+            reference_mask(wrong, [(2, 3)], "reference_masks[0]")

@@ -17,6 +17,7 @@ from gp_jax.choices import check_choice
 from gp_jax.config import Anchors, GlimpseConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.ops.ranking import best
+from gp_jax.pictures import numeric
 from gp_jax.schema import Count, Flag, Number, Seed, Several, Share, Whole, values
 from gp_jax.trees import KeepLimits
 
@@ -122,11 +123,8 @@ def reference_mask(mask: object, grids: Sequence[tuple[int, int]], where: str) -
     shapes = [tuple(grid) for grid in grids]
     if mask is None:
         mask = []
-    try:
-        several = isinstance(mask, list | tuple) and (not mask or np.ndim(mask[0]) > 0) and len(mask) == len(shapes)
-        flat = [np.asarray(part) for part in (mask if several else [mask])]
-    except ValueError as error:
-        raise GlimpseError(f"{where}: is not an array, or a list of one per image: its rows differ in length") from error
+    one_each = isinstance(mask, list | tuple) and len(mask) == len(shapes) and (not mask or numeric(where, mask[0]).ndim > 0)
+    flat = [numeric(where, part) for part in (mask if one_each else [mask])]
     if any(a.dtype.kind not in "bui" or ((a != 0) & (a != 1)).any() for a in flat if a.size):
         raise GlimpseError(f"{where}: masks must hold true and false (or 1 and 0) only")
     flat = [a.astype(bool) for a in flat]
