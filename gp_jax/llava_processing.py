@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -51,6 +51,8 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
 class LlavaProcessor(Processor):
     """The layout of transformers: its image processors as the folder sets them up, its chat template."""
 
+    shrinks: ClassVar[bool] = False
+
     @classmethod
     def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> "PilBackend":
         vision, side = config.vision, config.vision.image_size
@@ -69,10 +71,6 @@ class LlavaProcessor(Processor):
         if pixels.size != tiles * vision.in_channels * side**2:
             raise GlimpseError(f"{path}: does not fit the model: a picture becomes {pixels.shape[-4]} tiles (model: {tiles})")
         return made
-
-    @property
-    def shrinks(self) -> bool:
-        return False
 
     def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "LlavaProcessor":
         """Itself: its pictures have the visual tokens they have. Raises: GlimpseError when these can be more."""

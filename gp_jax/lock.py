@@ -18,7 +18,7 @@ from pathlib import Path
 
 from etils import epath
 
-from gp_jax.disk import writing
+from gp_jax.disk import write_text, writing
 from gp_jax.errors import GlimpseError, printable
 
 FILE = ".lock"
@@ -83,11 +83,11 @@ def _beating(path: epath.Path, what: str) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
-        path.write_text(json.dumps(mine | {"time": time.time()}))
+        write_text(path, json.dumps(mine | {"time": time.time()}))  # whole or not at all: half a mark would be nobody's
 
     def go_on() -> None:
         while not stop.wait(BEAT):
-            with contextlib.suppress(OSError):  # the store may be away for a moment
+            with contextlib.suppress(GlimpseError):  # the store may be away for a moment
                 beat()
 
     beat()

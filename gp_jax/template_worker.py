@@ -20,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 SECONDS = 1.0  # of computing a template; the usual ones take 0.0001
 MEMORY = 160 << 20  # bytes of the process; some 20 MiB without a template
 LONGEST = 4 << 20  # characters of a prompt
+ADDED = 1 << 18  # characters beside what it was given, twice: prompts become tokens, for some hundred bytes a character
 
 
 class Generation(Extension):
@@ -85,9 +86,10 @@ def answer(request: dict[str, Any]) -> bytes:
     """JSON of the rendered text, or of the reason why there is none."""
     try:
         text = compiled(request["template"]).render(**request["variables"])
-        if len(text) <= LONGEST:
+        most = min(LONGEST, ADDED + 2 * len(json.dumps(request["variables"])))
+        if len(text) <= most:
             return json.dumps({"text": text}).encode()
-        reason = f"its text has more than {LONGEST} characters"
+        reason = f"its text has more than {most} characters"
     except MemoryError:
         reason = f"it needs more than {MEMORY >> 20} MiB of memory"
     except Exception as error:  # whatever a template may do

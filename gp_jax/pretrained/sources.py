@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from gp_jax.disk import check_regular, parse_json
 from gp_jax.errors import GlimpseError, one_line, some
+from gp_jax.pretrained.stored import MOST_AXES, MOST_VALUES
 from gp_jax.pretrained.torch_file import open_torch
 
 DTYPES = {
@@ -69,6 +70,7 @@ def _entries(path: Path) -> dict[str, Entry]:
         for key, entry in header.items():  # again, since the library may take another of two equal keys than Python does
             (start, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), DTYPES.get(entry["dtype"])
             numbers = all(type(n) is int and n >= 0 for n in (start, end, *shape))
+            numbers = numbers and len(shape) <= MOST_AXES and math.prod(max(1, n) for n in shape) <= MOST_VALUES
             if not (numbers and start <= end <= size - length) or (dtype and end - start != dtype.itemsize * math.prod(shape)):
                 raise ValueError(f"{key} is not where it should be")
             entries[key] = Entry(path, entry["dtype"], shape, 8 + length + start)

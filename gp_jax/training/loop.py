@@ -18,7 +18,7 @@ from gp_jax.checkpoint import Checkpoints, run_folder
 from gp_jax.clock import COMPILES
 from gp_jax.compiled import keep_compiled
 from gp_jax.data.feed import Placer
-from gp_jax.disk import write_text
+from gp_jax.disk import write_text, writing
 from gp_jax.errors import GlimpseError, printable
 from gp_jax.report import RunLog, environment, memory_gib
 from gp_jax.settings import TrainConfig
@@ -98,6 +98,8 @@ class Loop:
             self.state = found.state
             say(f"going on from step {found.step} of {self.run.steps} in {self.folder}")
         if jax.process_index() == 0:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.json", json.dumps(plain(self.config) | {"resolved": self.run.identity}, indent=2) + "\n")
             write_text(self.folder / "environment.json", json.dumps(environment() | {"from_step": step}, indent=2) + "\n")
         # A run that was stopped where a validation was due, or in its midst, has it before it.
@@ -127,7 +129,6 @@ class Loop:
         """Steps from `step` to the end or a signal. Returns: the step behind the last."""
         if self.owed and (loss := self.validate(step, stop)) is not None:
             self.checkpoints.rate(step, loss)
-        stopping = stop.signal is not None
         feed, accumulation = self.run.feed, self.config.accumulation
         batches = feed.load(step * accumulation, self.run.steps * accumulation)
         place = Placer(self.run.mesh, self.config.batch_size)
@@ -135,7 +136,7 @@ class Loop:
         progress = tqdm(total=self.run.steps, initial=step, desc="training", unit="step", disable=quiet)
         with progress:
             self.progress = progress
-            while step < self.run.steps and not stopping:
+            while step < self.run.steps and stop.signal is None:
                 self.advance(step, batches, place)
                 samples, tokens = feed.sizes(step)
                 self.meter.samples, self.meter.tokens = self.meter.samples + samples, self.meter.tokens + tokens
@@ -145,8 +146,8 @@ class Loop:
                 if due:
                     self.write(step)
                 progress.update()
-                stopping = stop.now()
-                self.rest(step, stopping, stop)
+                stop.now()
+                self.rest(step, stop)
         self.collect(0)
         self.save(step, wait=True)
         return step
@@ -203,12 +204,13 @@ class Loop:
         self.meter.paused += time.perf_counter() - start - (COMPILES.seconds - compiled)
         return found and found["loss"]
 
-    def rest(self, step: int, stopping: bool, stop: Stop) -> None:
+    def rest(self, step: int, stop: Stop) -> None:
         """Validation and saving, where they are due. A validation saves too, so that the best state is kept."""
         loss, self.owed = None, self.due(step)
-        if self.owed and not stopping:
+        if self.owed and stop.signal is None:
             self.collect(0)
             loss = self.validate(step, stop)
+        stopping = stop.signal is not None
         if loss is not None or step % self.config.save_every == 0 or step == self.run.steps or stopping:
             self.collect(0)
             self.save(step, loss, wait=stopping)

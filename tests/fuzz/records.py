@@ -90,9 +90,9 @@ def array(rng: random.Random, value: np.ndarray | None) -> object:
         return value[tuple(slice(rng.randint(0, 1), max(1, n - rng.randint(0, 2))) for n in value.shape)]
     if action < 0.6:
         return value.reshape(rng.choice(((-1,), (1, *value.shape), value.shape[::-1])))
-    value = value.copy()
+    value = value.copy() if value.dtype.kind == "f" else value.astype(np.int64)
     extreme = (np.nan, np.inf, -1e30) if value.dtype.kind == "f" else (-1, 0, 2**31, 2**32, 2**62, -(2**63), 10**6, 5)
-    value.reshape(-1)[rng.randrange(max(1, value.size))] = rng.choice(extreme)
+    value.reshape(-1)[rng.randrange(value.size)] = rng.choice(extreme)
     return value
 
 
