@@ -24,9 +24,20 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from margins import Margins
 
 hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine must not fail a test
 hypothesis.settings.load_profile("steady")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--margins", action="store_true", help="print how much of its tolerance every float comparison has used")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--margins"):
+        config.pluginmanager.register(Margins())
+
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,11 +1,19 @@
 """GlimpsePrune written out in torch for one sample at a time, from the method's description; an oracle for settings that the
 released goldens do not cover. Slow and literal: no padding, no buckets, no batching."""
 
+import copy
+import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 
@@ -193,3 +201,42 @@ def run(model, glimpse, weights, batch, new_tokens=8, **rule) -> Reference:
             hidden = layer(i, hidden, torch.full((axes, 1, 1), position))
         step = model.lm_head(text.norm(hidden[:, -1]))[0]
     return Reference(logits, keep, positions[:, 0], first, tokens)
+
+
+def released_model(folder: Path) -> tuple[Qwen2_5_VLForConditionalGeneration, dict, dict]:
+    """A golden Qwen2.5-VL checkpoint (flat names, transformers 4) in torch, its configuration and its glimpse's weights."""
+    raw = json.loads((folder / "config.json").read_text())
+    text = {k: v for k, v in raw.items() if k not in ("model_type", "vision_config", "rope_theta", "rope_scaling")}
+    text["rope_parameters"] = {"rope_theta": raw["rope_theta"], **raw["rope_scaling"]}
+    vision = {k: v for k, v in raw["vision_config"].items() if k not in ("model_type", "in_chans", "spatial_patch_size")}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=raw["image_token_id"])
+    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
+    places = {"visual": "model.visual", "model": "model.language_model"}
+    tensors = {name.split(".", 1)[0]: {} for name in (*places, "lm_head")}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        part, rest = name.split(".", 1)
+        tensors[part][f"{places.get(part, part)}.{rest}"] = tensor
+    model.load_state_dict({k: v for part in tensors.values() for k, v in part.items()}, strict=True)
+    return model, raw, torch.load(folder / "new_modules_gp.pt", weights_only=True)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Torch code inside computes in float64: new tensors, and the casts to float32 that transformers writes out."""
+    default, double = torch.get_default_dtype(), torch.float64
+    with mock.patch.multiple(torch, float32=double, float=double), mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        torch.set_default_dtype(double)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+
+
+def run_in_float64(model, glimpse, weights, batch, **options) -> Reference:
+    """`run` in float64: what the float32 numbers here, in gp_jax and in the released code are all rounded from."""
+
+    def double(tree: dict) -> dict:
+        return {k: double(v) if isinstance(v, dict) else v.double() if v.is_floating_point() else v for k, v in tree.items()}
+
+    with in_float64():
+        return run(copy.deepcopy(model).double(), glimpse, double(weights), double(batch), **options)

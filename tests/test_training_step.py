@@ -30,25 +30,18 @@ def gradients(step, *micro_batches, counts) -> tuple[dict, dict]:
     return {name: float(value) for name, value in gathered.sums.items()}, grads
 
 
-def assert_close(found: dict, wanted: dict, tolerance: float) -> None:
-    """Every gradient within `tolerance` of its norm."""
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert np.linalg.norm(found[name] - value) <= tolerance * max(np.linalg.norm(value), 1e-6), name
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_golden_losses_and_gradients(golden_vlm, golden, plain, case):
     sample, step = tools.golden_sample(golden_vlm, golden, case), plain
     sums, grads = gradients(step, tools.batch(golden_vlm, [sample]), counts=tools.counts(sample))
     for ours, theirs in PARTS.items():
-        assert abs(sums[ours] - float(golden[f"{case}.train.{theirs}"])) < 1e-5, ours
+        np.testing.assert_allclose(sums[ours], golden[f"{case}.train.{theirs}"], atol=1e-5, rtol=0, err_msg=ours)
     prefix = f"{case}.train.grad."
-    assert_close(grads, {name[len(prefix) :]: value for name, value in golden.items() if name.startswith(prefix)}, 1e-4)
+    tools.assert_close(grads, {name[len(prefix) :]: value for name, value in golden.items() if name.startswith(prefix)}, 1e-4)
     state, _ = step.start()
     _, logits = step.evaluate(state, tools.batch(golden_vlm, [sample]), tools.counts(sample))
     logits = np.asarray(logits)[0, sample.prompt.slot_of_token]
-    np.testing.assert_allclose(logits, golden[f"{case}.train.mask_logits"][0], atol=1e-4)
+    np.testing.assert_allclose(logits, golden[f"{case}.train.mask_logits"][0], atol=1e-4, rtol=0)
     keep, wanted = logits > 0, sample.reference
     hit = (keep & wanted).sum()
     for name, value in {
@@ -68,7 +61,7 @@ def test_batch_equals_its_samples_padding_and_micro_batches_change_nothing(golde
     together = gradients(step, tools.batch(golden_vlm, samples), counts=counts)
     apart = gradients(step, *(tools.batch(golden_vlm, [sample]) for sample in samples), counts=counts)
     assert together[0] == pytest.approx(apart[0], abs=1e-5)
-    assert_close(together[1], apart[1], 1e-5)
+    tools.assert_close(together[1], apart[1], 1e-5)
     tokens = np.array([sample.answer.size for sample in samples])
     language = np.array([float(golden[f"{case}.train.lm_loss"]) for case in CASES])
     assert together[0]["language"] == pytest.approx((language * tokens).sum() / tokens.sum(), abs=1e-5)
@@ -102,7 +95,7 @@ def test_dropout_belongs_to_the_sample_not_to_its_batch(golden_vlm, golden, plai
     step = tools.make_step(model, seed=3)
     together = gradients(step, tools.batch(golden_vlm, samples), counts=counts)
     apart = gradients(step, *(tools.batch(golden_vlm, [s], first=i) for i, s in enumerate(samples)), counts=counts)
-    assert_close(together[1], apart[1], 1e-5)
+    tools.assert_close(together[1], apart[1], 1e-5)
     step.seed = 4
     other = gradients(step, tools.batch(golden_vlm, samples), counts=counts)
     without = gradients(plain, tools.batch(golden_vlm, samples), counts=counts)

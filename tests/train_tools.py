@@ -43,3 +43,11 @@ def with_glimpse(model, **changes) -> nnx.Module:
     copy = nnx.merge(graph, state)
     copy.glimpse_config = dataclasses.replace(model.glimpse_config, **changes)
     return copy
+
+
+def assert_close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float) -> None:
+    """Every gradient is within `tolerance` of its norm."""
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        error = np.linalg.norm(found[name] - value) / max(np.linalg.norm(value), 1e-6)
+        np.testing.assert_allclose(error, 0, atol=tolerance, err_msg=name)
