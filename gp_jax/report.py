@@ -17,11 +17,11 @@ from etils import epath
 from PIL import Image
 
 from gp_jax.disk import kind_of, parse_json, read_bytes, set_aside, write_text, writing
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, one_line
 from gp_jax.version import __version__
 
 MAX_METRICS = 1 << 30  # bytes of metrics.jsonl
-FLUSH_SECONDS = 60.0
+FLUSH_SECONDS = 120.0
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tensorflow-datasets", "numpy")
 
 
@@ -74,9 +74,12 @@ class Events:
         from tensorboardX.record_writer import directory_check
 
         self._folder, self._flushed = folder, time.monotonic()
-        with writing(folder):
-            directory_check(folder)
-            self._writer = EventsWriter(f"{folder}/events")
+        try:
+            with writing(folder):
+                directory_check(folder)
+                self._writer = EventsWriter(f"{folder}/events")
+        except ImportError as error:  # of what writes to a store
+            raise GlimpseError(f"{folder}: cannot be written ({one_line(error)})") from error
         if purge is not None:
             self._add(step=purge, session_log=SessionLog(status=SessionLog.START))
 

@@ -4,6 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
+
+from gp_jax import compiled
 
 PROGRAM = """
 import json
@@ -68,3 +72,43 @@ def test_programs_are_forgotten_before_the_system_has_no_mappings_left():
     before, after = next((a[0], b[0]) for a, b in zip(counts, counts[1:], strict=False) if b[1])
     assert before > counts[0][0] + 80 and after < before - 40
     assert not any(forgot for count, forgot in counts[:16])
+
+
+def test_damaged_programs_are_one_line_and_written_anew(tmp_path):
+    """Cut, empty, garbage, none at all: whatever became of the entries."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "XLA_FLAGS": ""}
+
+    def start() -> tuple[str, int]:
+        program = "from gp_jax import compiled\ncompiled.keep_compiled()\n" + PROGRAM
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+        return done.stderr, json.loads(done.stdout.splitlines()[-1])[0]
+
+    assert start() == ("", 0)
+    entries = sorted(path for path in tmp_path.iterdir() if path.name.endswith("-cache"))
+    for number, path in enumerate(entries):
+        content = path.read_bytes()
+        path.unlink()
+        if number % 4 == 3:
+            path.mkdir()
+        else:
+            path.write_bytes((content[:100], b"", bytes(reversed(content)))[number % 4])
+    said, found = start()
+    assert found == 0 and said.count("\n") == 1 and said.startswith(f"compiled programs in {tmp_path} cannot be read (first jit_")
+    assert start() == ("", len(entries))
+
+
+def test_other_warnings_are_shown_as_ever(monkeypatch, capsys, tmp_path):
+    passed, said = [], SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=str(tmp_path)))
+    monkeypatch.setattr(compiled, "jax", said)
+    monkeypatch.setattr("warnings.showwarning", compiled.OneLine(lambda *words, **_: passed.append(str(words[0]))))
+    for name in ("undated", "dated"):
+        (tmp_path / f"{name}-1-cache").touch()
+    (tmp_path / "dated-1-atime").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning("something else", UserWarning, "file", 1)
+        for program in ("jit_a", "jit_b"):
+            warnings.showwarning(f"Error writing persistent compilation cache entry for '{program}': OSError: full", UserWarning, "file", 1)
+    said = capsys.readouterr().err
+    assert passed == ["something else"] and said.count("\n") == 1 and "cannot be written (first jit_a: OSError: full)" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"dated-1-cache", "dated-1-atime"}

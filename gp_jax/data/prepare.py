@@ -166,8 +166,8 @@ def _check_folder(out: Path) -> None:
 def _resume(plan: _Plan, overwrite: bool) -> bool:
     """Makes the folder ready for this plan. Returns: whether its work is finished already."""
     path = plan.out / STATE
-    known = None if overwrite or kind_of(path) is None else _known(path)
-    if known is None:
+    known = {} if overwrite or kind_of(path) is None else _known(path)
+    if overwrite or (not known and kind_of(plan.out / "dataset_info.json") is None):
         write_text(path, "{}\n")  # from here on what was there before is not whole
         for old in plan.out.iterdir():
             if old.name == "parts" or old.name.endswith(".partial"):

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,6 +162,8 @@ def _check_shards(folder: Path, paths: list[Path]) -> None:
     """Raises: GlimpseError unless every shard is as long as it was written; folders of before do not say."""
     sizes = read_json(folder / SIZES, required=False)
     for path in paths:
+        if not os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep):
+            raise GlimpseError(f"{folder / 'dataset_info.json'}: names a shard outside the folder ({path})")
         check_regular(path)
         written, size = sizes.get(path.name), path.stat().st_size
         if written not in (None, size):

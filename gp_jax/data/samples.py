@@ -50,9 +50,10 @@ class SampleMaker:
     def _own(self) -> frozenset[int]:
         """Tokens that make a conversation: those of special meaning in a rendered prompt, what stands for a picture, what ends an answer.
         No question and no answer may hold one. What another model has in their place is plain text."""
-        prompt, special = self.processor.tokenize([self.processor.chat(1, "?")])[0], self.processor.tokenizer.all_special_ids
+        prompt, tokenizer = self.processor.tokenize([self.processor.chat(1, "?")])[0], self.processor.tokenizer
+        special = {*tokenizer.all_special_ids, *(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)}
         pictures = (self.config.image_token_id, self.config.video_token_id)
-        return frozenset({*(set(prompt) & set(special)), *pictures, *self.config.eos_token_ids, self._end} - {None})
+        return frozenset({*(set(prompt) & special), *pictures, *self.config.eos_token_ids, self._end} - {None})
 
     def _framing(self, images: int) -> Counter[int]:
         """How often these tokens are in a prompt about so many pictures."""
@@ -101,9 +102,9 @@ class SampleMaker:
 
     def _measure(self, entries: Sequence[Entry], suffix: str) -> list[Length | str]:
         short = [entry for entry in entries if max(len(entry.question), len(entry.answer)) <= LONGEST]
-        prompts = self.processor.tokenize([self.processor.chat(len(e.sizes), question_text(e.question, suffix)) for e in short])
-        answers = self.processor.tokenize([entry.answer.strip() for entry in short], prompts=False)
-        tokens, found = zip(prompts, answers, strict=True), []
+        prompts = [self.processor.chat(len(entry.sizes), question_text(entry.question, suffix)) for entry in short]
+        answers, tokenize, found = [entry.answer.strip() for entry in short], self.processor.tokenize, []
+        tokens = zip(tokenize(prompts), tokenize(answers, prompts=False), strict=True) if short else iter(())
         for entry in entries:
             if max(len(entry.question), len(entry.answer)) > LONGEST:
                 found.append(f"it has more than {LONGEST} characters")

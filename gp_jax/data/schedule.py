@@ -53,8 +53,8 @@ class Schedule:
                     self.left_out.setdefault(own[record], []).append((number, int(record)))
         needs = [lengths[s][i].shape for s, own in enumerate(self.members) for i in own]
         if not needs:
-            reasons = "; ".join(f"{len(records)} because {reason}" for reason, records in self.left_out.items())
-            raise GlimpseError(f"no record is left of {', '.join(f'{s.path} ({s.split})' for s in sources)}: left out are {reasons}")
+            reasons = "; ".join(f"{len(records)} are left out because {reason}" for reason, records in self.left_out.items())
+            raise GlimpseError(f"no record is left of {', '.join(f'{s.path} ({s.split})' for s in sources)}: {reasons or 'there is none'}")
         for source, own in zip(sources, self.members, strict=True):
             if source.weight is not None and not own.size:  # others would be repeated in its place
                 raise GlimpseError(f"data source {source.path} ({source.split}): weight={source.weight}, but none of its records is left")

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from gp_jax.base_settings import BaseConfig, ScenesConfig
 from gp_jax.checkpoint import read_params, run_folder
 from gp_jax.data.feed import Loaded, Placer, load, local_rows
-from gp_jax.disk import read_json
+from gp_jax.disk import read_bytes, read_json
 from gp_jax.errors import GlimpseError
 from gp_jax.lvlm import LVLM
 from gp_jax.pretrained.hf_config import model_config
@@ -143,7 +143,7 @@ def identity(config: BaseConfig, folder: Path) -> dict[str, Any]:
     if not chosen["loss"]["reading_weight"]:
         del chosen["loss"]["reading_weight"], chosen["loss"]["reading_layer"]
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(read_bytes(path, 1 << 30) for path in files)).hexdigest()[:16]
     return {"stage": "base", "model": digest} | chosen
 
 
