@@ -11,7 +11,7 @@ from gp_jax.data.formats import LONGEST
 from gp_jax.data.masks import evidence
 from gp_jax.data.record import BadRecord, Entry, Record
 from gp_jax.data.schedule import Length
-from gp_jax.errors import GlimpseError, one_line, some
+from gp_jax.errors import GlimpseError, one_line, reason, some
 from gp_jax.images import decode
 from gp_jax.layout import pack_windows, read_samples
 from gp_jax.processing import Processor
@@ -131,7 +131,6 @@ class SampleMaker:
         except (OSError, MemoryError):
             raise
         except Exception as error:  # one record must not end the work, whatever is wrong with it
-            reason = error if isinstance(error, GlimpseError) else f"{type(error).__name__}: {one_line(error)}"
-            raise BadRecord(f"record {record.id}: {reason}") from error
+            raise BadRecord(f"record {record.id}: {reason(error)}") from error
         reference = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, bool)
         return TrainSample(prompt, np.array([*answer, self._end], np.int32), reference)

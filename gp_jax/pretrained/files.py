@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from gp_jax.disk import kind_of, path_of, read_json, writing
+from gp_jax.disk import kind_of, path_of, read_json, reading, writing
 from gp_jax.errors import GlimpseError, one_line, some
 from gp_jax.pretrained.sources import SafetensorsSource, TensorSource, TorchSource
 
@@ -155,9 +155,9 @@ def digest_of(path: Path, blocks: int = 1024, length: int = 1 << 16) -> str:
 
 
 def _feed(digest: Any, path: Path, blocks: int, length: int) -> None:
-    size = path.stat().st_size
-    digest.update(f"{path.name} {size}".encode())
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(f"{path.name} {size}".encode())
         for start in range(0, size, max(length, size // blocks)):
             file.seek(start)
             digest.update(file.read(length))
