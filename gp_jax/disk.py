@@ -12,9 +12,12 @@ import stat
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gp_jax.errors import GlimpseError, one_line, printable
+
+if TYPE_CHECKING:
+    from etils import epath
 
 MAX_JSON = 8 << 20  # bytes: parsed, the worst of texts takes some twenty times its length
 MAX_DEPTH = 64  # of nested lists and objects
@@ -26,9 +29,21 @@ def path_of(name: str | os.PathLike) -> Path:
     try:
         path = Path(name).expanduser()
         os.fsencode(path)
-    except (RuntimeError, ValueError, TypeError) as error:  # of nobody's home, with half a surrogate, or no text
+    except (RuntimeError, ValueError, TypeError) as error:  # `~` of an unknown user, half a surrogate, not text
         raise GlimpseError(f"{printable(name, 80)}: is not a path ({one_line(error)})") from error
     return path
+
+
+def folder_of(name: str) -> "Path | epath.Path":
+    """A local folder, or one of an object store. Raises: GlimpseError for what is neither."""
+    if "://" not in name:
+        return path_of(name)
+    from etils import epath  # slow to import
+
+    try:
+        return epath.Path(name)
+    except (KeyError, ValueError) as error:
+        raise GlimpseError(f"{name}: is not a kind of store that is known here") from error
 
 
 def kind_of(path: Path) -> str | None:

@@ -1,7 +1,7 @@
 """One process at a time writes to a folder; the lock dies with its holder.
 
 Locally it is the system's own lock on a file. Object stores and some shared file systems have none: there a mark is written again every few
-seconds, and one that has not been written for a while belongs to nobody. Two that begin within the same second may both see no mark.
+seconds, and a mark that has not been written for a while no longer counts. Two that begin within the same second may both see no mark.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def _beating(path: epath.Path, what: str) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
-        write_text(path, json.dumps(mine | {"time": time.time()}))  # whole or not at all: half a mark would be nobody's
+        write_text(path, json.dumps(mine | {"time": time.time()}))  # whole or not at all: half a mark would not count
 
     def go_on() -> None:
         while not stop.wait(BEAT):

@@ -140,7 +140,7 @@ class GlimpseVLM:
             input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes: what the model's Hugging Face processor returns, as
                 numpy. Rows may be padded on either side; images belong to the image tokens in order.
             prune: Prune settings, None for none, "auto" for those in the glimpse's config.
-            max_new_tokens: at most so many.
+            max_new_tokens: the most.
             temperature: 0 is greedy; top_k (0 off), top_p (1 off) and seed matter above 0.
             eos_token_id: id or ids that end a sample; "auto": the checkpoint's; None: never end early.
             stream: called with the new tokens (B,) int32 of every step; padding on samples that have ended.

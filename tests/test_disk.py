@@ -21,6 +21,7 @@ from gp_jax.disk import (
     read_bytes,
     read_json,
     read_text,
+    whole,
     write_text,
     writing,
 )
@@ -35,6 +36,19 @@ def test_messages_show_what_terminals_would_act_on():
     assert one_line("a\n  b\x1b") == "a b\\x1b" and one_line(KeyError()) == "KeyError"
     assert some(["a", "b"]) == "a, b" and some(range(10), 3) == "0, 1, 2 and 7 more"
     assert printable("a" * 50, 20).startswith("a" * 15 + " ... ")
+
+
+def test_of_a_file_that_is_not_finished_nothing_is_left(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    for error, seen in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, "No space left"), GlimpseError)):
+        with pytest.raises(seen), whole(path) as scratch:
+            scratch.write_text("half")
+            raise error
+        assert path.read_text() == "old" and os.listdir(tmp_path) == ["table.csv"]
+    with whole(path) as scratch:
+        scratch.write_text("new")
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["table.csv"]
 
 
 def test_only_regular_files_of_bounded_size_are_read(tmp_path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gp_jax.data.builder import SIZES, SUFFIX, decode
 from gp_jax.data.record import BadRecord, Entry, Record
 from gp_jax.data.report import read_as, say
-from gp_jax.disk import check_regular, kind_of, path_of, read_bytes, read_json
+from gp_jax.disk import check_regular, folder_of, kind_of, read_bytes, read_json
 from gp_jax.errors import GlimpseError, one_line
 
 if TYPE_CHECKING:
@@ -112,18 +112,6 @@ def open_prepared(folder: "str | epath.PathLike", split: str = "train", progress
     source = PreparedSource(str(folder), split, progress)
     len(source)
     return source
-
-
-def folder_of(name: str) -> "Path | epath.Path":
-    """A local folder, or one of an object store. Raises: GlimpseError for what is neither."""
-    if "://" not in name:
-        return path_of(name)
-    from etils import epath
-
-    try:
-        return epath.Path(name)
-    except (KeyError, ValueError) as error:
-        raise GlimpseError(f"{name}: is not a kind of store that is known here") from error
 
 
 def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:

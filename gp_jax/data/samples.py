@@ -55,7 +55,7 @@ class SampleMaker:
         return frozenset({*(set(prompt) & set(special)), *pictures, *self.config.eos_token_ids, self._end} - {None})
 
     def _framing(self, images: int) -> Counter[int]:
-        """How often these tokens are in a prompt about so many pictures."""
+        """How often these tokens are in a prompt about this number of pictures."""
         if images not in self._framings:
             prompt = self.processor.tokenize([self.processor.chat(images, "?")])[0]
             self._framings[images] = Counter(token for token in prompt if token in self._own)

@@ -1,6 +1,6 @@
 """Answers a task's records under every plan, resumably, by one process or several.
 
-Batches are the same for any number of processes: records in the order of their sizes, so many at a time. Process p of P answers every
+Batches are the same for any number of processes: records in the order of their sizes, `batch` at a time. Process p of P answers every
 P-th batch and appends to a file of its own in the same folder; what any of them has answered before is not answered again, unless
 the question behind the same id is another one now, or the retention that a plan has to match.
 """

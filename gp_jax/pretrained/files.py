@@ -134,7 +134,7 @@ def _same(source: TensorSource, released: Path) -> bool:
         other = TorchSource([released], str(released))
         alike = source.shapes == other.shapes
         return alike and all(np.array_equal(*(np.float32(s.read(key, ())) for s in (source, other))) for key in source.shapes)
-    except GlimpseError:  # nobody reads that file
+    except GlimpseError:  # that file is not used
         return False
 
 
