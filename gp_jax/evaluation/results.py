@@ -176,17 +176,17 @@ def part_path(path: Path, process: int) -> Path:
 
 
 class Saved:
-    """A task's predictions in the files of all processes, as these grow: what was read is not read again. task: None for all."""
+    """Predictions in the files of all processes, as these grow: what was read is not read again."""
 
-    def __init__(self, path: Path, task: str | None = None):
-        self.path, self.task, self._ends, self._found = path, task, {}, {}
+    def __init__(self, path: Path):
+        self.path, self._ends, self._found = path, {}, {}
 
     def read(self) -> list[Prediction]:
         """As `read_predictions`."""
         for part in _parts(self.path):
             start = self._ends.get(part, 0)
             found, self._ends[part] = _numbered(part, start)
-            self._found |= {key: prediction for key, (_, prediction) in found.items() if self.task in (None, prediction.task)}
+            self._found |= {key: prediction for key, (_, prediction) in found.items()}
         return list(self._found.values())
 
 
