@@ -146,7 +146,7 @@ def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:
 
 
 def _check_shards(folder: Path, paths: list[Path]) -> None:
-    """Raises: GlimpseError unless every shard is as long as it was written; folders of before do not say."""
+    """Raises: GlimpseError unless every shard is as long as it was written; a folder without a list of lengths is not checked."""
     sizes = read_json(folder / SIZES, required=False)
     for path in paths:
         check_regular(path)

@@ -14,8 +14,8 @@ LONGEST = 4 << 20  # bytes of a line: what is longer is damaged
 
 
 def read_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Complete lines behind the first `start` bytes and their numbers, from 1; of one that is too long only its beginning. None where
-    there is no file.
+    """Complete lines after the first `start` bytes, with their numbers counted from 1. A line that is too long is cut. No lines where there
+    is no file.
 
     A last line without its line break was left half-written by a killed run and is not among them. Raises: GlimpseError for what is no
     regular file or cannot be read.
