@@ -14,7 +14,7 @@ from gp_jax.buckets import Ladders
 from gp_jax.clock import Clock
 from gp_jax.disk import read_json
 from gp_jax.engine import Engine
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, shown
 from gp_jax.glimpse.select import Prune
 from gp_jax.images import MAX_PIXELS, ImageLike
 from gp_jax.inference import fitting_inputs, inference_buckets, inference_inputs
@@ -84,7 +84,7 @@ class GlimpseVLM:
         Raises: GlimpseError that names the file, field or keys at fault.
         """
         if dtype is not None and str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
-            raise GlimpseError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+            raise GlimpseError(f"dtype={shown(dtype)} is not one of {', '.join(DTYPES)}")
         folder = files.find_model(path_or_hub_id, ALL_FILES)
         hf_config = read_config(folder)
         check_quantised(hf_config, folder / "config.json")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from gp_jax.disk import kind_of, path_of, read_json, reading, writing
-from gp_jax.errors import GlimpseError, one_line, some
+from gp_jax.errors import GlimpseError, one_line, shown, some
 from gp_jax.pretrained.sources import SafetensorsSource, TensorSource, TorchSource
 
 INDEX = "model.safetensors.index.json"
@@ -91,7 +91,7 @@ def base_source(folder: Path) -> TensorSource:
 def chosen_source(folder: Path, name: Any) -> TensorSource:
     """Of the file that a `config.json` names, as transformers lets it."""
     if not (isinstance(name, str) and name == Path(name).name and name.endswith((".safetensors", ".safetensors.index.json"))):
-        raise GlimpseError(f"{folder / 'config.json'}: {CHOSEN}={name!r} must name a safetensors file, or its index, in this folder")
+        raise GlimpseError(f"{folder / 'config.json'}: {CHOSEN}={shown(name)} must name a safetensors file, or its index, in this folder")
     path = folder / name
     return SafetensorsSource(shards(path) if name.endswith(".json") else [path], str(path))
 
