@@ -9,8 +9,7 @@ import operator
 from dataclasses import dataclass, fields
 
 from gp_jax.errors import GlimpseError, TooLong, one_line, some
-
-LARGEST = 2**31 - 1  # lengths are integers of 32 bits on devices
+from gp_jax.schema import LARGEST
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from gp_jax.disk import kind_of, path_of, writing
+from gp_jax.disk import folder_of, kind_of, writing
 from gp_jax.errors import GlimpseError, one_line
 
 policies = ocp.training.preservation_policies
@@ -28,14 +28,12 @@ policies = ocp.training.preservation_policies
 
 def run_folder(out: str) -> epath.Path:
     """The run folder: an absolute path, or a URI such as gs://bucket/run as it is. Raises: GlimpseError for what can be none."""
+    folder = folder_of(out)
     if "://" in out:
-        try:
-            return epath.Path(out)
-        except (KeyError, ValueError) as error:
-            raise GlimpseError(f"--out {out}: is not a kind of store that is known here") from error
-    if not out or kind_of(path_of(out)) not in (None, "folder"):
+        return folder
+    if not out or kind_of(folder) not in (None, "folder"):
         raise GlimpseError(f"--out {out}: is not a folder")
-    return epath.Path(path_of(out).resolve())
+    return epath.Path(folder.resolve())
 
 
 def checksum(tree: Any) -> int:
@@ -153,7 +151,7 @@ class Checkpoints:
                 self._manager.wait()
 
     def rate(self, step: int, loss: float) -> None:
-        """Says what a validation found of a checkpoint that lies there already, before anything is saved behind it."""
+        """Adds a validation's loss to a checkpoint that is on disk already, before a later one is saved."""
         scratch = self.folder / str(step) / ".metrics.partial"
         if jax.process_index() == 0 and math.isfinite(loss):
             with writing(scratch):

@@ -91,7 +91,7 @@ class OneLine:
             then = "such programs are compiled again" if verb == "reading" else "they are compiled again next time"
             what = "cannot be read" if verb == "reading" else "cannot be written"
             print(f"compiled programs in {folder} {what} (first {program}: {one_line(reason)}); {then}", file=sys.stderr)
-        if folder and "://" not in folder:
+        if folder and "://" not in folder and (verb == "reading" or _dates_entries()):
             entries = Path(folder).glob(f"{glob.escape(program)}-*-cache" if verb == "reading" else "*-cache")
             _remove(path for path in entries if not (_readable(path) if verb == "reading" else _dated(path)))
 
@@ -117,8 +117,13 @@ def _readable(path: Path) -> bool:
     return True
 
 
+def _dates_entries() -> bool:
+    """Whether JAX notes when entries are used. In a folder without a largest size, which may be a user's own, it does not."""
+    return jax.config.jax_compilation_cache_max_size != -1
+
+
 def _dated(path: Path) -> bool:
-    """Whether it is known when an entry was last used: JAX writes nothing more into a folder where it is not."""
+    """Whether it is known when an entry was last used: where JAX notes that, it writes nothing more into a folder with one that is not."""
     return path.with_name(path.name.removesuffix("-cache") + "-atime").is_file()
 
 

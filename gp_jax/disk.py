@@ -12,12 +12,16 @@ import stat
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gp_jax.errors import GlimpseError, one_line, printable
 
+if TYPE_CHECKING:
+    from etils import epath
+
 MAX_JSON = 8 << 20  # bytes: parsed, the worst of texts takes some twenty times its length
 MAX_DEPTH = 64  # of nested lists and objects
+NESTED = (dict, list)
 
 
 def path_of(name: str | os.PathLike) -> Path:
@@ -25,9 +29,21 @@ def path_of(name: str | os.PathLike) -> Path:
     try:
         path = Path(name).expanduser()
         os.fsencode(path)
-    except (RuntimeError, ValueError, TypeError) as error:  # of nobody's home, with half a surrogate, or no text
+    except (RuntimeError, ValueError, TypeError) as error:  # `~` of an unknown user, half a surrogate, not text
         raise GlimpseError(f"{printable(name, 80)}: is not a path ({one_line(error)})") from error
     return path
+
+
+def folder_of(name: str) -> "Path | epath.Path":
+    """A local folder, or one of an object store. Raises: GlimpseError for what is neither."""
+    if "://" not in name:
+        return path_of(name)
+    from etils import epath  # slow to import
+
+    try:
+        return epath.Path(name)
+    except (KeyError, ValueError) as error:
+        raise GlimpseError(f"{name}: is not a kind of store that is known here") from error
 
 
 def kind_of(path: Path) -> str | None:
@@ -76,12 +92,9 @@ def check_regular(path: Path) -> None:
 def read_bytes(path: Path, most: int) -> bytes:
     """A file's content. Raises: GlimpseError when it is missing, no regular file, longer than `most`, or cannot be read."""
     check_regular(path)
-    try:
-        with path.open("rb") as file:
-            too_long = os.fstat(file.fileno()).st_size > most  # a file of nothing but holes may be of any size
-            content = b"" if too_long else file.read(most + 1)
-    except OSError as error:
-        raise GlimpseError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with reading(path), path.open("rb") as file:
+        too_long = os.fstat(file.fileno()).st_size > most  # a file of nothing but holes may be of any size
+        content = b"" if too_long else file.read(most + 1)
     if too_long or len(content) > most:
         raise GlimpseError(f"{path}: is larger than {most >> 10} KiB")
     return content
@@ -103,7 +116,7 @@ def parse_json(text: str | bytes, where: object) -> Any:
         raise GlimpseError(f"{where}: is not valid JSON ({one_line(error)})") from error
     level = [[value]]
     for _ in range(MAX_DEPTH + 1):
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)]
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, NESTED)]
         if not level:
             return value
     raise GlimpseError(f"{where}: is not valid JSON (more than {MAX_DEPTH} levels deep)")
@@ -138,15 +151,30 @@ def writing(path: object) -> Iterator[None]:
         raise GlimpseError(f"{named}: cannot be written ({error.strerror or one_line(error)})") from error
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives the place to write a file to; it takes its name when the block ends well, and otherwise nothing is left of it.
+
+    Args: path: local or of etils.epath. Raises: GlimpseError that names it.
+    """
+    scratch = path.parent / f".{path.name}.partial"
+    with writing(path):
+        try:
+            yield scratch
+            scratch.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            raise
+
+
 def write_text(path: Path, text: str) -> None:
     """A file in UTF-8, whole or not at all. path: local or of etils.epath. Raises: GlimpseError that names it.
 
     Halves of surrogates are written as JSON escapes them.
     """
-    scratch = path.parent / f".{path.name}.partial"
-    with writing(path):
+    with whole(path) as scratch:
         scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
-        scratch.replace(path)
 
 
 def set_aside(path: Path) -> Path:

@@ -54,7 +54,7 @@ def score(model: LVLM, *args: object, cut: Cut) -> tuple:
 
 
 def last_head(_: None, heads: jax.Array) -> jax.Array:
-    """Which decides. (heads, B, M) -> (B, M)."""
+    """Keeps the last head: it alone decides. (heads, B, M) -> (B, M)."""
     return heads[-1]
 
 
@@ -69,7 +69,7 @@ def compact(_: None, stream: Stream, stays: jax.Array, cut: Cut, length: int) ->
 
 
 def check_finite(broken: np.ndarray, steps: int) -> None:
-    """Raises: GlimpseError when a sample's logits were not finite in one of its first so many steps. broken: (samples,) bool."""
+    """Raises: GlimpseError when a sample's logits were not finite in one of its first `steps` steps. broken: (samples,) bool."""
     if broken.any():
         which, where = int(np.argmax(broken)) + 1, "for the first new token" if steps == 1 else f"among the first {steps} new tokens"
         raise GlimpseError(

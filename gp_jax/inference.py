@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 
 from gp_jax.buckets import Ladder, Ladders
+from gp_jax.choices import check_choice
 from gp_jax.config import GlimpseConfig, ModelConfig
 from gp_jax.errors import GlimpseError, TooLong
 from gp_jax.glimpse.select import Prune
@@ -207,8 +208,7 @@ def inference_fn(
         window = config.vision.merge_unit * config.vision.window_side**2
         raise GlimpseError(f"{most} patches are less than an attention window of this model, {window}; raise Ladders.patches")
     max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
-    if attention not in KERNELS:
-        raise GlimpseError(f"attention={attention!r} is not one of {', '.join(KERNELS)}")
+    check_choice("attention", attention, KERNELS)
     settings = partial(sampling_settings, config, 0.0, 0, 1.0, 0, eos_token_id)
     settings()  # raises now, not when it is traced
 

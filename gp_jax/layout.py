@@ -1,4 +1,4 @@
-"""From what a Hugging Face processor returns to padded arrays. Everything here is numpy on the host: grids die here.
+"""From what a Hugging Face processor returns to padded arrays. All of it is numpy on the host; image grids are not used beyond it.
 
 Vision slots. A sample's visual tokens are reordered so that attention windows lie in blocks of equal size: full windows first,
 then the partial ones of image borders, several to a block where they fit (first-fit decreasing). Window attention is then a

@@ -9,7 +9,7 @@ from gp_jax.errors import GlimpseError, one_line
 
 
 def load_class(module: str, name: str) -> Any:
-    """A class, or what else a module has: of transformers, which is slow to import, and imports what it finds installed.
+    """A class or function of a module, here of transformers: it is slow to import, and imports optional packages that are installed.
 
     Raises: GlimpseError that names the package at fault.
     """
@@ -32,7 +32,7 @@ def broken(module: str, error: BaseException) -> GlimpseError:
 def guarded(wrong: str, call: Callable[[], Any]) -> Any:
     """What a library's call gives. Raises: GlimpseError that begins with `wrong`, for whatever the library raises.
 
-    The tokenizers library panics where it was not meant to come, which Python is told as an exception that is no Exception.
+    The tokenizers library may panic. Python sees that as a PanicException, which is no subclass of Exception.
     """
     try:
         return call()

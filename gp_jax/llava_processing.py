@@ -35,8 +35,7 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
     """The prompt of LLaVA-1.5: pictures in front of the text of their turn, generation prompt included."""
     system, turns = SYSTEM, []
     for message in messages:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = parts_of(message)
         text = "".join(part["text"] for part in parts if part["type"] == "text")
         if message["role"] == "system":
             system = text

@@ -90,7 +90,7 @@ def _beating(path: epath.Path, what: str) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
-        write_text(path, json.dumps(mine | {"time": time.time()}))  # whole or not at all: half a mark would be nobody's
+        write_text(path, json.dumps(mine | {"time": time.time()}))  # whole or not at all: half a mark would not count
 
     def go_on() -> None:
         while not stop.wait(BEAT):

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field
 
 from gp_jax.disk import kind_of, read_json
-from gp_jax.errors import GlimpseError, one_line, printable
+from gp_jax.errors import GlimpseError, one_line, shown
 from gp_jax.library import broken, load_class
 from gp_jax.schema import checked
 
@@ -78,7 +78,7 @@ def read_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     settings = read_json(shared, required=False).get("image_processor")
     if settings is not None:
         if not isinstance(settings, dict):
-            raise GlimpseError(f"{shared}: image_processor={printable(repr(settings), 80)} must be an object")
+            raise GlimpseError(f"{shared}: image_processor={shown(settings)} must be an object")
         return shared, settings
     own = folder / OWN
     return (own, read_json(own)) if kind_of(own) is not None else None
@@ -94,7 +94,7 @@ def missing(folder: Path) -> GlimpseError:
 def check_model(settings: Mapping[str, Any], model: Mapping[str, Any], path: Path) -> None:
     """Raises: GlimpseError when a setting is not what the model fixes."""
     other = {name: value for name, value in model.items() if settings.get(name, value) != value}
-    wrong = [f"{name}={printable(repr(settings[name]), 80)} (model: {value})" for name, value in other.items()]
+    wrong = [f"{name}={shown(settings[name])} (model: {value})" for name, value in other.items()]
     if wrong:
         raise GlimpseError(f"{path}: does not fit the model: {', '.join(wrong)}")
 
@@ -125,7 +125,7 @@ def tried(processor: "PilBackend", side: int, path: Path, **options: Any) -> Map
 
 
 def pixel_limits(processor: "PilBackend", path: Path) -> None:
-    """Raises: GlimpseError unless a Qwen processor's least and most pixels can be kept; warns where the file names none."""
+    """Raises: GlimpseError unless a Qwen processor's least and most pixels can be kept."""
     least, most = (getattr(processor.size, name, None) for name in ("shortest_edge", "longest_edge"))
     if not least or not most:
         raise GlimpseError(f"{path}: size must hold shortest_edge and longest_edge (least and most pixels), or min_pixels and max_pixels")

@@ -192,7 +192,7 @@ def best_pinpoint(pinpoints: Sequence[Grid], height: int, width: int) -> Grid:
 
 
 def tiled(vision: ClipConfig, height: int, width: int) -> Plot:
-    """Views of a picture of so many pixels: the overview and the detail, cropped to where the picture is."""
+    """Views of a picture of this size in pixels: the overview and the detail, cropped to where the picture is."""
     side, (high, wide) = vision.window_side, best_pinpoint(vision.pinpoints, height, width)
     rows, columns = side * (high // vision.image_size), side * (wide // vision.image_size)
     top = left = 0

@@ -116,7 +116,7 @@ class Processor:
         return bool(self.image_processor.do_resize)
 
     def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "Processor":
-        """The same, with larger pictures scaled down to at most so many visual tokens each, and smaller ones up to about the least."""
+        """The same, with larger pictures scaled down to at most this number of visual tokens, and smaller ones up to about the least."""
         if min_visual_tokens > max_visual_tokens:
             raise GlimpseError(f"min_visual_tokens={min_visual_tokens} is more than max_visual_tokens={max_visual_tokens}")
         if not self.shrinks:
@@ -138,7 +138,7 @@ class Processor:
         return self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
 
     def plot(self, width: int, height: int) -> Plot:
-        """Views and visual tokens of a picture with so many pixels, without looking at it. Raises: GlimpseError when it cannot be used."""
+        """Views and visual tokens of a picture of this size, without looking at it. Raises: GlimpseError when it cannot be used."""
         if not self.image_processor.do_resize:
             if width % self._side or height % self._side:
                 raise GlimpseError(
@@ -162,7 +162,7 @@ class Processor:
         return [image if area == (0, 0, *image.size) else image.crop(area) for area in areas]
 
     def fitted(self, image: Image.Image, grid: tuple[int, int]) -> Image.Image:
-        """A picture scaled to exactly so many (rows, columns) of visual tokens, which its own limits on pixels may still change."""
+        """A picture scaled to this grid of visual tokens (rows, columns), which the limits on pixels may still change."""
         return image.convert("RGB").resize((grid[1] * self._side, grid[0] * self._side), Image.Resampling.BICUBIC)
 
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -217,6 +217,12 @@ class Processor:
         if not found or self.tokenize([found], prompts=False)[0] != [number]:
             raise GlimpseError(f"{tokenizer.name_or_path}: the tokenizer does not fit the model: no text becomes its image token {number}")
         return found
+
+    def check(self, question: str, plots: Sequence[Plot]) -> None:
+        """Raises: GlimpseError when a question cannot be asked about pictures with these views. No pixel is looked at."""
+        if reason := self.refusal(question):
+            raise GlimpseError(f"the question {reason}")
+        self._tokens(self.chat(len(plots), question), [plot.rows.size for plot in plots])
 
     def tokenize(self, texts: Sequence[str], prompts: bool = True) -> list[list[int]]:
         """Token ids, one image token per picture. prompts: they begin a conversation; otherwise they go on with one.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gp_jax.errors import GlimpseError, printable
+from gp_jax.errors import GlimpseError, shown
 
 MAX_TEXT = 1 << 19  # bytes in UTF-8: as long as these models' longest context, and some 200 bytes each while they become tokens
 
@@ -51,7 +51,7 @@ def _message(message: object, where: str) -> Message:
         elif kind == "text" and isinstance(part.get("text"), str):
             parts.append({"type": "text", "text": _text(part["text"], where)})
         else:
-            raise GlimpseError(f"{where} has a part that is neither text nor image: {printable(repr(part), 80)}")
+            raise GlimpseError(f"{where} has a part that is neither text nor image: {shown(part)}")
     return {"role": role, "content": parts}
 
 
@@ -84,7 +84,7 @@ def check_rendered(text: str, messages: Sequence[Message], placeholder: str, fil
     squeezed = _squeezed(text)
     for role, own in said:
         if role == "user" and _squeezed(own) not in squeezed:
-            raise GlimpseError(f"{file}: the chat template leaves out the question {printable(repr(own), 80)}")
+            raise GlimpseError(f"{file}: the chat template leaves out the question {shown(own)}")
 
 
 def _squeezed(text: str) -> str:

@@ -51,7 +51,6 @@ Pixels = Annotated[int, Field(ge=1, le=2**13)]  # of a side
 Few = Annotated[int, Field(ge=1, le=16)]
 Share = Annotated[float, Field(ge=0, le=1), FromNumpy]
 Small = Annotated[float, Field(ge=1e-30, lt=1)]  # added to a divisor; less is 0 in float32
-Positive = Annotated[float, Field(gt=0, le=1e12), FromNumpy]
 RopeBase = Annotated[float, Field(ge=1, le=1e12)]  # below 1 frequencies would rise, above a cycle per token
 
 

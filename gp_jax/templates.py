@@ -114,10 +114,13 @@ class Worker:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         command = [sys.executable, "-P", template_worker.__file__, str(other.fileno())]
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()], env=environment)
-            other.close()
+            with other:
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()], env=environment)
             _reply(self._pipe, START)
-        except (EOFError, OSError) as error:
+        except BaseException as error:  # one that is ready later would give that as its first answer
+            self._stop()
+            if not isinstance(error, (EOFError, OSError)):
+                raise
             raise GlimpseError(f"chat templates cannot be rendered: {sys.executable} does not start ({one_line(error)})") from error
 
     def _stop(self) -> int | None:

@@ -47,7 +47,7 @@ class Directory:
         return self._unpack(self.long, self.entries[tag][4 : 12 if self.big else 8])
 
     def content(self, tag: int, most: int) -> bytes:
-        """The bytes of an entry's values, at most so many of them; none when there is no entry."""
+        """The bytes of an entry's values, at most `most` of them; none when there is no entry."""
         kind = self._unpack("H", self.entries[tag][2:4]) if tag in self.entries else None
         if kind not in self.NUMBERS and kind not in self.TEXTS:
             return b""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gp_jax.errors import GlimpseError, printable
+from gp_jax.errors import GlimpseError, shown
 
 PARTS = {
     "normalizer": "Sequence NFC NFD NFKC NFKD Prepend Replace Strip Lowercase StripAccents BertNormalizer Nmt Precompiled ByteLevel",
@@ -33,8 +33,7 @@ def check_tokenizer(content: Mapping[str, Any], where: object) -> None:
             raise GlimpseError(f"{where}: {name} is longer than {LONGEST_PART >> 10} KiB")
         for one in _objects(part):
             if one.get("type", "Sequence") not in kinds.split():
-                kind = printable(repr(one["type"]), 80)
-                raise GlimpseError(f"{where}: {name} of type {kind} is not supported ({kinds.replace(' ', ', ')})")
+                raise GlimpseError(f"{where}: {name} of type {shown(one['type'])} is not supported ({kinds.replace(' ', ', ')})")
             if "Regex" in one:
                 _check_pattern(one["Regex"], f"{where}: {name}")
             if one.get("String") == "":
@@ -46,7 +45,7 @@ def check_tokenizer(content: Mapping[str, Any], where: object) -> None:
     if not isinstance(model, dict):
         raise GlimpseError(f"{where}: model must be an object")
     if model.get("dropout"):
-        raise GlimpseError(f"{where}: model.dropout={printable(repr(model['dropout']), 40)}: a text must always become the same tokens")
+        raise GlimpseError(f"{where}: model.dropout={shown(model['dropout'])}: a text must always become the same tokens")
     vocabulary = model.get("vocab")
     words = vocabulary if isinstance(vocabulary, dict) else (one[0] for one in vocabulary or () if isinstance(one, list) and one)
     if any(len(str(word)) > LONGEST_TOKEN for word in words):
@@ -70,7 +69,7 @@ def _check_pattern(pattern: Any, where: str) -> None:
         raise GlimpseError(f"{where}: a pattern must be a text of at most {LONGEST_PATTERN} characters")
 
     def refuse(why: str) -> GlimpseError:
-        return GlimpseError(f"{where}: the pattern {printable(repr(pattern), 120)} {why}")
+        return GlimpseError(f"{where}: the pattern {shown(pattern, 120)} {why}")
 
     # Per open group whether something in it varies, that of the group just closed, and repetitions without end since the last |.
     varies, closed, repeated, endless = [False], None, False, 0

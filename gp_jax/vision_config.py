@@ -1,4 +1,4 @@
-"""What a vision tower is. Both kinds say what the rest of the house asks about: it never asks which kind it is."""
+"""What a vision tower is. Both configurations have the same interface, so callers never test which of them they have."""
 
 import math
 from dataclasses import dataclass
@@ -77,13 +77,13 @@ class VisionConfig:
         return self.window_size // self.spatial_merge_size // self.patch_size
 
     def slots_for(self, tokens: int) -> int:
-        """Vision slots that hold any one picture of so many visual tokens: at worst little more than half of each block is full, and a
+        """Vision slots that hold any picture of `tokens` visual tokens: at worst little more than half of each block is full, and a
         block more, for windows that a picture's border cuts share one only if two of them fit."""
         side = self.window_side
         return -(-tokens * side // (side // 2 + 1)) // side**2 * side**2 + side**2
 
     def tokens_in(self, slots: int, pictures: int = 1) -> int:
-        """Visual tokens that so many pictures of any shape may have together in so many vision slots."""
+        """Visual tokens that pictures of any shape, this number of them, may have together in these vision slots."""
         side = self.window_side
         return (slots - pictures * side**2) * (side // 2 + 1) // side
 

@@ -14,7 +14,7 @@ from gp_jax.buckets import Ladders
 from gp_jax.clock import Clock
 from gp_jax.disk import read_json
 from gp_jax.engine import Engine
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, shown
 from gp_jax.glimpse.select import Prune
 from gp_jax.images import MAX_PIXELS, ImageLike
 from gp_jax.inference import fitting_inputs, inference_buckets, inference_inputs
@@ -84,7 +84,7 @@ class GlimpseVLM:
         Raises: GlimpseError that names the file, field or keys at fault.
         """
         if dtype is not None and str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
-            raise GlimpseError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+            raise GlimpseError(f"dtype={shown(dtype)} is not one of {', '.join(DTYPES)}")
         folder = files.find_model(path_or_hub_id, ALL_FILES)
         hf_config = read_config(folder)
         check_quantised(hf_config, folder / "config.json")
@@ -140,7 +140,7 @@ class GlimpseVLM:
             input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes: what the model's Hugging Face processor returns, as
                 numpy. Rows may be padded on either side; images belong to the image tokens in order.
             prune: Prune settings, None for none, "auto" for those in the glimpse's config.
-            max_new_tokens: at most so many.
+            max_new_tokens: the most.
             temperature: 0 is greedy; top_k (0 off), top_p (1 off) and seed matter above 0.
             eos_token_id: id or ids that end a sample; "auto": the checkpoint's; None: never end early.
             stream: called with the new tokens (B,) int32 of every step; padding on samples that have ended.

@@ -42,6 +42,29 @@ def test_jax_has_the_last_word(tmp_path):
     assert run(tmp_path, JAX_ENABLE_COMPILATION_CACHE="0")[1] is None and not (tmp_path / "gp_jax").exists()
 
 
+def test_only_damaged_entries_go_and_one_line_says_so(tmp_path, monkeypatch, capsys):
+    """A folder without a largest size, such as a user's own, has no dates: what is in it is not damaged for that."""
+    config = SimpleNamespace(jax_compilation_cache_dir=str(tmp_path), jax_compilation_cache_max_size=-1)
+    monkeypatch.setattr(compiled.jax, "config", config)
+    others, entry, other = [], tmp_path / "jit_f-1-cache", tmp_path / "jit_g-1-cache"
+    show = compiled.OneLine(lambda *args, **_: others.append(args))
+    for path in (entry, other):
+        path.write_bytes(b"neither zlib nor zstandard")
+    full = "Error writing persistent compilation cache entry for 'jit_h': OSError: No space left on device"
+    show(full)
+    assert entry.exists() and other.exists()
+    show("Error reading persistent compilation cache entry for 'jit_f': ValueError: damaged")
+    assert not entry.exists() and other.exists()
+    config.jax_compilation_cache_max_size = 1 << 30
+    (tmp_path / "jit_d-1-cache").write_bytes(b"")
+    (tmp_path / "jit_d-1-atime").write_bytes(b"")
+    show(full)
+    assert sorted(os.listdir(tmp_path)) == ["jit_d-1-atime", "jit_d-1-cache"]
+    assert len(capsys.readouterr().err.splitlines()) == 2, "one of reading, one of writing"
+    show("something else")
+    assert others == [("something else",)]
+
+
 ROOM = """
 import json
 import jax, jax.numpy as jnp

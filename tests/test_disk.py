@@ -1,16 +1,11 @@
-"""Files from strangers, locks, and what messages show."""
+"""Files from strangers, and what messages show."""
 
 import errno
 import json
 import os
-import subprocess
-import sys
-import time
 
 import pytest
-from etils import epath
 
-from gp_jax import lock
 from gp_jax.disk import (
     MAX_DEPTH,
     MAX_JSON,
@@ -21,11 +16,11 @@ from gp_jax.disk import (
     read_bytes,
     read_json,
     read_text,
+    whole,
     write_text,
     writing,
 )
 from gp_jax.errors import LONGEST, GlimpseError, one_line, printable, some
-from gp_jax.lock import only_one
 
 
 def test_messages_show_what_terminals_would_act_on():
@@ -35,6 +30,19 @@ def test_messages_show_what_terminals_would_act_on():
     assert one_line("a\n  b\x1b") == "a b\\x1b" and one_line(KeyError()) == "KeyError"
     assert some(["a", "b"]) == "a, b" and some(range(10), 3) == "0, 1, 2 and 7 more"
     assert printable("a" * 50, 20).startswith("a" * 15 + " ... ")
+
+
+def test_of_a_file_that_is_not_finished_nothing_is_left(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    for error, seen in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, "No space left"), GlimpseError)):
+        with pytest.raises(seen), whole(path) as scratch:
+            scratch.write_text("half")
+            raise error
+        assert path.read_text() == "old" and os.listdir(tmp_path) == ["table.csv"]
+    with whole(path) as scratch:
+        scratch.write_text("new")
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["table.csv"]
 
 
 def test_only_regular_files_of_bounded_size_are_read(tmp_path):
@@ -83,52 +91,3 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(GlimpseError):
         write_text(path, "new")
     assert path.read_bytes() == b"\\ud800 caf\xc3\xa9"
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from gp_jax.lock import only_one
-with only_one(Path(sys.argv[1]), "train.py"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_lock_is_refused_by_name_and_dies_with_its_holder(tmp_path):
-    folder = tmp_path / "run"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(GlimpseError, match=f"train.py, process {holder.pid} on .* is writing there"), only_one(folder, "train.py"):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
-    with only_one(folder, "train.py"):
-        pass
-    (tmp_path / "file").write_text("")
-    with pytest.raises(GlimpseError, match="cannot be written"), only_one(tmp_path / "file", "train.py"):
-        pass
-    with pytest.raises(OSError, match="mine"), only_one(folder, "train.py"):
-        raise OSError("mine")  # what goes wrong inside is not the lock's
-
-
-def test_a_mark_on_an_object_store_is_worth_nothing_when_it_is_old(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.02)
-    folder = epath.Path(tmp_path)
-    with only_one(folder, "train.py", local=False):
-        first = json.loads((tmp_path / lock.FILE).read_text())
-        with pytest.raises(GlimpseError, match="train.py, process"), only_one(folder, "eval.py", local=False):
-            pass
-        for _ in range(100):
-            time.sleep(0.02)
-            if json.loads((tmp_path / lock.FILE).read_text() or "{}").get("time", 0) > first["time"]:
-                break
-        else:
-            raise AssertionError("the mark is not renewed")
-    assert not (tmp_path / lock.FILE).exists()
-    for left in (json.dumps(first | {"time": time.time() - 60}), "{", "[]"):
-        (tmp_path / lock.FILE).write_text(left)
-        with only_one(folder, "train.py", local=False):
-            pass

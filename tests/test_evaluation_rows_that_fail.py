@@ -37,8 +37,9 @@ def test_questions_that_cannot_be_asked_are_left_out(home, tmp_path, batches, ca
     rows = [row(0), row(2), row(3), *(row(1, question=f"what is {bad}?") for bad in words)]
     assert evaluate(home, tmp_path, rows) == 0
     assert {sample for sample, _ in answers(tmp_path)} == {"own.jsonl:1", "own.jsonl:2", "own.jsonl:3"}
-    assert set(left_out(tmp_path)) == {f"own.jsonl:{n}" for n in range(4, 9)} and len(answers(tmp_path)) == 3 * len(PLANS)
     said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines() if line.startswith(PLANS)][: len(PLANS)] == list(PLANS), "a line per plan"
+    assert set(left_out(tmp_path)) == {f"own.jsonl:{n}" for n in range(4, 9)} and len(answers(tmp_path)) == 3 * len(PLANS)
     assert (said.out + said.err).count("own.jsonl:4 is left out") <= 1 and "5 of 8 rows" in said.out
     assert "5 of 8 rows" in (tmp_path / "out" / "report" / "index.html").read_text()
     assert {len(questions) for questions in batches} <= {1, 2} and len(batches) <= 3 * len(PLANS), "none is asked twice"

@@ -67,7 +67,7 @@ BAD = (
     (buckets(prompt=[256, 128]), "positive and ascending"),
     (buckets(prompt=[0]), "buckets"),
     (buckets(prompt=[2**40]), "buckets"),
-    (buckets(batch=[1 << 20]), "a batch of 1048576 with so many patches"),
+    (buckets(batch=[1 << 20]), "patches of the whole batch of 1048576"),
     (buckets(patches=[16]), "'patches' ladder"),
     (buckets(rows=[1]), "rows is not known"),
     ({"prune": True}, "prune"),

@@ -242,3 +242,15 @@ def test_system_messages_are_checked_too(vlm):
         vlm.processor.chat(0, "Who?", system="half \ud83d")
     with pytest.raises(GlimpseError, match=r"messages\[0\] must have a role"):
         vlm.processor.chat(0, "Who?", system=5)
+
+
+def test_a_process_that_is_not_ready_in_time_answers_nothing_later(monkeypatch):
+    """That it is ready would be taken for its first answer."""
+    worker, one = templates.Worker(), {"template": "Who?", "variables": {}}
+    monkeypatch.setattr(templates, "START", 0.0)
+    with pytest.raises(GlimpseError, match="does not start"):
+        worker.ask(one)
+    assert worker._process is None
+    monkeypatch.undo()
+    assert worker.ask(one) == {"text": "Who?"}
+    worker.close()

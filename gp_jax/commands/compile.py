@@ -99,7 +99,7 @@ class Compile:
 
 def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
     """A known size's or a folder's configuration, with the folder's own glimpse or one of the released proportions."""
-    from gp_jax.disk import read_json
+    from gp_jax.disk import kind_of, path_of, read_json
     from gp_jax.flops import SIZES
     from gp_jax.pretrained import hf_config
     from gp_jax.settings import GlimpseSettings
@@ -108,8 +108,8 @@ def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
     if name.lower() in SIZES:
         config = SIZES[name.lower()]
         return config, glimpse_config(GlimpseSettings(), config)
-    path = Path(name).expanduser() / "config.json"
-    if not path.is_file():
+    path = path_of(name) / "config.json"
+    if kind_of(path) != "file":
         raise GlimpseError(f"--model {name}: is not {', '.join(SIZES)} and has no config.json")
     released = hf_config.read_config(path.parent)
     config = hf_config.model_config(released, read_json(path.with_name("generation_config.json"), required=False), str(path))
@@ -173,15 +173,12 @@ def show(args: Compile, facts: dict, text: str) -> None:
     """Prints, and writes."""
     import json
 
+    from gp_jax.disk import write_text
+
     line = json.dumps(facts, indent=2)
     print(line if str(args.json) == "-" else text)
     if args.json and str(args.json) != "-":
-        scratch = args.json.with_name(f".{args.json.name}.partial")
-        try:
-            scratch.write_text(line + "\n")
-            scratch.replace(args.json)
-        except OSError as error:
-            raise GlimpseError(f"--json {args.json}: cannot be written ({error})") from error
+        write_text(args.json, line + "\n")
 
 
 class ticking:

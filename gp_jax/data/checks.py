@@ -19,7 +19,7 @@ import numpy as np
 from gp_jax.data.formats import BadRow, Row
 from gp_jax.data.record import Box, Record
 from gp_jax.disk import kind_of, read_bytes, spelled
-from gp_jax.errors import GlimpseError, printable
+from gp_jax.errors import GlimpseError, printable, shown
 from gp_jax.images import MAX_BYTES, read_picture
 
 SLACK_PIXELS = 1.0  # boxes beyond the picture by this, or by SLACK_SHARE of the side, are clipped: rounding of annotation tools
@@ -145,7 +145,7 @@ def _four_numbers(boxes: Sequence[object]) -> list[tuple[float, float, float, fl
         values = list(box) if isinstance(box, list | tuple) else []
         numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         if len(values) != 4 or not numeric or not all(abs(value) < 1e9 for value in values):
-            raise BadRow("box not numbers", f"{box!r:.80} is not [x1, y1, x2, y2]")
+            raise BadRow("box not numbers", f"{shown(box)} is not [x1, y1, x2, y2]")
         checked.append(tuple(values))
     return checked
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gp_jax.disk import parse_json
-from gp_jax.errors import GlimpseError, printable
+from gp_jax.errors import GlimpseError, printable, shown
 
 Frame = str  # what numbers of boxes mean: "auto", or one of FRAMES, or "square" (shares of the picture padded to a square)
 FRAMES = ("pixel", "normalized", "0-1000")
@@ -100,7 +100,7 @@ def _own(fields: dict, where: str, dataset: str, boxes: Frame) -> Row:
         raise BadRow("counts disagree", f"{len(masks)} masks for {len(images)} images")
     said = fields.get("box_format", fields.get("box_type", "auto"))
     if not isinstance(said, str) or said.lower() not in FRAME_NAMES:
-        raise BadRow("unknown box format", f"box_format {said!r} is not one of {', '.join(FRAME_NAMES)}")
+        raise BadRow("unknown box format", f"box_format {shown(said)} is not one of {', '.join(FRAME_NAMES)}")
     return Row(
         **_common(fields, where, dataset),
         question=_text(fields, "question"),
@@ -215,7 +215,7 @@ def _paths(fields: dict, one: str, several: str) -> tuple[str | None, ...]:
     paths = value if isinstance(value, list) else [value]
     for path in paths:
         if not (isinstance(path, str) and path.strip()) and not (path is None and one == "mask"):
-            raise BadRow("field not text", f"'{name}' holds {path!r:.60}, not a path")
+            raise BadRow("field not text", f"'{name}' holds {shown(path, 60)}, not a path")
     return tuple(paths)
 
 
@@ -226,7 +226,7 @@ def _lengths(fields: dict, name: str, count: int) -> list[int | None]:
         raise BadRow("counts disagree", f"'{name}' has {len(values)} values for {count} images")
     for number in values:
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1):
-            raise BadRow("size not numbers", f"'{name}' is {number!r:.60}")
+            raise BadRow("size not numbers", f"'{name}' is {shown(number, 60)}")
     return [None if number is None else int(number) for number in values]
 
 

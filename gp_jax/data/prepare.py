@@ -32,7 +32,7 @@ MAX_REPORT = 1 << 30  # bytes; it names every data set
 FORMAT = 1  # changes when the same rows would give other bytes
 STATE = "prepare.json"
 METADATA = r"(report|features|dataset_info|shards)\.(json|txt)"
-OURS = re.compile(rf"{builder.NAME}-.*\.{builder.SUFFIX}-.*|index-.*\.jsonl|{METADATA}|.*\.partial|\.lock")
+OURS = re.compile(rf"{builder.NAME}-.*\.{builder.SUFFIX}-.*|index-.*\.jsonl|{METADATA}|.*\.partial")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _resume(plan: _Plan, overwrite: bool) -> bool:
         for old in plan.out.iterdir():
             if old.name == "parts" or old.name.endswith(".partial"):
                 shutil.rmtree(old, ignore_errors=True)
-            if OURS.fullmatch(old.name) and kind_of(old) != "folder" and old.name != LOCK:
+            if OURS.fullmatch(old.name) and kind_of(old) != "folder":
                 old.unlink()
         plan.job.parts.mkdir(exist_ok=True)
         write_text(path, json.dumps({**plan.state, "finished": False}, indent=1) + "\n")

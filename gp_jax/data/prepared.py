@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gp_jax.data.builder import SIZES, SUFFIX, decode
 from gp_jax.data.record import BadRecord, Entry, Record
 from gp_jax.data.report import read_as, say
-from gp_jax.disk import check_regular, kind_of, path_of, read_bytes, read_json
+from gp_jax.disk import check_regular, folder_of, kind_of, read_bytes, read_json
 from gp_jax.errors import GlimpseError, one_line
 
 if TYPE_CHECKING:
@@ -115,18 +115,6 @@ def open_prepared(folder: "str | epath.PathLike", split: str = "train", progress
     return source
 
 
-def folder_of(name: str) -> "Path | epath.Path":
-    """A local folder, or one of an object store. Raises: GlimpseError for what is neither."""
-    if "://" not in name:
-        return path_of(name)
-    from etils import epath
-
-    try:
-        return epath.Path(name)
-    except (KeyError, ValueError) as error:
-        raise GlimpseError(f"{name}: is not a kind of store that is known here") from error
-
-
 def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:
     """Paths and lengths of a split's shards, and their bytes. Raises: GlimpseError."""
     from tensorflow_datasets.core import dataset_info, naming
@@ -159,7 +147,7 @@ def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:
 
 
 def _check_shards(folder: Path, paths: list[Path]) -> None:
-    """Raises: GlimpseError unless every shard is as long as it was written; folders of before do not say."""
+    """Raises: GlimpseError unless every shard is as long as it was written; a folder without a list of lengths is not checked."""
     sizes = read_json(folder / SIZES, required=False)
     for path in paths:
         if not os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep):

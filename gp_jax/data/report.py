@@ -43,13 +43,13 @@ class Report:
         return self.total - self.good
 
     def add_good(self, split: str, dataset: str) -> None:
-        """Naturals a record."""
+        """Counts a record."""
         self.total += 1
         self.splits[split] = self.splits.get(split, 0) + 1
         self.datasets[dataset] = self.datasets.get(dataset, 0) + 1
 
     def add_bad(self, reason: str, where: str, detail: str) -> None:
-        """Naturals a bad row."""
+        """Counts a bad row."""
         self.total += 1
         tally = self.reasons.setdefault(reason, Tally())
         tally.count += 1

@@ -11,7 +11,7 @@ from gp_jax.data.formats import LONGEST
 from gp_jax.data.masks import evidence
 from gp_jax.data.record import BadRecord, Entry, Record
 from gp_jax.data.schedule import Length
-from gp_jax.errors import GlimpseError, one_line, some
+from gp_jax.errors import GlimpseError, one_line, reason, some
 from gp_jax.images import decode
 from gp_jax.layout import pack_windows, read_samples
 from gp_jax.processing import Processor
@@ -56,7 +56,7 @@ class SampleMaker:
         return frozenset({*(set(prompt) & special), *pictures, *self.config.eos_token_ids, self._end} - {None})
 
     def _framing(self, images: int) -> Counter[int]:
-        """How often these tokens are in a prompt about so many pictures."""
+        """How often these tokens are in a prompt about this number of pictures."""
         if images not in self._framings:
             prompt = self.processor.tokenize([self.processor.chat(images, "?")])[0]
             self._framings[images] = Counter(token for token in prompt if token in self._own)
@@ -132,7 +132,6 @@ class SampleMaker:
         except (OSError, MemoryError):
             raise
         except Exception as error:  # one record must not end the work, whatever is wrong with it
-            reason = error if isinstance(error, GlimpseError) else f"{type(error).__name__}: {one_line(error)}"
-            raise BadRecord(f"record {record.id}: {reason}") from error
+            raise BadRecord(f"record {record.id}: {reason(error)}") from error
         reference = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, bool)
         return TrainSample(prompt, np.array([*answer, self._end], np.int32), reference)

@@ -90,7 +90,7 @@ def scan(files: Sequence[Path]) -> tuple[list[Piece], str]:
 
 
 def cut(pieces: Sequence[Piece], rows: int) -> list[Chunk]:
-    """Chunks of so many rows, across files."""
+    """Chunks of this number of rows, across files."""
     chunks, current, space = [], [], rows
     for piece in pieces:
         start = 0

@@ -10,8 +10,8 @@ import tyro
 
 from gp_jax.config_file import exit_status, given_path, read_config
 from gp_jax.disk import kind_of, path_of, read_json, set_aside, write_text, writing
-from gp_jax.errors import GlimpseError, printable, some
-from gp_jax.evaluation.results import mend_predictions, merge_predictions, set_predictions_aside
+from gp_jax.errors import GlimpseError, printable, shown, some
+from gp_jax.evaluation.results import Saved, mend_predictions, merge_predictions, set_predictions_aside
 from gp_jax.evaluation.settings import EvalConfig
 from gp_jax.lock import only_one
 
@@ -70,7 +70,7 @@ def differences(old: dict, new: dict) -> list[str]:
             found += [f"{own} is new" for own in sorted(value.keys() - was.keys())]
             found += [f"{own} is gone" for own in sorted(was.keys() - value.keys())]
         elif was != value:
-            found.append(f"{name}: {was!r} there, {value!r} now")
+            found.append(f"{name}: {shown(was)} there, {shown(value)} now")
     return found
 
 
@@ -116,9 +116,9 @@ def _evaluate(config: EvalConfig, first: bool) -> Path | None:
     wait_for_all("the folder is claimed")
     if not first and not (out / NOTES).exists():
         raise GlimpseError(f"out={config.out}: the processes of a run must share this folder")
-    found = []
+    found, saved = [], Saved(out / PREDICTIONS)
     for task in tasks:
-        runner = Runner(vlm, task, out / PREDICTIONS, config.batch)
+        runner = Runner(vlm, task, out / PREDICTIONS, config.batch, saved)
         found.append((runner, runner.run(plans)))
     wait_for_all("all is answered")
     if not first:

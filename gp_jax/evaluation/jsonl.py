@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from gp_jax.disk import aside, check_regular, kind_of, set_aside, writing
+from gp_jax.disk import aside, check_regular, kind_of, reading, set_aside, whole, writing
 from gp_jax.errors import GlimpseError
 
 LONGEST = 4 << 20  # bytes of a line: what is longer is damaged
 
 
 def read_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Complete lines behind the first `start` bytes and their numbers, from 1; of one that is too long only its beginning. None where
-    there is no file.
+    """Complete lines after the first `start` bytes, with their numbers counted from 1. A line that is too long is cut. No lines where there
+    is no file.
 
     A last line without its line break was left half-written by a killed run and is not among them. Raises: GlimpseError for what is no
     regular file or cannot be read.
@@ -23,18 +23,15 @@ def read_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
     if kind_of(path) is None:
         return
     check_regular(path)
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            for number in itertools.count(1):
-                line = rest = file.readline(LONGEST)
-                while rest and not rest.endswith(b"\n"):
-                    rest = file.readline(LONGEST)
-                if not rest:
-                    return
-                yield number, line.removesuffix(b"\n")
-    except OSError as error:
-        raise GlimpseError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with reading(path), path.open("rb") as file:
+        file.seek(start)
+        for number in itertools.count(1):
+            line = rest = file.readline(LONGEST)
+            while rest and not rest.endswith(b"\n"):
+                rest = file.readline(LONGEST)
+            if not rest:
+                return
+            yield number, line.removesuffix(b"\n")
 
 
 def mend(path: Path, parse: Callable[[bytes], object]) -> str | None:
@@ -44,7 +41,7 @@ def mend(path: Path, parse: Callable[[bytes], object]) -> str | None:
     """
     if kind_of(path) in ("folder", "other"):
         return f"{path}: is not a regular file, not used; it is {set_aside(path).name} now"
-    damaged, scratch = set(), path.with_name(f".{path.name}.partial")
+    damaged = set()
     for number, line in read_lines(path):
         try:
             parse(line)
@@ -53,11 +50,10 @@ def mend(path: Path, parse: Callable[[bytes], object]) -> str | None:
     if not damaged:
         return None
     place = aside(path)
-    with writing(path):
+    with whole(path) as scratch:
         shutil.copyfile(path, place)
         with scratch.open("wb") as file:
             file.writelines(line + b"\n" for number, line in read_lines(path) if number not in damaged)
-        scratch.replace(path)
     return f"{path}: damaged lines, not used: {len(damaged)}; the file as it was is {place.name} now"
 
 

@@ -61,7 +61,7 @@ def judge(config: JudgeConfig, questions: Sequence[Question], cache: Path, quiet
 
 
 class _Asking:
-    """One run's requests: so many at a time, so many a minute."""
+    """One run's requests, within the limits at a time and per minute."""
 
     def __init__(self, config: JudgeConfig, cache: Path, verdicts: Verdicts, quiet: bool | None):
         self.config, self.cache, self.verdicts, self.quiet = config, cache, verdicts, quiet

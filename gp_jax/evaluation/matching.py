@@ -25,7 +25,7 @@ def shrunk_grid(grid: tuple[int, int], ratio: float) -> tuple[int, int]:
 def sample_ratio(grids: Grids, kept: int, shrink: bool = False) -> float:
     """The ratio with which max(1, int(ratio * N)) of a sample's N visual tokens are `kept`, or 1 where it is 0.
 
-    Args: grids: of its pictures. shrink: the ratio with which `shrunk_grid` of them holds nearest to so many.
+    Args: grids: of its pictures. shrink: the ratio with which `shrunk_grid` of them comes nearest to `kept`.
     """
     total, kept = sum(rows * columns for rows, columns in grids), max(1, kept)
     if kept >= total:

@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from gp_jax.disk import kind_of, parse_json, set_aside, writing
-from gp_jax.errors import GlimpseError, one_line, printable
+from gp_jax.disk import kind_of, parse_json, set_aside, whole, writing
+from gp_jax.errors import GlimpseError, one_line, shown
 from gp_jax.evaluation.jsonl import appending, mend, read_lines
 from gp_jax.schema import Share, Size, checked
 
@@ -113,7 +113,7 @@ class Prediction:
             made.check()
             return made
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise GlimpseError(f"not a prediction ({type(error).__name__}: {one_line(error)}): {printable(line[:80])!r}") from error
+            raise GlimpseError(f"not a prediction ({type(error).__name__}: {one_line(error)}): {shown(line[:80])}") from error
 
     def check(self) -> None:
         """Raises: GlimpseError when fields contradict each other."""
@@ -176,17 +176,17 @@ def part_path(path: Path, process: int) -> Path:
 
 
 class Saved:
-    """A task's predictions in the files of all processes, as these grow: what was read is not read again. task: None for all."""
+    """Predictions in the files of all processes, as these grow: what was read is not read again."""
 
-    def __init__(self, path: Path, task: str | None = None):
-        self.path, self.task, self._ends, self._found = path, task, {}, {}
+    def __init__(self, path: Path):
+        self.path, self._ends, self._found = path, {}, {}
 
     def read(self) -> list[Prediction]:
         """As `read_predictions`."""
         for part in _parts(self.path):
             start = self._ends.get(part, 0)
             found, self._ends[part] = _numbered(part, start)
-            self._found |= {key: prediction for key, (_, prediction) in found.items() if self.task in (None, prediction.task)}
+            self._found |= {key: prediction for key, (_, prediction) in found.items()}
         return list(self._found.values())
 
 
@@ -194,11 +194,10 @@ def merge_predictions(path: Path) -> None:
     """Brings the files of several processes into one. May be interrupted and repeated."""
     parts = _parts(path)
     if any(part != path for part in parts):
-        scratch = path.with_name(f".{path.name}.partial")
-        with writing(path):
-            scratch.unlink(missing_ok=True)
+        with whole(path) as scratch:
+            scratch.unlink(missing_ok=True)  # of a process that was killed: predictions are appended
             write_predictions(scratch, Saved(path).read())
-            scratch.replace(path)
+        with writing(path):
             for part in parts:
                 if part != path:
                     part.unlink()

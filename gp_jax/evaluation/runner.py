@@ -1,6 +1,6 @@
 """Answers a task's records under every plan, resumably, by one process or several.
 
-Batches are the same for any number of processes: records in the order of their sizes, so many at a time. Process p of P answers every
+Batches are the same for any number of processes: records in the order of their sizes, `batch` at a time. Process p of P answers every
 P-th batch and appends to a file of its own in the same folder; what any of them has answered before is not answered again, unless
 the question behind the same id is another one now, or the retention that a plan has to match.
 """
@@ -34,9 +34,10 @@ ANY = 0.5  # a retention, where its number does not matter
 class Runner:
     """One model, one task, one file of predictions."""
 
-    def __init__(self, vlm: GlimpseVLM, task: Task, path: Path, batch: int = 8):
+    def __init__(self, vlm: GlimpseVLM, task: Task, path: Path, batch: int = 8, saved: Saved | None = None):
+        """Args: saved: of this path, shared by the runners of several tasks, so that the file is read once."""
         self.vlm, self.task, self.path, self.batch = vlm, task, path, batch
-        self.samples, self._saved, self._unexpected = Samples(vlm.processor, task), Saved(path, task.name), 0
+        self.samples, self._saved, self._unexpected = Samples(vlm.processor, task), saved or Saved(path), 0
 
     def run(self, plans: Sequence[EvalPlan], quiet: bool | None = None) -> list[Prediction]:
         """Answers what is not answered yet. Returns: all predictions of these plans, plan by plan in task order, of the samples that all
@@ -84,7 +85,7 @@ class Runner:
 
     def of_task(self) -> list[Prediction]:
         """Predictions under the ids of this task's records, whatever was asked then."""
-        return [p for p in self._saved.read() if p.sample in self.samples.number]
+        return [p for p in self._saved.read() if p.task == self.task.name and p.sample in self.samples.number]
 
     def current(self, prediction: Prediction) -> bool:
         """As of `Samples`, and a glimpse cuts where it does."""

@@ -101,10 +101,11 @@ class Samples:
         record = self.task.source[number]
         pictures = [decode(image, f"picture {i + 1}") for i, image in enumerate(record.images)]
         question = question_text(record.question, self.task.suffix)
-        if number not in self._checked:
-            self.processor([pictures], [question])
+        plots = [self.processor.plot(*picture.size) for picture in pictures]
+        if number not in self._checked:  # by another plan
+            self.processor.check(question, plots)
             self._checked.add(number)
-        grids = tuple(grid for picture in pictures for grid in self.processor.plot(*picture.size).grids)
+        grids = tuple(grid for plot in plots for grid in plot.grids)
         return Loaded(number, record, pictures, question, grids, evidence(record, [picture.size for picture in pictures], self.processor))
 
     def loaded(self, numbers: Sequence[int]) -> Iterator[Loaded]:

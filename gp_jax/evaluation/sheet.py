@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from gp_jax.disk import writing
+from gp_jax.disk import whole
 from gp_jax.evaluation.gallery import Sample, clean
 from gp_jax.images import overlay
 
@@ -47,7 +47,7 @@ def tile(sample: Sample, plan: str) -> Image.Image:
 
 
 def write_sheet(path: Path, samples: Sequence[Sample], plan: str, columns: int = 2) -> None:
-    """Writes the picture, whole or not at all. Raises: GlimpseError that names the file."""
+    """Writes the picture as PNG, whole or not at all. Raises: GlimpseError that names the file."""
     tiles = [tile(sample, plan) for sample in samples if plan in sample.keeps]
     if not tiles:
         return
@@ -56,7 +56,5 @@ def write_sheet(path: Path, samples: Sequence[Sample], plan: str, columns: int =
     sheet = Image.new("RGB", (columns * (width + 2 * GAP), rows * (height + 2 * GAP)), GROUND)
     for i, made in enumerate(tiles):
         sheet.paste(made, (GAP + i % columns * (width + 2 * GAP), GAP + i // columns * (height + 2 * GAP)))
-    scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
-    with writing(path):
-        sheet.save(scratch)
-        scratch.replace(path)
+    with whole(path) as scratch:
+        sheet.save(scratch, "PNG")

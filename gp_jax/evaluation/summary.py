@@ -53,7 +53,7 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
     groups = breakdown(everything, by, cost, kv_bytes(vlm))
     metric, file = main_metric([runner for runner, _ in found]), found[0][0].path
     lines = Lines(everything, line_numbers(file), file, by)
-    print(printable(text(rows, metric), most=1 << 20))
+    print(text(rows, metric))
     whole = {
         "table.md": markdown(rows, metric, lines),
         "table.csv": as_csv(rows, lines, metric),

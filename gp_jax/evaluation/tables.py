@@ -207,7 +207,7 @@ def text(rows: Sequence[PlanRow], metric: str = MAIN) -> str:
     said = _aligned(rows, main_columns(rows, metric, lead=False))
     if any(row.leads for row in rows):
         said += "\n" + _aligned([row for row in rows if row.plan != GLIMPSE], [PLAN, lead_column(metric)])
-    return said + "".join(f"warning: {line}\n" for line in warnings(rows, metric))
+    return said + "".join(f"warning: {printable(line)}\n" for line in warnings(rows, metric))
 
 
 def _aligned(rows: Sequence[PlanRow], columns: Sequence[Column]) -> str:
@@ -217,7 +217,7 @@ def _aligned(rows: Sequence[PlanRow], columns: Sequence[Column]) -> str:
         name, unit = column.name, column.unit
         first, _, second = name.partition(", ") if ", " in name else name.partition(" ") if unit else (name, "", "")
         heads.append((first, second, unit))
-    lines = [*map(list, zip(*heads, strict=True)), *([column.cell(row) for column in columns] for row in rows)]
+    lines = [*map(list, zip(*heads, strict=True)), *([printable(column.cell(row)) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     ruled = [*lines[:3], ["─" * width for width in widths], *lines[3:]]
     shown = ([cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))] for line in ruled)

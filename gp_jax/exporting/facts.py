@@ -57,7 +57,7 @@ def read_facts(folder: Path) -> tuple[Facts, Prune | None, Ladders]:
         ladders = Ladders(**{name: Ladder(name, tuple(rungs)) for name, rungs in facts.buckets.items()})
         for name in ("patches", "prompt"):
             if ladders.batch.rungs[-1] * getattr(ladders, name).rungs[-1] > LARGEST:
-                raise GlimpseError(f"buckets: a batch of {ladders.batch.rungs[-1]} with so many {name} is more than {LARGEST}")
+                raise GlimpseError(f"buckets: {name} of the whole batch of {ladders.batch.rungs[-1]} are more than {LARGEST}")
         return facts, None if facts.prune is None else Prune(**facts.prune), ladders
     except GlimpseError as error:
         raise GlimpseError(f"{path}: {error}") from error

@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from gp_jax.disk import kind_of, path_of, read_json, writing
-from gp_jax.errors import GlimpseError, one_line, some
+from gp_jax.disk import kind_of, path_of, read_json, reading, writing
+from gp_jax.errors import GlimpseError, one_line, shown, some
 from gp_jax.pretrained.sources import SafetensorsSource, TensorSource, TorchSource
 
 INDEX = "model.safetensors.index.json"
@@ -91,7 +91,7 @@ def base_source(folder: Path) -> TensorSource:
 def chosen_source(folder: Path, name: Any) -> TensorSource:
     """Of the file that a `config.json` names, as transformers lets it."""
     if not (isinstance(name, str) and name == Path(name).name and name.endswith((".safetensors", ".safetensors.index.json"))):
-        raise GlimpseError(f"{folder / 'config.json'}: {CHOSEN}={name!r} must name a safetensors file, or its index, in this folder")
+        raise GlimpseError(f"{folder / 'config.json'}: {CHOSEN}={shown(name)} must name a safetensors file, or its index, in this folder")
     path = folder / name
     return SafetensorsSource(shards(path) if name.endswith(".json") else [path], str(path))
 
@@ -134,7 +134,7 @@ def _same(source: TensorSource, released: Path) -> bool:
         other = TorchSource([released], str(released))
         alike = source.shapes == other.shapes
         return alike and all(np.array_equal(*(np.float32(s.read(key, ())) for s in (source, other))) for key in source.shapes)
-    except GlimpseError:  # nobody reads that file
+    except GlimpseError:  # that file is not used
         return False
 
 
@@ -155,9 +155,9 @@ def digest_of(path: Path, blocks: int = 1024, length: int = 1 << 16) -> str:
 
 
 def _feed(digest: Any, path: Path, blocks: int, length: int) -> None:
-    size = path.stat().st_size
-    digest.update(f"{path.name} {size}".encode())
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(f"{path.name} {size}".encode())
         for start in range(0, size, max(length, size // blocks)):
             file.seek(start)
             digest.update(file.read(length))

@@ -20,7 +20,7 @@ TEXT_DEFAULTS = {"llama": LLAMA, "mistral": MISTRAL}
 CLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224, patch_size=32)
 CLIP_NAMES = {"depth": "num_hidden_layers", "num_heads": "num_attention_heads", "in_channels": "num_channels"}
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-MOST_TOKENS = 2**16  # of a picture in tiles: every request has room for so many
+MOST_TOKENS = 2**16  # of a picture in tiles: every request has room for the most that a picture can have
 
 
 def decoder(text: Mapping[str, Any], top: Mapping[str, Any], where: str, above: str) -> TextConfig:

@@ -9,7 +9,7 @@ from gp_jax.errors import GlimpseError, printable, some
 from gp_jax.pretrained.names import Names
 
 QUANTISED = "the checkpoint is quantised ({}), which is not supported; use the weights that it was made from"
-# By what a key ends or begins with. The family of a model type stands in FAMILIES, so that its own keys are no cause.
+# Causes by what a key ends or begins with.
 KINDS = (
     (r"\.(qweight|qzeros|g_idx|scales)$", QUANTISED.format("AWQ or GPTQ")),
     (r"\.(weight_packed|weight_shape|weight_zero_point)$", QUANTISED.format("compressed-tensors")),
@@ -17,6 +17,7 @@ KINDS = (
     (r"\.(absmax|nested_absmax|quant_map|nested_quant_map|SCB|weight_format)$|\.quant_state\.", QUANTISED.format("bitsandbytes")),
     (r"lora_|\.base_layer\.|\.modules_to_save\.", "it holds a LoRA adapter that is not merged into its base (peft: merge_and_unload)"),
 )
+# Other models by their keys, each with the model types whose own keys these are: there they are no cause.
 OTHERS = (
     (r"visual\.blocks\.\*\.mlp\.gate_proj\.", "Qwen2.5-VL", ("qwen2_5_vl",)),
     (r"deepstack_merger", "Qwen3-VL", ()),

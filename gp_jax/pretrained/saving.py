@@ -21,7 +21,7 @@ def save_model(model: LVLM, hf_config: dict[str, Any], folder: Path, *, source: 
     Args:
         hf_config: the base's `config.json`.
         source: folder whose tokenizer and processor files go along.
-        nested: the key style of the base's tensors (`params.NESTED`).
+        nested: whether the base's tensors get nested keys (`names.Names.nested_key`).
     """
     base = params.export_base(model, nested)
     with files.staged(folder) as scratch:

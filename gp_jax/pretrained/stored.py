@@ -20,7 +20,7 @@ class StorageType:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The only thing a tensor may be a view of: so many values in a file."""
+    """The only thing a tensor may be a view of: `count` values in a file."""
 
     path: Path
     start: int  # byte
@@ -46,7 +46,7 @@ class StoredTensor:
             raise Refused("a tensor is not a view of a storage")
         axes, strides, count = len(self.shape), len(self.stride), self.storage.count
         if axes != strides or axes > MOST_AXES:
-            raise Refused(f"a tensor is impossible: {axes} sizes and {strides} strides (as many, at most {MOST_AXES}, are read)")
+            raise Refused(f"a tensor is impossible: {axes} sizes and {strides} strides (they must be equal in number, at most {MOST_AXES})")
         if not all(type(n) is int for n in (self.offset, *self.shape, *self.stride)):  # not shown: tuples of tuples may have any length
             raise Refused("a tensor is impossible: its sizes and strides are not all integers")
         if not all(0 <= n <= MOST_VALUES for n in (self.offset, *self.shape, *self.stride)):

@@ -9,7 +9,7 @@ import numpy as np
 
 from gp_jax.config import ModelConfig
 from gp_jax.disk import kind_of, path_of, read_json
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, shown
 from gp_jax.pretrained import files
 from gp_jax.pretrained.names import NAMES, checkpoint_name
 
@@ -59,7 +59,7 @@ def with_tower(hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The checkpoint's `config.json` with the tower's own as `vision_config`."""
     name = hf.get(NAME)
     if not isinstance(name, str):
-        raise GlimpseError(f"{folder / 'config.json'}: {NAME}={name!r} must be a folder or a Hub id")
+        raise GlimpseError(f"{folder / 'config.json'}: {NAME}={shown(name)} must be a folder or a Hub id")
     if isinstance(hf.get("vision_config"), Mapping):
         return dict(hf)
     if name in KNOWN and local_tower(name, folder) is None:

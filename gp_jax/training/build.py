@@ -33,7 +33,7 @@ from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.step import Counts, TrainingStep
 from gp_jax.vlm import GlimpseVLM
 
-FEW_BAD, BAD_SHARE = 10, 0.01  # records that may turn out to be unreadable: so many, or this share
+FEW_BAD, BAD_SHARE = 10, 0.01  # records that may turn out to be unreadable: this number, or this share
 Progress = Callable[..., Iterable]  # (items, what they are, how many) -> the items, with a bar
 
 

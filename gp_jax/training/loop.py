@@ -102,7 +102,7 @@ class Loop:
                 self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.json", json.dumps(plain(self.config) | {"resolved": self.run.identity}, indent=2) + "\n")
             write_text(self.folder / "environment.json", json.dumps(environment() | {"from_step": step}, indent=2) + "\n")
-        # A run that was stopped where a validation was due, or in its midst, has it before it.
+        # A run that was stopped when a validation was due, or in the middle of one, makes it first.
         self.owed = found is not None and self.due(step) and not (found.rated or found.facts.get("validated"))
         self.log = RunLog(self.folder, step, say, again="validation" if self.owed else None)
         if found is not None and "window" in found.facts:

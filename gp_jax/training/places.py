@@ -12,8 +12,7 @@ from jax.experimental import multihost_utils
 
 from gp_jax.base_settings import BaseConfig
 from gp_jax.checkpoint import run_folder
-from gp_jax.data.prepared import folder_of
-from gp_jax.disk import kind_of
+from gp_jax.disk import folder_of, kind_of
 from gp_jax.errors import GlimpseError
 from gp_jax.lock import only_one
 from gp_jax.settings import DataSource, TrainConfig

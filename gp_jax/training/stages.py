@@ -25,9 +25,8 @@ class Stage:
     """A run and what is particular about it."""
 
     run: Any  # config, mesh, feed, step, steps, identity
-    validate: (
-        Callable[..., dict[str, float] | None] | None
-    )  # (state, step, folder, log, progress, stopped) -> means; None: nothing to validate on
+    # (state, step, folder, log, progress, stopped) -> means, None when it was stopped; None: there is nothing to validate on
+    validate: Callable[..., dict[str, float] | None] | None
     export: Callable[..., str]  # (state, folder) -> what it wrote, in words
     begin_with: Callable[..., str]  # (state, folder) -> the option by which another run begins with this state
     describe: Callable[[], str]

@@ -36,7 +36,7 @@ def main() -> int:
         return int(wrong is not None)
     seed = int(time.time()) if args.seed is None else args.seed
     names = args.targets or list(TARGETS)
-    turns, cases = count(), ()
+    turns = count()
     cases = (Case(name, seed, number) for number, name in ((next(turns) // len(names), name) for name in cycle(names)))
     tried, wrong = Counter(), 0
     with tqdm(unit="input", desc=f"fuzzing, seed {seed}", disable=None) as bar:
