@@ -162,12 +162,20 @@ def test_damaged_metadata_is_one_line(copied, text):
         _ = open_prepared(copied)[0]
 
 
-@pytest.mark.parametrize("name", ["dataset_info.json", "shards.json", "prepare.json"])
+@pytest.mark.parametrize("name", ["dataset_info.json", "prepare.json"])
 @pytest.mark.parametrize("spoil", [as_pipe, as_folder, lambda path: path.write_text("{")])
 def test_files_that_are_none_are_named(copied, name, spoil):
     spoil(copied / name)
     with pytest.raises(GlimpseError, match=re.escape(name)):
         _ = open_prepared(copied).made_from
+
+
+@pytest.mark.parametrize("spoil", [as_pipe, as_folder, cut, lambda path: path.write_text('{"a": "b"}')])
+def test_damaged_sizes_are_one_line(copied, capsys, spoil):
+    spoil(copied / "shards.json")
+    source = open_prepared(copied)
+    assert len([source[i] for i in range(10)]) == 10
+    assert capsys.readouterr().err.count(f"{copied / 'shards.json'}: is damaged") == 1
 
 
 @pytest.mark.parametrize("name", ["prepare.json", "report.json"])

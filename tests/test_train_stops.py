@@ -117,7 +117,7 @@ def whole(tmp_path_factory) -> tuple:
     return found
 
 
-@pytest.mark.parametrize("first", [1, 2, 4, 16, 19])
+@pytest.mark.parametrize("first", [2, 4, 7, 19])
 def test_a_stop_anywhere_loses_nothing(whole, tmp_path, first):
     """Behind a step, where a validation is due, in the midst of one, behind the last step; and then once more."""
     out, stops = tmp_path / "run", [Stop(first), Stop(1), Stop()]
@@ -205,7 +205,7 @@ def full_disk(room: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("room", [0, 300, 400])
+@pytest.mark.parametrize("room", [0, 300])
 def test_a_full_disk_is_one_line_and_nothing_is_lost(whole, tmp_path, caplog, monkeypatch, room):
     """When the run's facts, the log, or a checkpoint are written."""
     monkeypatch.setattr(loop, "say", lambda line: None)  # pytest keeps what is said in a file

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from gp_jax.data.builder import SIZES, SUFFIX, decode
 from gp_jax.data.record import BadRecord, Entry, Record
-from gp_jax.data.report import read_as, say
-from gp_jax.disk import check_regular, folder_of, kind_of, read_bytes, read_json
+from gp_jax.data.report import Natural, read_as, say
+from gp_jax.disk import MAX_JSON, check_regular, folder_of, kind_of, read_bytes, read_json
 from gp_jax.errors import GlimpseError, one_line
 
 if TYPE_CHECKING:
@@ -148,7 +148,11 @@ def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:
 
 def _check_shards(folder: Path, paths: list[Path]) -> None:
     """Raises: GlimpseError unless every shard is as long as it was written; a folder without a list of lengths is not checked."""
-    sizes = read_json(folder / SIZES, required=False)
+    try:
+        sizes = read_as(dict[str, Natural], read_bytes(folder / SIZES, MAX_JSON)) if kind_of(folder / SIZES) is not None else {}
+    except (GlimpseError, ValueError) as error:
+        say(f"{folder / SIZES}: is damaged ({one_line(error)}); whether shards are whole shows when they are read")
+        sizes = {}
     for path in paths:
         if not os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep):
             raise GlimpseError(f"{folder / 'dataset_info.json'}: names a shard outside the folder ({path})")
