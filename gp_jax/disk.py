@@ -78,11 +78,13 @@ def read_bytes(path: Path, most: int) -> bytes:
     check_regular(path)
     try:
         with path.open("rb") as file:
-            too_long = os.fstat(file.fileno()).st_size > most  # a file of nothing but holes may be of any size
-            content = b"" if too_long else file.read(most + 1)
+            file.seek(0, os.SEEK_END)
+            size = file.tell()  # of a file of nothing but holes it may be anything, and files of object stores have no number to ask by
+            file.seek(0)
+            content = file.read(size) if size <= most else b""  # Python makes room for as many bytes as it is asked for
     except OSError as error:
         raise GlimpseError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if too_long or len(content) > most:
+    if size > most:
         raise GlimpseError(f"{path}: is larger than {most >> 10} KiB")
     return content
 
