@@ -72,11 +72,20 @@ KEYS = {
     "bitsandbytes 8": (packed("weight", "SCB"), "quantised .bitsandbytes"),
     "fp8": (packed("weight", "weight_scale_inv"), "quantised .fp8"),
     "compressed": (packed("weight_packed", "weight_scale", "weight_shape"), "quantised .compressed-tensors"),
+    "hqq": (packed("W_q", "meta"), "quantised .HQQ"),
+    "quanto": (packed("weight._data", "weight._scale"), "quantised .HQQ, AQLM or quanto"),
+    "aqlm": (packed("codes", "codebooks", "scales"), "quantised .HQQ, AQLM"),
     "lora": (packed("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight"), "LoRA .* not merged"),
     "peft": (prefixed("base_model.model."), "begin with 'base_model.model.'"),
     "parallel": (prefixed("module."), "begin with 'module.'"),
     "compiled": (prefixed("_orig_mod."), "begin with '_orig_mod.'"),
     "inner model": (lambda tensors: {k.removeprefix("model."): v for k, v in tensors.items()}, "lack the beginning 'model.'"),
+    "inner nested model": (
+        lambda tensors: {
+            k.removeprefix("model.") if "visual" in k else k.replace("model.", "language_model.", 1): v for k, v in tensors.items()
+        },
+        "lack the beginning 'model.'",
+    ),
     "qwen2-vl": (lambda tensors: {k.replace("gate_proj", "fc1"): v for k, v in tensors.items() if "up_proj" not in k}, "Qwen2-VL"),
     "llava": (
         lambda tensors: (
@@ -140,17 +149,17 @@ SIZES = {
     "layers": ({"num_hidden_layers": 512}, "holds 6 layers of the decoder .*says 512"),
     "fewer layers": ({"num_hidden_layers": 2, "selected_layers": [1], "reduce_layer": 1, "le_layers": [0]}, "holds 6 .*says 2"),
     "depth": ({"vision_config": {"depth": 512}}, "holds 4 blocks of the vision tower .*says 512"),
-    "width": ({"hidden_size": 2**20, "vision_config": {"out_hidden_size": 2**20}, "num_attention_heads": 2**16}, "mis-shaped"),
+    "width": ({"hidden_size": 2**16, "vision_config": {"out_hidden_size": 2**16}, "num_attention_heads": 2**12}, "mis-shaped"),
     "vocabulary": ({"vocab_size": 2**20}, "mis-shaped"),
     "inner": ({"intermediate_size": 2**20}, "mis-shaped"),
-    "tower": ({"vision_config": {"hidden_size": 2**20, "num_heads": 2**10, "intermediate_size": 2**20}}, "mis-shaped"),
+    "tower": ({"vision_config": {"hidden_size": 2**16, "num_heads": 2**10, "intermediate_size": 2**20}}, "mis-shaped"),
     "everything": (
         {
-            "hidden_size": 2**20,
-            "num_attention_heads": 2**16,
+            "hidden_size": 2**16,
+            "num_attention_heads": 2**12,
             "vocab_size": 2**20,
             "intermediate_size": 2**20,
-            "vision_config": {"hidden_size": 2**20, "num_heads": 2**10, "intermediate_size": 2**20, "out_hidden_size": 2**20},
+            "vision_config": {"hidden_size": 2**16, "num_heads": 2**10, "intermediate_size": 2**20, "out_hidden_size": 2**16},
         },
         "mis-shaped",
     ),
