@@ -152,14 +152,14 @@ SIZES = {
     "width": ({"hidden_size": 2**16, "vision_config": {"out_hidden_size": 2**16}, "num_attention_heads": 2**12}, "mis-shaped"),
     "vocabulary": ({"vocab_size": 2**20}, "mis-shaped"),
     "inner": ({"intermediate_size": 2**20}, "mis-shaped"),
-    "tower": ({"vision_config": {"hidden_size": 2**16, "num_heads": 2**10, "intermediate_size": 2**20}}, "mis-shaped"),
+    "tower": ({"vision_config": {"hidden_size": 2**16, "num_heads": 2**10, "intermediate_size": 2**16}}, "mis-shaped"),
     "everything": (
         {
             "hidden_size": 2**16,
             "num_attention_heads": 2**12,
             "vocab_size": 2**20,
             "intermediate_size": 2**20,
-            "vision_config": {"hidden_size": 2**16, "num_heads": 2**10, "intermediate_size": 2**20, "out_hidden_size": 2**16},
+            "vision_config": {"hidden_size": 2**16, "num_heads": 2**10, "intermediate_size": 2**16, "out_hidden_size": 2**16},
         },
         "mis-shaped",
     ),
