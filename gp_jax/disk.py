@@ -93,9 +93,11 @@ def read_bytes(path: Path, most: int) -> bytes:
     """A file's content. Raises: GlimpseError when it is missing, no regular file, longer than `most`, or cannot be read."""
     check_regular(path)
     with reading(path), path.open("rb") as file:
-        too_long = os.fstat(file.fileno()).st_size > most  # a file of nothing but holes may be of any size
-        content = b"" if too_long else file.read(most + 1)
-    if too_long or len(content) > most:
+        file.seek(0, os.SEEK_END)
+        size = file.tell()  # a file of nothing but holes may be of any size; files of object stores have no number to ask by
+        file.seek(0)
+        content = file.read(size) if size <= most else b""  # Python makes room for as many bytes as it is asked for
+    if size > most:
         raise GlimpseError(f"{path}: is larger than {most >> 10} KiB")
     return content
 

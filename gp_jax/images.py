@@ -9,14 +9,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from gp_jax.disk import read_bytes, spelled
 from gp_jax.encoded import SIDEWAYS, UPRIGHT, formats, open_encoded
 from gp_jax.errors import GlimpseError, one_line, printable
+from gp_jax.schema import FromNumpy, one
 
 MAX_PIXELS = 100_000_000  # of one picture, before decoding
 MAX_ASPECT = 200  # Qwen2.5-VL's own limit
@@ -24,6 +26,7 @@ MAX_BYTES = 256 << 20  # of one file, unless its pixels may need more
 PIXEL_BYTES = 8  # of the longest pixel, four channels of 16 bits
 BAND = 1 << 22  # pixels that are converted at a time
 
+Limit = Annotated[float, Field(ge=0), FromNumpy]
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
@@ -92,6 +95,7 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "ima
     Args: source: a path, a PIL image, or an array (rows, columns[, 1, 3 or 4]), uint8 or float in 0..1.
     Raises: GlimpseError that names the file.
     """
+    max_pixels = int(one(Limit, max_pixels, "max_image_pixels"))
     if isinstance(source, str | os.PathLike):
         return read_picture(spelled(source), max_pixels=max_pixels).rgb()
     with _within_memory(name):

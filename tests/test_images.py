@@ -65,9 +65,12 @@ def test_errors_name_the_file(tmp_path, photo):
 
 
 def test_limit_is_a_setting(photo):
-    assert open_image(photo, max_pixels=4800).size == (80, 60)
+    assert all(open_image(photo, max_pixels=limit).size == (80, 60) for limit in (4800, 1e8, 10**11))
     with pytest.raises(GlimpseError, match="80 x 60 pixels are more than the limit of 4799"):
         open_image(photo, max_pixels=4799)
+    for wrong in (float("nan"), "4800", None, True, -1):
+        with pytest.raises(GlimpseError, match="max_image_pixels="):
+            open_image(photo, max_pixels=wrong)
 
 
 def test_modes_become_upright_rgb(tmp_path):

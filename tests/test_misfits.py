@@ -72,11 +72,20 @@ KEYS = {
     "bitsandbytes 8": (packed("weight", "SCB"), "quantised .bitsandbytes"),
     "fp8": (packed("weight", "weight_scale_inv"), "quantised .fp8"),
     "compressed": (packed("weight_packed", "weight_scale", "weight_shape"), "quantised .compressed-tensors"),
+    "hqq": (packed("W_q", "meta"), "quantised .HQQ"),
+    "quanto": (packed("weight._data", "weight._scale"), "quantised .HQQ, AQLM or quanto"),
+    "aqlm": (packed("codes", "codebooks", "scales"), "quantised .HQQ, AQLM"),
     "lora": (packed("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight"), "LoRA .* not merged"),
     "peft": (prefixed("base_model.model."), "begin with 'base_model.model.'"),
     "parallel": (prefixed("module."), "begin with 'module.'"),
     "compiled": (prefixed("_orig_mod."), "begin with '_orig_mod.'"),
     "inner model": (lambda tensors: {k.removeprefix("model."): v for k, v in tensors.items()}, "lack the beginning 'model.'"),
+    "inner nested model": (
+        lambda tensors: {
+            k.removeprefix("model.") if "visual" in k else k.replace("model.", "language_model.", 1): v for k, v in tensors.items()
+        },
+        "lack the beginning 'model.'",
+    ),
     "qwen2-vl": (lambda tensors: {k.replace("gate_proj", "fc1"): v for k, v in tensors.items() if "up_proj" not in k}, "Qwen2-VL"),
     "llava": (
         lambda tensors: (

@@ -100,18 +100,18 @@ def token(source: Mapping[str, Any], name: str, vocabulary: int, where: str, def
 def end_and_pad(generation: Mapping[str, Any], *sources: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:
     """`eos_token_ids` and `pad_token_id` of a ModelConfig, each from the first of these files that names it.
 
-    Where padding is not a token of this model, the end's id takes its place: it only fills places that nothing looks at.
+    All of them are checked. Where padding is not a token of this model, the end's id takes its place: it only fills places that nothing
+    looks at.
     """
     places = ((generation, str(Path(where).with_name("generation_config.json"))), *((source, where) for source in sources))
 
-    def first(name: str) -> tuple[Any, str]:
-        return next(((source[name], place) for source, place in places if source.get(name) is not None), (None, where))
+    def first(name: str, *kinds: Any) -> tuple[Any, str]:
+        found = [(value(source, name, kinds[isinstance(source.get(name), list | tuple)], place, None), place) for source, place in places]
+        return next(((one, place) for one, place in found if one is not None), (None, where))
 
-    (ends, place), (pad, pad_place) = first("eos_token_id"), first("pad_token_id")
-    kind = Several[TokenOrNone] if isinstance(ends, list | tuple) else TokenOrNone | None
-    ends = one(kind, ends, "eos_token_id", place)
+    ends, place = first("eos_token_id", TokenOrNone, Several[TokenOrNone])
+    pad, _ = first("pad_token_id", TokenOrNone, TokenOrNone)
     ends = tuple(end for end in (ends if isinstance(ends, tuple) else (ends,)) if end not in (None, -1))
     unknown = f"{place}: eos_token_id={max(ends, default=0)} is not in the vocabulary of {vocabulary} tokens"
     refuse_if(max(ends, default=0) >= vocabulary, unknown)
-    pad = one(TokenOrNone | None, pad, "pad_token_id", pad_place)
     return dict(eos_token_ids=ends, pad_token_id=pad if pad is not None and 0 <= pad < vocabulary else ends[0] if ends else 0)

@@ -11,6 +11,7 @@ from gp_jax.pretrained.names import Names
 QUANTISED = "the checkpoint is quantised ({}), which is not supported; use the weights that it was made from"
 # Causes by what a key ends or begins with.
 KINDS = (
+    (r"\.(W_q|codes|codebooks)$|\.weight\._(data|scale|shift)$", QUANTISED.format("HQQ, AQLM or quanto")),
     (r"\.(qweight|qzeros|g_idx|scales)$", QUANTISED.format("AWQ or GPTQ")),
     (r"\.(weight_packed|weight_shape|weight_zero_point)$", QUANTISED.format("compressed-tensors")),
     (r"\.(weight_scale|weight_scale_inv|input_scale|activation_scale)$", QUANTISED.format("fp8 or int8 with scales")),
@@ -71,8 +72,9 @@ def cause(found: Iterable[str], wanted: Iterable[str], names: Names | None = Non
             return f". Likely cause: {said}"
     if prefix := _prefix(unknown, wanted, names):
         return f". Likely cause: its keys begin with '{printable(prefix, 60)}', which must be taken off"
-    if prefix := _prefix(wanted - set(found), set(found), None):
-        return f". Likely cause: its keys lack the beginning '{printable(prefix, 60)}'"
+    for style in (wanted, {names.nested_key(key) for key in wanted} if names else set()):
+        if prefix := _prefix(style - set(found), set(found), None):
+            return f". Likely cause: its keys lack the beginning '{printable(prefix, 60)}'"
     for pattern, family, own in OTHERS if names else ():
         if model_type not in own and any(re.search(pattern, key) for key in unknown):
             return f". Likely cause: the weights are {family}, config.json says model_type '{model_type}'"

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from gp_jax.disk import check_regular, parse_json
 from gp_jax.errors import GlimpseError, one_line, some
+from gp_jax.pretrained.misfits import QUANTISED
 from gp_jax.pretrained.stored import MOST_AXES, MOST_VALUES
 from gp_jax.pretrained.torch_file import open_torch
 
@@ -28,7 +29,8 @@ MOST_HEADER = 4 << 20  # bytes; parsed, the worst of headers takes some forty ti
 def _floating(dtype: Any, key: str, where: str) -> np.dtype:
     """Raises: GlimpseError unless weights of this dtype can be loaded."""
     if dtype not in DTYPES.values():
-        raise GlimpseError(f"{where}: {key} has dtype {dtype}, supported are {', '.join(DTYPES)}")
+        why = QUANTISED.format("or its weights are no floating point numbers")
+        raise GlimpseError(f"{where}: {key} has dtype {dtype}, supported are {', '.join(DTYPES)}. Likely cause: {why}")
     return dtype
 
 
