@@ -121,7 +121,10 @@ def test_damaged_programs_are_one_line_and_written_anew(tmp_path):
 
 
 def test_other_warnings_are_shown_as_ever(monkeypatch, capsys, tmp_path):
-    passed, said = [], SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=str(tmp_path)))
+    passed, said = (
+        [],
+        SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=str(tmp_path), jax_compilation_cache_max_size=2**30)),
+    )
     monkeypatch.setattr(compiled, "jax", said)
     monkeypatch.setattr("warnings.showwarning", compiled.OneLine(lambda *words, **_: passed.append(str(words[0]))))
     for name in ("undated", "dated"):

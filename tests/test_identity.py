@@ -8,7 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from gp_jax import GlimpseError
+from gp_jax.pretrained.files import staged
 from gp_jax.pretrained.identity import folder_identity
+from gp_jax.pretrained.tower import copy_beside
 
 
 @pytest.fixture
@@ -71,3 +73,14 @@ def test_a_tower_of_an_impossible_name_is_one_line(folder, name):
     (folder / "config.json").write_text(json.dumps({"mm_vision_tower": name}))
     with pytest.raises(GlimpseError, match=r"config\.json: mm_vision_tower: .*is not a path"):
         folder_identity(folder)
+
+
+def test_what_decides_an_answer_goes_along_when_a_model_is_saved(tmp_path):
+    source = tmp_path / "source"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.model", "additional_chat_templates/default.jinja", "README.md"):
+        (source / name).write_text("{}")
+    with staged(tmp_path / "saved") as scratch:
+        copy_beside(source, scratch)
+    copied = {str(path.relative_to(tmp_path / "saved")) for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    assert copied == {"tokenizer.model", "additional_chat_templates/default.jinja"}

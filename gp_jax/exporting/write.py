@@ -22,8 +22,8 @@ from gp_jax.glimpse.select import Prune
 from gp_jax.images import ImageLike
 from gp_jax.inference import fitting_inputs, inference_fn, inference_inputs, inference_params
 from gp_jax.ops.target import PLATFORMS
-from gp_jax.pretrained import files, saving
-from gp_jax.pretrained.tower import processor_file
+from gp_jax.pretrained import saving
+from gp_jax.pretrained.tower import copy_beside
 from gp_jax.version import __version__
 from gp_jax.vlm import GlimpseVLM
 
@@ -175,8 +175,8 @@ def answer(
 def write_processor(vlm: GlimpseVLM, folder: Path) -> None:
     """Configuration (with the glimpse's), tokenizer and picture settings."""
     folder.mkdir()
-    for path in [*files.side_files(vlm.folder), *processor_file(vlm.folder)] if vlm.folder else ():
-        shutil.copy(path, folder / path.name)
+    if vlm.folder:
+        copy_beside(vlm.folder, folder)
     saving.write_config(vlm.model, vlm.hf_config, folder)
 
 

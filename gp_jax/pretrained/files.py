@@ -27,7 +27,7 @@ CHOSEN = "transformers_weights"  # of config.json: another file than usual
 TORCH_INDEX, TORCH_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 GLIMPSE_TENSORS = "glimpse.safetensors"
 GLIMPSE_TORCH = "new_modules_gp.pt"
-SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*.jinja")
 SHARD_BYTES = 5 * 10**9
 
 BUNDLED = {"scenes": Path(__file__).parents[1] / "assets" / "scenes"}
@@ -181,9 +181,11 @@ def staged(folder: Path) -> Iterator[Path]:
         with writing(folder):
             yield scratch
             folder.mkdir(exist_ok=True)
-            for path in sorted(scratch.iterdir()):
+            for path in sorted(path for path in scratch.rglob("*") if path.is_file()):
                 path.chmod(0o644)  # scratch files are private
-                os.replace(path, folder / path.name)
+                place = folder / path.relative_to(scratch)
+                place.parent.mkdir(exist_ok=True)
+                os.replace(path, place)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -6,7 +6,6 @@ from gp_jax.disk import kind_of
 from gp_jax.pretrained.files import SIDE_FILES, digest_of, weights_digest
 from gp_jax.pretrained.tower import PROCESSOR, local_tower_of
 
-DECIDING = (*SIDE_FILES, "additional_chat_templates/*.jinja")
 # Of files that nobody reads: words about a model, how a training went.
 IGNORED = ("README*", "LICENSE*", "NOTICE*", "requirements*.txt", "trainer_state.json", "*_results.json")
 
@@ -17,7 +16,7 @@ def folder_identity(folder: Path) -> dict[str, str]:
     Whatever a user adds counts too, unless it is known not to matter. The vision tower that a LLaVA checkpoint refers to belongs to it as
     "tower/..." where it is a folder; one on the Hub is known by its name in `config.json`. Raises: GlimpseError that names a file.
     """
-    found = _digests(folder, DECIDING)
+    found = _digests(folder, SIDE_FILES)
     if tower := local_tower_of(folder):
         found |= {f"tower/{name}": digest for name, digest in _digests(tower, ("config.json", PROCESSOR)).items()}
     return found

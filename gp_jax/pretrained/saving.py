@@ -1,7 +1,6 @@
 """Writing models: the base for transformers, the glimpse for the released code and for us. Whole or not at all."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from gp_jax.lvlm import LVLM
 from gp_jax.pretrained import files, params
 from gp_jax.pretrained.hf_config import flat_hf_config
 from gp_jax.pretrained.torch_file import write_torch
-from gp_jax.pretrained.tower import processor_file
+from gp_jax.pretrained.tower import copy_beside
 
 
 def save_model(model: LVLM, hf_config: dict[str, Any], folder: Path, *, source: Path | None, nested: bool) -> None:
@@ -28,9 +27,8 @@ def save_model(model: LVLM, hf_config: dict[str, Any], folder: Path, *, source: 
         files.write_shards(scratch, base)
         write_config(model, hf_config, scratch)
         write_glimpse(model, scratch)
-        beside = [*files.side_files(source), *processor_file(source)] if source else []
-        for path in beside:
-            shutil.copyfile(path, scratch / path.name)
+        if source:
+            copy_beside(source, scratch)
         fresh = {path.name for path in scratch.iterdir()}
     files.remove_stale_weights(folder, fresh)
 

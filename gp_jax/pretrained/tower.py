@@ -1,6 +1,7 @@
 """The vision tower that a LLaVA checkpoint only names (`mm_vision_tower`): its config, and its weights where the checkpoint has none."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,16 @@ def processor_file(folder: Path) -> list[Path]:
         with contextlib.suppress(GlimpseError):
             place = find_tower(name, folder, weights=False)
     return [place / PROCESSOR] if place and (place / PROCESSOR).exists() else []
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """Everything in a checkpoint's folder that a model needs beside its weights and its `config.json`."""
+    for path in files.side_files(source):
+        place = folder / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)
+    for path in processor_file(source):
+        shutil.copyfile(path, folder / path.name)
 
 
 def base_source(folder: Path, config: ModelConfig) -> files.TensorSource:
