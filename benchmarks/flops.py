@@ -85,17 +85,18 @@ def xla(config: "ModelConfig", glimpse: "GlimpseConfig | None", work: "Workload"
     import numpy as np
     from flax import nnx
 
-    from gp_jax import pipeline
+    from gp_jax import pipeline, sampling
     from gp_jax.flops import stages
     from gp_jax.layout import vision_input
     from gp_jax.plan import Cut, needs_glimpse, tapped_layers
     from gp_jax.pretrained.params import abstract_model
-    from gp_jax.trees import DecodeState, KeepLimits, PromptInput
+    from gp_jax.requests import sampling_settings
+    from gp_jax.trees import KeepLimits, PromptInput
 
     work = dataclasses.replace(work, new_tokens=2)
     plan = tuple(Cut(after, "glimpse" if glimpse else "given") for after, _ in cuts)
     graph, state = nnx.split(abstract_model(config, glimpse, jnp.float32))
-    ours, found, text, batch, depth = stages(config, glimpse, work, cuts), {}, config.text, work.batch, config.text.num_hidden_layers
+    ours, found, batch, depth = stages(config, glimpse, work, cuts), {}, work.batch, config.text.num_hidden_layers
 
     def program(names: tuple[str, ...], function, *args, **static):
         def call(state, *args):
@@ -128,9 +129,8 @@ def xla(config: "ModelConfig", glimpse: "GlimpseConfig | None", work: "Workload"
         stream = jax.eval_shape(lambda s, k, cut=cut, n=kept: pipeline.compact(s, k, cut, n), stream, ints(*shape, dtype=bool))
     stream = program((f"layers {low}..{depth - 1}",), pipeline.run, stream, low=low, high=depth, implementation="einsum")
     program(("head",), pipeline.head, stream)
-    new = jax.ShapeDtypeStruct((batch, text.num_key_value_heads, 1, text.head_dim), jnp.float32)
-    flags = ints(batch, dtype=bool)
-    first = DecodeState(ints(batch, 1), np.int32(1), flags, ints(batch), ints(batch), ((new, new),) * depth, flags)
+    settings = sampling_settings(config, 0.0, 0, 1.0, 0, None, batch)
+    first = program((), sampling.blank, settings, slots=1)
     program(("decode token",), pipeline.decode_step, stream.kv, first)
     return found
 

@@ -78,7 +78,7 @@ def one(args: Args) -> dict[str, dict[str, float]]:
     from gp_jax.parts import Parts
     from gp_jax.pipeline import prefill_layer
     from gp_jax.requests import sampling_settings
-    from gp_jax.trees import LayerKV, Stream
+    from gp_jax.trees import LayerKV, Prefix, Stream
 
     heads, depth = args.width // 64, args.layers
     text = TextConfig(4096, args.width, 4 * args.width, depth, heads, max(1, heads // 4), 1e-6, 1e6, (8, 12, 12))
@@ -103,7 +103,7 @@ def one(args: Args) -> dict[str, dict[str, float]]:
 
         return jax.lax.scan(body, stream.hidden, stacked)
 
-    def scan_advance(stacked, rest, keys, values, valid, state, settings, until):
+    def scan_advance(stacked, rest, keys, values, valid, state, settings):
         model = nnx.merge(graph, rest)
 
         def step(state):
@@ -112,13 +112,14 @@ def one(args: Args) -> dict[str, dict[str, float]]:
 
             def body(x, layer):
                 weights, key, value, new = layer
-                return nnx.merge(layer_graph, weights).decode(x, angles, LayerKV(key, value, valid), new, state.step - 1)
+                return nnx.merge(layer_graph, weights).decode(x, angles, LayerKV(key, value, valid), new, state.cursor, state.written)
 
             x, new = jax.lax.scan(body, x, (stacked, keys, values, state.new_kv))
-            fed = dataclasses.replace(state, next_position=state.next_position + 1, new_kv=new)
+            slot = (state.cursor + 1) % state.tokens.shape[1]
+            fed = dataclasses.replace(state, next_position=state.next_position + 1, cursor=slot, new_kv=new)
             return sampling.write(fed, model.decoder.logits(x[:, 0]), settings)
 
-        return jax.lax.while_loop(lambda s: s.step < until, step, state)
+        return jax.lax.while_loop(lambda s: ~jnp.all(s.done), step, state)
 
     parts, found = Parts(), {}
     unrolled = jax.jit(lambda state, stream: pipeline.run(nnx.merge(graph, state), stream, 0, depth))
@@ -131,13 +132,14 @@ def one(args: Args) -> dict[str, dict[str, float]]:
     found["prefill"] = measure(prefill, args.repeats)
     done = prefill()
     settings = sampling_settings(config, 0.0, 0, 1.0, 0, None)
-    first = parts(sampling.start, model, jnp.ones((1, 4096)), settings, np.ones(1, bool), np.full(1, args.rows), slots=args.tokens)
+    prefix = Prefix((), jnp.ones((1, 4096)), np.full(1, args.rows, np.int32))
+    first = parts(sampling.start, model, prefix, settings, np.ones(1, bool), np.int32(args.tokens), slots=args.tokens)
     if args.form == "scanned":
         hidden, (keys, values) = done
         first = type(first)(**{**vars(first), "new_kv": jax.tree.map(lambda *a: jnp.stack(a), *first.new_kv)})
         rest, advance = nnx.split(model)[1], jax.jit(scan_advance)
-        found["decode"] = measure(lambda: advance(stacked, rest, keys, values, stream.valid, first, settings, args.tokens), args.repeats)
-        tokens = advance(stacked, rest, keys, values, stream.valid, first, settings, args.tokens).tokens
+        found["decode"] = measure(lambda: advance(stacked, rest, keys, values, stream.valid, first, settings), args.repeats)
+        tokens = advance(stacked, rest, keys, values, stream.valid, first, settings).tokens
     else:
         hidden = done.hidden
         found["decode"] = measure(lambda: parts(sampling.advance, model, done.kv, first, settings, np.int32(args.tokens)), args.repeats)

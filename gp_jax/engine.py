@@ -8,7 +8,7 @@ depend on one length each, so ladders of a and b rungs cost a + b large compilat
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -19,7 +19,6 @@ from gp_jax import pipeline, sampling
 from gp_jax.buckets import Ladders
 from gp_jax.clock import COMPILES, Clock
 from gp_jax.compiled import ROOM, keep_compiled
-from gp_jax.errors import GlimpseError
 from gp_jax.layout import Sample, prompt_input, slots_of, vision_input
 from gp_jax.lvlm import LVLM
 from gp_jax.parts import Parts
@@ -27,7 +26,7 @@ from gp_jax.plan import Plan, merges, needs_glimpse, tapped_layers, watched_bloc
 from gp_jax.scorers.glimpse import importance
 from gp_jax.scorers.scorer import Cut
 from gp_jax.sharding import batch_sharding, fetch, put, replicated
-from gp_jax.trees import DecodeState, KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
+from gp_jax.trees import DecodeState, KeepLimits, Prefix, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,6 @@ def merge(model: LVLM, *args: object, cut: Cut) -> Stream:
 def compact(_: None, stream: Stream, stays: jax.Array, cut: Cut, length: int) -> Stream:
     """`pipeline.compact`, which needs no part of the model."""
     return pipeline.compact(stream, stays, cut, length)
-
-
-def check_finite(broken: np.ndarray, steps: int) -> None:
-    """Raises: GlimpseError when a sample's logits were not finite in one of its first `steps` steps. broken: (samples,) bool."""
-    if broken.any():
-        which, where = int(np.argmax(broken)) + 1, "for the first new token" if steps == 1 else f"among the first {steps} new tokens"
-        raise GlimpseError(
-            f"sample {which} of {broken.size}: the model's logits {where} are not finite numbers: its weights or its config make no sense, "
-            "or its dtype is too narrow for them"
-        )
 
 
 class Engine:
@@ -146,13 +135,13 @@ class Engine:
         """Logits of the first new token."""
         return self.call(pipeline.head, self.model, dataclasses.replace(stream, kv=(), taps={}))
 
-    def start(self, logits: jax.Array, settings: Sampling, active: jax.Array, next_position: jax.Array, slots: int) -> DecodeState:
-        """The state after the first token."""
-        return self.call(sampling.start, self.model, logits, settings, active, next_position, slots=slots)
+    def start(self, prefix: Prefix, settings: Sampling, active: jax.Array, limit: np.ndarray, *, slots: int, logprobs: bool) -> DecodeState:
+        """The state of rows behind their first token."""
+        return self.call(sampling.start, self.model, prefix, settings, active, limit, slots=slots, logprobs=logprobs)
 
-    def advance(self, kv: tuple, state: DecodeState, settings: Sampling, until: np.ndarray) -> DecodeState:
+    def advance(self, kv: tuple, state: DecodeState, settings: Sampling, steps: np.ndarray) -> DecodeState:
         """Generates; `state` is used up."""
-        return self.call(sampling.advance, self.model, kv, state, settings, until, donate=(1,))
+        return self.call(sampling.advance, self.model, kv, state, settings, steps, donate=(1,))
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:
         """Vision slots M of the bucket, a multiple of the attention window; 0 when no sample has an image."""
@@ -228,30 +217,9 @@ class Engine:
         clock.lap("finish", logits)
         return Prefilled(logits, stream, scores, plan)
 
-    def decode(
-        self, filled: Prefilled, next_positions: Sequence[int], settings: Sampling, max_new_tokens: int, stream: bool
-    ) -> Iterator[np.ndarray]:
-        """Generates.
-
-        Args: next_positions: per sample the position of its first new token.
-        Yields: tokens so far, (samples, steps) int32: after every token if `stream`, else once.
-        Raises: GlimpseError that names a sample whose logits are not finite: there is no token to choose.
-        """
-        batch, count = filled.logits.shape[0], len(next_positions)
-        active, position = np.zeros(batch, bool), np.zeros(batch, np.int32)
-        active[:count], position[:count] = True, next_positions
-        settings = self.place(settings)
-        active, position = self.split((active, position), batch)
-        kv = filled.stream.kv
-        state = self.start(filled.logits, settings, active, position, slots=self.ladders.decode.fit(max_new_tokens))
-        done, broken = self.fetch((state.done, state.broken))
-        check_finite(broken[:count], 1)
-        steps, ended = 1, done.all()
-        while steps < max_new_tokens and not ended:
-            if stream:
-                yield np.array(self.fetch(state.tokens)[:count, :steps])
-            state = self.advance(kv, state, settings, np.int32(steps + 1 if stream else max_new_tokens))
-            step, done, broken = self.fetch((state.step, state.done, state.broken))
-            steps, ended = int(step), done.all()
-            check_finite(broken[:count], steps)
-        yield np.array(self.fetch(state.tokens)[:count, :steps])
+    def prefix(self, filled: Prefilled, next_positions: Sequence[int]) -> Prefix:
+        """A batch that was read, for rows to go on with. next_positions: per sample the position of its first new token."""
+        batch = filled.logits.shape[0]
+        position = np.zeros(batch, np.int32)
+        position[: len(next_positions)] = next_positions
+        return Prefix(filled.stream.kv, filled.logits, *self.split((position,), batch))

@@ -209,7 +209,7 @@ def inference_fn(
         raise GlimpseError(f"{most} patches are less than an attention window of this model, {window}; raise Ladders.patches")
     max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
     check_choice("attention", attention, KERNELS)
-    settings = partial(sampling_settings, config, 0.0, 0, 1.0, 0, eos_token_id)
+    settings = partial(sampling_settings, config, 0.0, 0, 1.0, 0, eos_token_id, buckets.batch.rungs[-1])
     settings()  # raises now, not when it is traced
 
     @cache

@@ -186,16 +186,17 @@ def head(model: LVLM, stream: Stream) -> Array:
 
 
 def decode_step(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
-    """Feeds the newest token of every sample.
+    """Feeds the newest token of every row.
 
-    Returns: logits (B, V) float32 and the new-token cache with slot `step - 1` written.
+    Returns: logits (R, V) float32 and the new-token cache with the slot `cursor` written.
     """
     positions = jnp.broadcast_to(state.next_position[None, :, None], (model.config.position_axes, state.last.shape[0], 1))
-    angles, x, written = model.decoder.angles(positions), model.decoder.embed(state.last[:, None]), []
+    angles, x, caches = model.decoder.angles(positions), model.decoder.embed(state.last[:, None]), []
+    written = state.written
     for layer, prompt_kv, new in zip(model.decoder.layers, prompt, state.new_kv, strict=True):
-        x, new = layer.decode(x, angles, prompt_kv, new, state.step - 1)
-        written.append(tuple(constrained(cache, "batch", "kv_heads") for cache in new))
-    return model.decoder.logits(x[:, 0]), tuple(written)
+        x, new = layer.decode(x, angles, prompt_kv, new, state.cursor, written)
+        caches.append(tuple(constrained(cache, "batch", "kv_heads") for cache in new))
+    return model.decoder.logits(x[:, 0]), tuple(caches)
 
 
 def forward_train(

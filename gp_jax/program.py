@@ -23,7 +23,7 @@ from gp_jax.layout import slots_of
 from gp_jax.lvlm import LVLM
 from gp_jax.ops.ranking import to_front
 from gp_jax.plan import Plan, merges, needs_glimpse, tapped_layers, watched_blocks
-from gp_jax.trees import KeepLimits, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
+from gp_jax.trees import KeepLimits, Prefix, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
 
 
 def at_rung(rungs: Sequence[int], need: Array, branch: Callable[[int], Any]) -> Any:
@@ -97,8 +97,9 @@ class Program:
         settings, active = self.settings, jnp.any(self.prompt.valid, axis=1)
         stream = pipeline.run(self.model, stream, low, self.model.config.text.num_hidden_layers)
         logits = pipeline.head(self.model, stream)
-        state = sampling.start(self.model, logits, settings, active, self.next_position, self.max_new_tokens)
-        state = sampling.advance(self.model, stream.kv, state, settings, jnp.int32(self.max_new_tokens))
+        most, prefix = jnp.int32(self.max_new_tokens), Prefix(stream.kv, logits, self.next_position)
+        state = sampling.start(self.model, prefix, settings, active, most, self.max_new_tokens)
+        state = sampling.advance(self.model, stream.kv, state, settings, most)
         ends = jnp.any(state.tokens[..., None] == settings.eos, axis=-1)
         lengths = jnp.where(jnp.any(ends, axis=1), jnp.argmax(ends, axis=1) + 1, state.step)
         return {

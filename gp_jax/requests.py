@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Sequence
 from typing import Annotated
 
-import jax
 import numpy as np
 from pydantic import Field
 
@@ -81,9 +80,15 @@ def next_positions(samples: Sequence[Sample], prune: Prune | None) -> list[int]:
 
 
 def sampling_settings(
-    config: ModelConfig, temperature: float, top_k: int, top_p: float, seed: int, eos_token_id: int | Sequence[int] | str | None
+    config: ModelConfig,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    eos_token_id: int | Sequence[int] | str | None,
+    rows: int = 1,
 ) -> Sampling:
-    """Checked sampling settings as arrays. eos_token_id: "auto" for the checkpoint's, None for none."""
+    """Checked sampling settings as arrays of so many rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none."""
     temperature, top_p = one(Temperature, temperature, "temperature"), one(TopP, top_p, "top_p")
     top_k, seed = one(Count, top_k, "top_k"), one(Count, seed, "seed")
     if isinstance(eos_token_id, str) and eos_token_id == AUTO:
@@ -96,10 +101,11 @@ def sampling_settings(
     padded = np.full(-(-max(eos.size, 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
     padded[: eos.size] = eos
     return Sampling(
-        temperature=np.float32(temperature if temperature >= GREEDY else 0),
-        top_k=np.int32(top_k),
-        top_p=np.float32(top_p),
-        key=jax.random.key(seed),
+        temperature=np.full(rows, temperature if temperature >= GREEDY else 0, np.float32),
+        top_k=np.full(rows, top_k, np.int32),
+        top_p=np.full(rows, top_p, np.float32),
+        seed=np.full(rows, seed, np.int32),
+        number=np.arange(rows, dtype=np.int32),
         eos=padded,
         pad=np.int32(config.pad_token_id),
     )

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 
@@ -154,24 +155,50 @@ class KeepLimits:
 
 @tree
 class Sampling:
-    """How to choose a token. Temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+    """How every row chooses its tokens. Temperature 0 is greedy; top_k 0 and top_p 1 are off. A draw depends on seed, number and step,
+    not on the place of the row."""
 
-    temperature: Array  # () float
-    top_k: Array  # () int
-    top_p: Array  # () float
-    key: Array  # () PRNG key
+    temperature: Array  # (R,) float
+    top_k: Array  # (R,) int
+    top_p: Array  # (R,) float
+    seed: Array  # (R,) int
+    number: Array  # (R,) int: tells continuations with one seed apart
     eos: Array  # (E,) int, -1: unused
     pad: Array  # () int: written after the end
 
 
 @tree
-class DecodeState:
-    """Everything that changes while tokens are generated. The prompt's cache stays outside: it is only read."""
+class Prefix:
+    """Prompts that were read, for several continuations to share."""
 
-    tokens: Array  # (B, n) int
-    step: Array  # () int: tokens written so far
-    done: Array  # (B,) bool
-    last: Array  # (B,) int: the newest token
+    kv: tuple[LayerKV, ...]  # per layer (B, K, T, H); layers in front of a cut that leaves their cache alone are longer
+    logits: Array  # (B, V) float32 of the first new token
     next_position: Array  # (B,) int: its position on every axis
-    new_kv: tuple[tuple[Array, Array], ...]  # per layer keys and values of new tokens, (B, K, n, H) each
-    broken: Array  # (B,) bool: before its end there were logits that are no finite numbers
+
+
+@tree
+class DecodeState:
+    """Everything that changes while tokens are generated. R rows; the prompts' caches stay outside, for they are only read: of P
+    prompts, prompt p belongs to the rows p R / P, ..., (p + 1) R / P - 1.
+
+    All rows write to one slot of the new cache, `cursor`, which goes round: a row that has written w tokens finds them in the w slots
+    behind it. So rows of any age stand side by side, and a row that begins anew need not clear anything.
+    """
+
+    tokens: Array  # (R, n) int
+    step: Array  # (R,) int: tokens of the row
+    limit: Array  # (R,) int: as many at most
+    done: Array  # (R,) bool; free rows are done
+    broken: Array  # (R,) bool: its logits were not finite at some token
+    last: Array  # (R,) int: the newest token
+    next_position: Array  # (R,) int: its position on every axis
+    cursor: Array  # () int: the slot that the next token writes to
+    new_kv: tuple[tuple[Array, Array], ...]  # per layer keys and values of new tokens, (R, K, n, H) each
+    logprobs: tuple[Array, Array] | None  # (R, n) float32 each: of the distribution that was drawn from, of the full softmax
+
+    @property
+    def written(self) -> Array:
+        """(R, n) bool: slots of the new cache that hold a row's own tokens, the newest in `cursor` among them."""
+        slots = self.tokens.shape[1]
+        age = (self.cursor - jnp.arange(slots)) % slots  # tokens ago that a slot was written
+        return age < self.step[:, None]

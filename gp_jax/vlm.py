@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from gp_jax.buckets import Ladders
 from gp_jax.clock import Clock
+from gp_jax.decoding import Rows
 from gp_jax.disk import read_json
 from gp_jax.engine import Engine
 from gp_jax.errors import GlimpseError, shown
@@ -155,13 +157,17 @@ class GlimpseVLM:
         plan, prune = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
         if prune is not None and prune.keeps_everything:
             plan = ()  # never slower than not pruning
-        settings = sampling_settings(self.config, temperature, top_k, top_p, seed, eos_token_id)
+        choose = partial(sampling_settings, self.config, temperature, top_k, top_p, seed, eos_token_id)
+        choose()  # raises before anything runs
         max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
         self.engine.ladders.decode.fit(max_new_tokens)
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes)
         clock = timed if isinstance(timed, Clock) else Clock(timed)
         filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), clock)
-        for tokens in self.engine.decode(filled, next_positions(samples, prune), settings, max_new_tokens, stream is not None):
+        prefix, count = self.engine.prefix(filled, next_positions(samples, prune)), len(samples)
+        active = np.arange(prefix.logits.shape[0]) < count
+        rows = Rows.behind(self.engine, prefix, choose(active.size), max_new_tokens, active)
+        for tokens in rows.run(count, max_new_tokens, stream is not None):
             if stream:
                 stream(tokens[:, -1])
         clock.lap("decode")
@@ -284,6 +290,6 @@ class GlimpseVLM:
             new_tokens=max_new_tokens or ladders.decode.rungs[-1],
         )
         plan, _ = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
-        settings = sampling_settings(self.config, 0.0, 0, 1.0, 0, AUTO)
+        settings = partial(sampling_settings, self.config, 0.0, 0, 1.0, 0, AUTO)
         bar = (lambda items: tqdm(items, desc="compiling", unit="bucket")) if progress else iter
         WarmUp(self.engine, plan, settings, **lengths).run(bar)

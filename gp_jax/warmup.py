@@ -4,19 +4,22 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gp_jax.engine import Engine
+from gp_jax.decoding import Rows
+from gp_jax.engine import Engine, Prefilled
 from gp_jax.layout import vision_input
 from gp_jax.plan import Plan, merges
 from gp_jax.scorers.scorer import Cut
-from gp_jax.trees import DecodeState, KeepLimits, Sampling, Stream
+from gp_jax.trees import KeepLimits, Sampling, Stream
 
 
 class WarmUp:
     """Walks the stages as `Engine.prefill` and `Engine.decode` do, over all rungs up to the given lengths."""
 
-    def __init__(self, engine: Engine, plan: Plan, settings: Sampling, *, batch: int, patches: int, prompt: int, new_tokens: int):
+    def __init__(
+        self, engine: Engine, plan: Plan, settings: Callable[[int], Sampling], *, batch: int, patches: int, prompt: int, new_tokens: int
+    ):
         ladders = engine.ladders
-        self.engine, self.plan, self.settings = engine, plan, engine.place(settings)
+        self.engine, self.plan, self.settings = engine, plan, settings
         self.batches = ladders.batch.upto(batch)
         self.patch_rungs = tuple(rung for rung in ladders.patches.upto(patches) if engine.slots_of(rung))
         self.prompt_rungs, self.decode_rungs = ladders.prompt.upto(prompt), ladders.decode.upto(new_tokens)
@@ -85,7 +88,6 @@ class WarmUp:
         engine = self.engine
         stream = engine.run(stream, low=low, high=engine.config.text.num_hidden_layers)
         logits = engine.head(stream)
-        active, position = engine.split((np.zeros(batch, bool), np.zeros(batch, np.int32)), batch)
+        prefix = engine.prefix(Prefilled(logits, stream, []), [0] * batch)
         for slots in self.decode_rungs:
-            state: DecodeState = engine.start(logits, self.settings, active, position, slots=slots)
-            engine.advance(stream.kv, state, self.settings, np.int32(1))
+            Rows.behind(engine, prefix, self.settings(batch), 1, np.zeros(batch, bool), slots).generate()

@@ -20,6 +20,7 @@ RANKS = [
     {"sampling", "data"},
     {"scenes"},
     {"engine", "checkpoint", "report"},
+    {"decoding"},
     {"program", "warmup", "requests", "results"},
     {"inference"},
     {"vlm", "ahead"},

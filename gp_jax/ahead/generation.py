@@ -20,6 +20,7 @@ from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, shard_byt
 from gp_jax.ahead.topology import hbm_bytes, inference_mesh
 from gp_jax.buckets import Ladders
 from gp_jax.config import GlimpseConfig, ModelConfig, VisionConfig
+from gp_jax.decoding import Rows
 from gp_jax.engine import CutInput
 from gp_jax.errors import GlimpseError
 from gp_jax.flops import Cost, Workload, segments, stages
@@ -259,11 +260,9 @@ def walk(engine: CompilingEngine, plan: Plan, samples: list[Sample], slots: int,
     zeros = np.zeros(batch, np.int32)
     limits = KeepLimits(np.float32(0), zeros, zeros, zeros, zeros, np.zeros((batch, slots), bool))
     filled = engine.prefill(samples, plan, [CutInput(limits, None) for _ in plan])
-    settings = engine.place(sampling_settings(engine.config, 0.0, 0, 1.0, 0, "auto"))
-    active, position = engine.split((np.zeros(batch, bool), zeros), batch)
-    state = engine.start(filled.logits, settings, active, position, slots=new)
-    kv = filled.stream.kv
-    caches = [array for layer in kv for array in (layer.key, layer.value)] + [array for pair in state.new_kv for array in pair]
+    settings = sampling_settings(engine.config, 0.0, 0, 1.0, 0, "auto", batch)
+    rows = Rows.behind(engine, engine.prefix(filled, zeros), settings, new, np.zeros(batch, bool), new)
+    caches = [array for layer in rows.kv for array in (layer.key, layer.value)] + [array for pair in rows.state.new_kv for array in pair]
     size = sum(shard_bytes(array) for array in caches)
-    engine.advance(kv, state, settings, np.int32(2))
+    rows.generate()
     return size

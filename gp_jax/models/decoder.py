@@ -4,8 +4,8 @@ B samples, T rows, D width, N query heads, K key-value heads, H head width, P pr
 
 A generating step reads two caches per layer and writes one row of the second:
 
-    prompt cache (B, K, P, H)  | x x x x . . |   left-aligned, '.' = padding, read only
-    new cache    (B, K, n, H)  | t0 t1 _ _ _ |   one shared write slot for all samples: `step`
+    prompt cache (B, K, P, H)  | x x x x . . |   left-aligned, '.' = padding, read only; may be shared by several rows
+    new cache    (R, K, n, H)  | t2 _ _ t0 t1 |  one write slot for all rows, which goes round; a row sees the slots of its own tokens
 """
 
 import jax.numpy as jnp
@@ -72,16 +72,19 @@ class Layer(nnx.Module):
         heads = attend(q, k, v, rows, keys, causal=True, prefix=seen is None, implementation=implementation)
         return self.finish(x, heads), q, LayerKV(k, v, valid)
 
-    def decode(self, x: Array, angles: Array, prompt: LayerKV, new: tuple[Array, Array], step: Array) -> tuple[Array, tuple[Array, Array]]:
-        """One new row per sample.
+    def decode(
+        self, x: Array, angles: Array, prompt: LayerKV, new: tuple[Array, Array], slot: Array, written: Array
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """One new token per row.
 
-        Args: x: (B, 1, D), angles: (B, 1, H / 2), new: keys and values (B, K, n, H), step: () int, the slot to write.
-        Returns: x (B, 1, D) and the new cache with slot `step` written.
+        Args: x: (R, 1, D), angles: (R, 1, H / 2), prompt: of the prompts, each for as many rows; new: keys and values (R, K, n, H);
+            slot: () int, where all rows write; written: (R, n) bool, slots that hold a row's own tokens, the new one among them.
+        Returns: x (R, 1, D) and the new cache with that slot written.
         """
         q, k, v = self.self_attn.project(self.input_layernorm(x), angles)
-        new = tuple(cache.at[:, :, step].set(row[:, :, 0]) for cache, row in zip(new, (k, v), strict=True))
-        written = jnp.arange(new[0].shape[2]) <= step
-        visible = jnp.concatenate([prompt.valid, jnp.broadcast_to(written, (x.shape[0], written.size))], axis=1)
+        new = tuple(cache.at[:, :, slot].set(row[:, :, 0]) for cache, row in zip(new, (k, v), strict=True))
+        seen = jnp.repeat(prompt.valid, x.shape[0] // prompt.valid.shape[0], axis=0)
+        visible = jnp.concatenate([seen, written], axis=1)
         return self.finish(x, two_part_attention(q, ((prompt.key, prompt.value), new), visible[:, None])), new
 
     def extend(self, x: Array, angles: Array, visible: Array, prompt: LayerKV) -> tuple[Array, Array, Array]:
@@ -103,23 +106,29 @@ def behind(prompt: Array, rows: Array) -> Array:
 
 
 def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible: Array) -> Array:
-    """A few queries per sample over several caches, without joining the caches.
+    """A few queries per row over several caches, without joining the caches or copying those that rows share.
 
-    Args: q: (B, N, U, H); parts: (keys, values) pairs, (B, K, s, H) each; visible: (B, U or 1, sum of s) bool, at least one true
-        per row of interest (rows without give an average, never NaN).
-    Returns: (B, N, U, H).
+    Args: q: (R, N, U, H); parts: (keys, values) pairs, (P, K, s, H) each, where P divides R: every one for R / P rows; visible: (R, U or
+        1, sum of s) bool, at least one true per row of interest (rows without give an average, never NaN).
+    Returns: (R, N, U, H).
     """
-    exact = "highest" if q.dtype == jnp.float32 else None
-    grouped = rearrange(q, "b (k g) u h -> b k g u h", k=parts[0][0].shape[1])
-    logits = [jnp.einsum("bkguh,bksh->bkgus", grouped, key, preferred_element_type=jnp.float32, precision=exact) for key, _ in parts]
+    exact, count = "highest" if q.dtype == jnp.float32 else None, q.shape[0]
+    grouped = rearrange(q, "r (k g) u h -> r k g u h", k=parts[0][0].shape[1])
+
+    def product(form: str, rows: Array, shared: Array) -> Array:
+        """What rows of one cache have in common is read once: they are further queries of it."""
+        together = rearrange(rows, "(p c) k g u x -> p k (c g) u x", p=shared.shape[0])
+        out = jnp.einsum(form, together, shared, preferred_element_type=jnp.float32, precision=exact)
+        return rearrange(out, "p k (c g) u x -> (p c) k g u x", c=count // shared.shape[0])
+
+    logits = [product("pkguh,pksh->pkgus", grouped, key) for key, _ in parts]
     joined = jnp.concatenate(logits, axis=-1) * q.shape[-1] ** -0.5
     weights = nnx.softmax(jnp.where(visible[:, None, None], joined, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
     out, start = 0.0, 0
     for _, value in parts:
-        share = weights[..., start : start + value.shape[2]]
-        out = out + jnp.einsum("bkgus,bksh->bkguh", share, value, preferred_element_type=jnp.float32, precision=exact)
+        out = out + product("pkgus,pksh->pkguh", weights[..., start : start + value.shape[2]], value)
         start += value.shape[2]
-    return rearrange(out, "b k g u h -> b (k g) u h").astype(q.dtype)
+    return rearrange(out, "r k g u h -> r (k g) u h").astype(q.dtype)
 
 
 def row_angles(_: None, positions: Array, config: TextConfig) -> Array:
