@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,13 +54,20 @@ def text_checksum(value: Any) -> int:
 def quiet() -> Iterator[None]:
     """Keeps the libraries from printing pages about a damaged file; our one line names it."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
+    levels, hook = [logger.level for logger in loggers], sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):  # as tensorstore's threads find it when one write failed
+            hook(kind, error, trace)
+
     try:
+        sys.excepthook = show
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         yield
         gc.collect()  # forgotten tasks complain when they are collected
     finally:
+        sys.excepthook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

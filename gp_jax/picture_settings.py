@@ -125,12 +125,14 @@ def tried(processor: "PilBackend", side: int, path: Path, **options: Any) -> Map
 
 
 def pixel_limits(processor: "PilBackend", path: Path) -> None:
-    """Raises: GlimpseError unless a Qwen processor's least and most pixels can be kept."""
+    """Raises: GlimpseError unless pictures can be given a Qwen processor's least and most pixels."""
     least, most = (getattr(processor.size, name, None) for name in ("shortest_edge", "longest_edge"))
     if not least or not most:
         raise GlimpseError(f"{path}: size must hold shortest_edge and longest_edge (least and most pixels), or min_pixels and max_pixels")
     if least > most:
         raise GlimpseError(f"{path}: min_pixels={least} is more than max_pixels={most}")
+    if processor.do_resize and processor.resample is None:
+        raise GlimpseError(f"{path}: resample is null, but do_resize is true: how pictures are resized is not known")
     if least > MOST_AT_LEAST:
         raise GlimpseError(f"{path}: min_pixels={least} is more than {MOST_AT_LEAST}, to which no small picture is enlarged")
 

@@ -1,5 +1,6 @@
 """Checkpoints of a run: what is kept, what is refused, what a damaged one does."""
 
+import sys
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from etils import epath
 
 from gp_jax import GlimpseError
-from gp_jax.checkpoint import Checkpoints, checksum, differences
+from gp_jax.checkpoint import Checkpoints, checksum, differences, quiet
 
 IDENTITY = {"optim": {"rate": 0.1}, "sources": ["a", "b"]}
 
@@ -156,3 +157,12 @@ def test_differences():
 def test_checksum_sees_every_bit():
     assert checksum(state(1)) == checksum(state(1)) != checksum(state(2))
     assert checksum({"x": np.float32(0.0)}) != checksum({"x": np.float32(-0.0)})
+
+
+def test_writes_that_end_after_another_failed_print_nothing(capsys):
+    before = sys.excepthook
+    with quiet():
+        sys.excepthook(RuntimeError, RuntimeError("Event loop is closed"), None)
+        sys.excepthook(RuntimeError, RuntimeError("another"), None)
+    assert sys.excepthook is before
+    assert capsys.readouterr().err == "RuntimeError: another\n"

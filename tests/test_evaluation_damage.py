@@ -221,7 +221,7 @@ def test_metrics_are_computed_anew(home, copy):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"out": "gs://bucket/out"}, {"out": "~nobody-at-all/out"}, {"out": "a\0b"}, {"report": "~nobody-at-all/x"}]
+    "changes", [{"out": ""}, {"out": "gs://bucket/out"}, {"out": "~nobody-at-all/out"}, {"out": "a\0b"}, {"report": "~nobody-at-all/x"}]
 )
 def test_folders_that_cannot_be(changes):
     with pytest.raises(GlimpseError):

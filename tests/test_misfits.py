@@ -237,6 +237,8 @@ def test_a_header_larger_than_any(source, tmp_path):
     folder = edited(source, tmp_path / "model")
     header(folder / "model.safetensors", b" " * (5 << 20))
     refused(folder, "is not a readable safetensors file .a header of")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    refused(folder, "pointer of Git LFS")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model.safetensors.index.json", "pytorch_model.bin"])

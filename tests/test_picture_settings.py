@@ -150,6 +150,7 @@ NONSENSE = {
     "rescale_factor=nan": {"rescale_factor": float("nan")},
     "rescale_factor=inf": {"rescale_factor": float("inf")},
     "resample=9": {"resample": 9},
+    "resample is null": {"resample": None},
     "resample='bicubic'": {"resample": "bicubic"},
     "does not fit the model: patch_size=1e\\+300": {"patch_size": 1e300},
     "does not fit the model: merge_size=\\[2\\]": {"merge_size": [2]},

@@ -152,6 +152,8 @@ class EvalConfig:
             raise GlimpseError("tasks and plans must not be empty")
         if self.devices == 0 or self.devices < -1:
             raise GlimpseError(f"devices={self.devices} must be positive, or -1 for all")
+        if not self.out:
+            raise GlimpseError("out is missing: the folder of the evaluation (--out)")
         if "://" in self.out:
             raise GlimpseError(f"out={self.out!r} must be a folder of this machine, not a URI")
         for name in (self.out, self.report):

@@ -23,6 +23,7 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+LFS_POINTER = b"version "  # how the text begins that Git LFS leaves in place of a large file
 MOST_HEADER = 4 << 20  # bytes; parsed, the worst of headers takes some forty times its length
 
 
@@ -61,7 +62,10 @@ def _entries(path: Path) -> dict[str, Entry]:
     check_regular(path)
     try:
         with path.open("rb") as file:
-            length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size - 8
+            begin, size = file.read(8), os.fstat(file.fileno()).st_size - 8
+            length = int.from_bytes(begin, "little")
+            if begin == LFS_POINTER:
+                raise ValueError("it is a pointer of Git LFS, not the file itself: git lfs pull brings it")
             if length > min(MOST_HEADER, size):
                 raise ValueError(f"a header of {length} bytes in a file of {max(0, size)}")
             header = parse_json(file.read(length), "its header")
