@@ -243,13 +243,15 @@ def test_topologies(monkeypatch):
 
 @libtpu
 def test_weights_that_do_not_fit_are_exit_status_1(tmp_path):
-    words = 80_000_000  # of a tiny model, which is quicker to describe than a large one
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": words}))
+    words, width = 2**20, 4096  # of few layers: quicker to describe than a large model
+    wide = {"hidden_size": width, "num_attention_heads": width // 16, "vocab_size": words}
+    tower = CONFIG["vision_config"] | {"out_hidden_size": width}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | wide | {"vision_config": tower}))
     done = command_line("--model", tmp_path, "--dtype", "float32", "--topology", "v5e:1x1", "--visual-tokens", "600")
     assert done.returncode == 1
     need = re.search(r"^gp-jax: v5e:1x1: the weights alone need (\d+\.\d\d) GiB of 15\.75 GiB per chip$", done.stderr, re.MULTILINE)
     tables = 1 if CONFIG.get("tie_word_embeddings") else 2
-    assert need and float(need[1]) == pytest.approx(tables * words * CONFIG["hidden_size"] * 4 / GIB, rel=0.01), done.stderr
+    assert need and float(need[1]) == pytest.approx(tables * words * width * 4 / GIB, rel=0.05), done.stderr
 
 
 @libtpu

@@ -170,7 +170,7 @@ def test_a_record_that_cannot_be_read_leaves_its_row_empty(makers, monkeypatch, 
     for _ in range(2):  # said once, however often it is read
         assert len(list(whole.load(0, 2))) == 2
     said = capsys.readouterr().err
-    assert said.count("shard: record 1 is damaged; it is left out") == said.count("record 4: picture 1: is not a readable image") == 1
+    assert said.count("shard: record 1 is damaged; it is left out") == said.count("record 4: picture 1: is not an image") == 1
     assert said.count("record 5: ValueError") == 1 and len(whole.bad) == 3
 
 

@@ -127,7 +127,7 @@ def test_logprobs_equal_a_teacher_forced_pass(vlm, temperature):
         alone["pixel_values"] = raw["pixel_values"][ends[row // copies] - sample.pixels.shape[0] : ends[row // copies]]
         with torch.no_grad():
             logits = model(**torch_inputs(alone)).logits[0, -most - 1 : -1].double()
-        chosen = torch.from_numpy(answer).long()[:, None]
+        chosen = torch.tensor(answer).long()[:, None]
         np.testing.assert_allclose(full[row], torch.log_softmax(logits, -1).gather(1, chosen)[:, 0], atol=1e-5)
         if not temperature:
             np.testing.assert_array_equal(drawn[row], 0)

@@ -13,6 +13,6 @@ def test_mutated_inputs_end_well(monkeypatch):
     from tests.fuzz.targets import prepare  # noqa: F401 - fills the table
     from tests.fuzz.watch import Case, failures
 
-    cases = [Case(name, 16, number) for name, target in TARGETS.items() for number in range(target.share)]
+    cases = [Case(name, 16, number) for name, target in TARGETS.items() for number in range(10 * target.share)]
     wrong = [f"{case} {found}" for case, found in failures(cases) if found]
     assert not wrong, f"try one again: {sys.executable} -m tests.fuzz --only TARGET:SEED:NUMBER\n" + "\n".join(wrong)

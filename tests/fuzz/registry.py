@@ -13,7 +13,7 @@ Made = tuple[Callable[[], object], int]  # what to call, and how many bytes it r
 
 @dataclass(frozen=True)
 class Target:
-    """make: (random numbers, scratch folder) -> what to try. share: how many of a hundred inputs a test gives it."""
+    """make: (random numbers, scratch folder) -> what to try. share: how many of a hundred inputs are its."""
 
     make: Callable[[random.Random, Path], Made]
     share: int = 10
