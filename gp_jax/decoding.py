@@ -107,7 +107,8 @@ class Rows:
     def insert(self, prefix: Prefix, prompt: int, settings: Sampling, max_new_tokens: int, sample: int = 0) -> None:
         """Puts a prompt in the place of another; its rows begin with their first token.
 
-        Args: prompt: the place, 0 .. P - 1; settings: of its R / P rows; sample: of the prefix's batch.
+        Args: prompt: the place, 0 .. P - 1; settings: of its R / P rows, but the tokens that end one are those of all rows; sample: of
+            the prefix's batch.
         Raises: GlimpseError when the prompt or what it may generate is longer than the place.
         """
         count = self.prompts
@@ -120,8 +121,10 @@ class Rows:
                 raise GlimpseError(f"layer {layer}: a prompt of {new.valid.shape[1]} rows does not fit a place of {old.valid.shape[1]}")
         copies = self.settings.seed.size // count
         own = slice(prompt * copies, (prompt + 1) * copies)
-        for name in PER_ROW:
-            getattr(self.settings, name)[own] = getattr(settings, name)
+        changed = {name: getattr(self.settings, name).copy() for name in PER_ROW}  # what was placed may be these very arrays, still in use
+        for name, values in changed.items():
+            values[own] = getattr(settings, name)
+        self.settings = dataclasses.replace(self.settings, **changed)
         self.placed = self.engine.split(self.settings, self.settings.seed.size)
         numbers = map(np.int32, (prompt, max_new_tokens, sample))
         donate, self.own = (0, 1) if self.own else (1,), True

@@ -4,28 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-import run_tools
-from PIL import Image
+from evaluation_tools import PLANS, SIZES, make_home, row
 
-from gp_jax import tiny
 from gp_jax.evaluation.command import main
 from gp_jax.evaluation.results import Prediction, part_path, read_predictions
-
-PLANS = ("dense", "glimpse", "random", "random-pooled")
-SIZES = [(4, 3), (9, 7), (5, 8), (3, 3), (11, 6)]  # of the pictures, in visual tokens
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("resume")
-    tiny.make_checkpoint(home / "model", hf_config=run_tools.SMALL | {"max_remain_ratio": 0.3})
-    for number, (columns, rows) in enumerate(SIZES):
-        Image.new("RGB", (28 * columns, 28 * rows), (40 * number, 90, 200)).save(home / f"{number}.png")
-    return home
-
-
-def row(number: int, **changes) -> dict:
-    return {"image": f"{number}.png", "question": f"what is number {number}?", "answer": "red"} | changes
+    return make_home(tmp_path_factory.mktemp("resume"))
 
 
 def evaluate(home: Path, path: Path, rows: list[dict], *more: str) -> dict[tuple[str, str], Prediction]:
