@@ -5,7 +5,7 @@ Answers every question under every plan on one engine and writes a table and a r
 
 import sys
 
-from gp_jax.allocator import keep_memory
+from gp_jax.runtime.allocator import keep_memory
 
 if __name__ == "__main__":
     keep_memory()

@@ -5,7 +5,7 @@ The same command on every host of a TPU slice, on GPUs, on a laptop. A run that 
 
 import sys
 
-from gp_jax.allocator import keep_memory
+from gp_jax.runtime.allocator import keep_memory
 
 if __name__ == "__main__":
     keep_memory()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from gp_jax.allocator import keep_memory
+from gp_jax.runtime.allocator import keep_memory
 
 # What each row changes of configs/scenes_glimpse.py.
 ROWS = {
@@ -60,7 +60,7 @@ def main(args: Args) -> None:
     from gp_jax import GlimpseVLM, Prune
     from gp_jax.evaluation.command import claim
     from gp_jax.evaluation.plans import EvalPlan
-    from gp_jax.evaluation.rows import aggregate
+    from gp_jax.evaluation.reporting.plan_rows import aggregate
     from gp_jax.evaluation.runner import Runner
     from gp_jax.evaluation.tasks import Task
     from gp_jax.pretrained.files import find_folder

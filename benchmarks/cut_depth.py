@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from gp_jax.allocator import keep_memory
+from gp_jax.runtime.allocator import keep_memory
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from gp_jax.allocator import keep_memory
+from gp_jax.runtime.allocator import keep_memory
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A share of 1 / width or so: nothing beside the products of large models, several
 of every operation (exponentials and the like none), again in every operation that a fusion repeats it in.
 """
 
-from gp_jax.config import ClipConfig, GlimpseConfig, ModelConfig
+from gp_jax.config.model import GlimpseConfig, ModelConfig
+from gp_jax.config.vision import ClipConfig
 from gp_jax.flops import Cuts, Workload, segments
 
 SCORE = 8  # per score of attention: scale, mask (three, which a fusion repeats for every head), maximum, difference, sum, choice

@@ -15,7 +15,7 @@ import tyro
 from gp_jax.errors import GlimpseError
 
 if TYPE_CHECKING:
-    from gp_jax.config import GlimpseConfig, ModelConfig
+    from gp_jax.config.model import GlimpseConfig, ModelConfig
     from gp_jax.flops import Cost, Cuts, Workload
 
 CHECK_WIDTH, CHECK_TOKENS = 1024, 640  # beyond: minutes of compilation, and attention in a loop, whose body XLA counts once
@@ -53,11 +53,11 @@ class Args:
 
 def model_named(name: str, after: int | None) -> tuple["ModelConfig", "GlimpseConfig"]:
     """A known size's, the scenes model's or a folder's configuration, with its own glimpse or one of the released proportions."""
-    from gp_jax.flops import SIZES
     from gp_jax.pretrained import hf_config
+    from gp_jax.pretrained.known import SIZES
     from gp_jax.scenes import architecture
-    from gp_jax.settings import GlimpseSettings
     from gp_jax.training.build import glimpse_config
+    from gp_jax.training.settings import GlimpseSettings
 
     path, released = Path(name).expanduser() / "config.json", {}
     if name.lower() in SIZES:
@@ -85,12 +85,13 @@ def xla(config: "ModelConfig", glimpse: "GlimpseConfig | None", work: "Workload"
     import numpy as np
     from flax import nnx
 
-    from gp_jax import pipeline, sampling
+    from gp_jax import pipeline
     from gp_jax.flops import stages
-    from gp_jax.layout import vision_input
-    from gp_jax.plan import Cut, needs_glimpse, tapped_layers
+    from gp_jax.inference import sampling
+    from gp_jax.inference.requests import sampling_settings
     from gp_jax.pretrained.params import abstract_model
-    from gp_jax.requests import sampling_settings
+    from gp_jax.processing.layout import vision_input
+    from gp_jax.pruning.plan import Cut, needs_glimpse, tapped_layers
     from gp_jax.trees import KeepLimits, PromptInput
 
     work = dataclasses.replace(work, new_tokens=2)

@@ -53,7 +53,7 @@ def picture(side: int):
 
 def run_ours(folder: Path, dtype: str, retention: str, side: str, new_tokens: str) -> None:
     """gp_jax; retention 1 is dense."""
-    from gp_jax.allocator import keep_memory
+    from gp_jax.runtime.allocator import keep_memory
 
     keep_memory()
     started = time.perf_counter()
@@ -62,7 +62,7 @@ def run_ours(folder: Path, dtype: str, retention: str, side: str, new_tokens: st
 
     from benchmarks.contenders import resident
     from gp_jax import GlimpseVLM, Prune
-    from gp_jax.clock import COMPILES
+    from gp_jax.runtime.clock import COMPILES
 
     jax.devices()
     python, imported = resident(), time.perf_counter()

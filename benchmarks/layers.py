@@ -64,7 +64,7 @@ def measure(run: Callable[[], Any], repeats: int) -> dict[str, float]:
 
 def one(args: Args) -> dict[str, dict[str, float]]:
     """Measures one form. Outputs of all forms are compared by their sums."""
-    from gp_jax.allocator import keep_memory
+    from gp_jax.runtime.allocator import keep_memory
 
     keep_memory()
     import jax
@@ -72,12 +72,14 @@ def one(args: Args) -> dict[str, dict[str, float]]:
     import numpy as np
     from flax import nnx
 
-    from gp_jax import pipeline, sampling
-    from gp_jax.config import ModelConfig, TextConfig, VisionConfig
-    from gp_jax.lvlm import LVLM
-    from gp_jax.parts import Parts
+    from gp_jax import pipeline
+    from gp_jax.config.model import ModelConfig, TextConfig
+    from gp_jax.config.vision import VisionConfig
+    from gp_jax.inference import sampling
+    from gp_jax.inference.requests import sampling_settings
+    from gp_jax.inference.shared_programs import Parts
+    from gp_jax.models.lvlm import LVLM
     from gp_jax.pipeline import prefill_layer
-    from gp_jax.requests import sampling_settings
     from gp_jax.trees import LayerKV, Prefix, Stream
 
     heads, depth = args.width // 64, args.layers

@@ -7,7 +7,7 @@ from benchmarks.contenders import serve
 
 def run_roofline() -> None:
     """What the machine can do: FLOP/s of a product in both precisions, bytes/s of reading weights once (a matrix times a vector)."""
-    from gp_jax.allocator import keep_memory
+    from gp_jax.runtime.allocator import keep_memory
 
     keep_memory()
     import jax

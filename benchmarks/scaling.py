@@ -48,11 +48,11 @@ class Args:
 
 def worker(folder: str, dtype: str, tokens: str, batch: str, new_tokens: str, retentions: str, *photos: str) -> None:
     """One point: answers the kinds of request in turns, however it is asked."""
-    from gp_jax.allocator import keep_memory
+    from gp_jax.runtime.allocator import keep_memory
 
     keep_memory()
     from gp_jax import GlimpseVLM, Prune
-    from gp_jax.clock import COMPILES
+    from gp_jax.runtime.clock import COMPILES
 
     vlm = GlimpseVLM.from_pretrained(folder, dtype=dtype)
     images = [*photos] if photos else [picture(round(int(tokens) ** 0.5))] * int(batch)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gp_jax.allocator import TUNABLES
+from gp_jax.runtime.allocator import TUNABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE, VIDEO, VISION_START, VISION_END, EOS, PAD = range(90, 96)
@@ -113,7 +113,7 @@ def measure(step: Callable[[], float], steps: int) -> None:
 
 def run_jax(folder: Path, steps: str) -> None:
     """gp_jax: the two programs of a step, accumulate and update."""
-    from gp_jax.allocator import keep_memory
+    from gp_jax.runtime.allocator import keep_memory
 
     keep_memory()
     import jax
@@ -121,9 +121,9 @@ def run_jax(folder: Path, steps: str) -> None:
 
     from gp_jax import GlimpseVLM
     from gp_jax.data.collate import TrainSample, lengths, train_batch
-    from gp_jax.layout import read_samples
-    from gp_jax.settings import LossConfig, OptimConfig
+    from gp_jax.processing.layout import read_samples
     from gp_jax.training.optim import learning_rate, optimizer
+    from gp_jax.training.settings import LossConfig, OptimConfig
     from gp_jax.training.step import Counts, TrainingStep
 
     vlm, batch = GlimpseVLM.from_pretrained(folder / "base", glimpse=folder / "glimpse"), np.load(folder / "batch.npz")

@@ -5,8 +5,9 @@ A tiny random model learns to look at drawn shapes: the whole way through traini
 
 from pathlib import Path
 
-from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
+from gp_jax.data.settings import DataConfig, DataSource
 from gp_jax.tiny import ensure
+from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
 
 inputs = ensure(Path("runs/debug_inputs"))
 train = TrainConfig(

@@ -7,7 +7,8 @@ loss.answer_in_denominator=True bring that back. The prompt suffix is our choice
     gp-jax prepare viscot_dataset/gqa_cot_train.jsonl --images viscot_images --out data/gqa
 """
 
-from gp_jax.settings import SHORT_ANSWER, DataConfig, DataSource, GlimpseSettings, LossConfig, OptimConfig, TrainConfig
+from gp_jax.data.settings import SHORT_ANSWER, DataConfig, DataSource
+from gp_jax.training.settings import GlimpseSettings, LossConfig, OptimConfig, TrainConfig
 
 train = TrainConfig(
     model="liuhaotian/llava-v1.5-7b",

@@ -8,7 +8,8 @@ The prompt suffix is our choice: GQA's answers are single words. First:
 On a slice of 8 chips a step is one micro-batch: --batch-size 8 --accumulation 1 (on 16 chips 16 and 1). See docs/tpu.md.
 """
 
-from gp_jax.settings import SHORT_ANSWER, DataConfig, DataSource, GlimpseSettings, LossConfig, OptimConfig, TrainConfig
+from gp_jax.data.settings import SHORT_ANSWER, DataConfig, DataSource
+from gp_jax.training.settings import GlimpseSettings, LossConfig, OptimConfig, TrainConfig
 
 train = TrainConfig(
     model="Qwen/Qwen2.5-VL-3B-Instruct",

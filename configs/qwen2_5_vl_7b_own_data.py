@@ -11,7 +11,8 @@ Your own questions, pictures and evidence, from a few hundred rows on. First wri
 `--glimpse-from FOLDER_OR_ID` goes on from a trained glimpse instead of a new one.
 """
 
-from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
+from gp_jax.data.settings import DataConfig, DataSource
+from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
 
 train = TrainConfig(
     model="Qwen/Qwen2.5-VL-7B-Instruct",

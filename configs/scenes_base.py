@@ -5,9 +5,10 @@ A whole small vision-language model of the Qwen2.5-VL kind from nothing, on gene
 
 from pathlib import Path
 
-from gp_jax.base_settings import BaseConfig, BaseLossConfig, Canvas, ScenesConfig
 from gp_jax.scenes.architecture import ensure_architecture
-from gp_jax.settings import OptimConfig
+from gp_jax.scenes.settings import Canvas, ScenesConfig
+from gp_jax.training.base_settings import BaseConfig, BaseLossConfig
+from gp_jax.training.settings import OptimConfig
 
 train = BaseConfig(
     model=str(ensure_architecture(Path("runs/scenes_architecture"))),

@@ -4,8 +4,9 @@ The rest of the bundled model's training, behind configs/scenes_base.py: mostly 
 then what stands beside their shape, and the reading loss makes questions look there; three in ten pictures hide what a relation asks for.
 """
 
-from gp_jax.base_settings import BaseConfig, BaseLossConfig, Canvas, ScenesConfig
-from gp_jax.settings import OptimConfig
+from gp_jax.scenes.settings import Canvas, ScenesConfig
+from gp_jax.training.base_settings import BaseConfig, BaseLossConfig
+from gp_jax.training.settings import OptimConfig
 
 train = BaseConfig(
     model="runs/scenes_base/export",

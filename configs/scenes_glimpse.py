@@ -3,7 +3,8 @@
 The glimpse of the bundled model, from its frozen base, with the released losses: minutes on two CPU cores.
 """
 
-from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, OptimConfig, TrainConfig
+from gp_jax.data.settings import DataConfig, DataSource
+from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
 
 REST = "attribute,relation,text,chart,detail"
 SMALL = "64-121"  # visual tokens: a third of the time of a usual picture

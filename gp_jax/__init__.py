@@ -4,29 +4,30 @@ import importlib
 from typing import TYPE_CHECKING
 
 from gp_jax.errors import GlimpseError
-from gp_jax.version import __version__
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gp_jax.ahead.artifact.inputs import artifact_inputs
     from gp_jax.buckets import Ladder, Ladders
-    from gp_jax.exporting.inputs import artifact_inputs
-    from gp_jax.glimpse.select import Prune
-    from gp_jax.inference import inference_buckets, inference_fn, inference_params
-    from gp_jax.results import Answer, Generation
+    from gp_jax.inference.function import inference_buckets, inference_fn, inference_params
+    from gp_jax.inference.results import Answer, Generation
+    from gp_jax.pruning.rule import Prune
     from gp_jax.sharding import make_mesh
     from gp_jax.vlm import GlimpseVLM
 
 # Loaded on first use: `gp-jax --help` and its checks of files need no JAX.
 _HOMES = {
-    "Answer": "gp_jax.results",
-    "Generation": "gp_jax.results",
+    "Answer": "gp_jax.inference.results",
+    "Generation": "gp_jax.inference.results",
     "GlimpseVLM": "gp_jax.vlm",
     "Ladder": "gp_jax.buckets",
     "Ladders": "gp_jax.buckets",
-    "Prune": "gp_jax.glimpse.select",
-    "artifact_inputs": "gp_jax.exporting.inputs",
-    "inference_buckets": "gp_jax.inference",
-    "inference_fn": "gp_jax.inference",
-    "inference_params": "gp_jax.inference",
+    "Prune": "gp_jax.pruning.rule",
+    "artifact_inputs": "gp_jax.ahead.artifact.inputs",
+    "inference_buckets": "gp_jax.inference.function",
+    "inference_fn": "gp_jax.inference.function",
+    "inference_params": "gp_jax.inference.function",
     "make_mesh": "gp_jax.sharding",
 }
 

@@ -8,8 +8,8 @@ import itertools
 import operator
 from dataclasses import dataclass, fields
 
+from gp_jax.config.schema import LARGEST
 from gp_jax.errors import GlimpseError, TooLong, one_line, some
-from gp_jax.schema import LARGEST
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import difflib
 import importlib
 import sys
 
-from gp_jax.allocator import keep_memory
-from gp_jax.config_file import exit_status
+from gp_jax import __version__
+from gp_jax.config.files import exit_status
 from gp_jax.errors import GlimpseError
-from gp_jax.version import __version__
+from gp_jax.runtime.allocator import keep_memory
 
 COMMANDS = ("ask", "prepare", "compile", "export")  # modules of `gp_jax.commands`, each with parse(argv) and run(args)
 USAGE = """usage: gp-jax COMMAND ...

@@ -7,26 +7,16 @@ enters and leaves a product once, attention scores never (tiled kernels keep the
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gp_jax.buckets import Ladders
-from gp_jax.config import ClipConfig, GlimpseConfig, ModelConfig, TextConfig, Vision, VisionConfig
+from gp_jax.config.model import GlimpseConfig, ModelConfig, TextConfig
+from gp_jax.config.vision import ClipConfig, Vision, VisionConfig
 from gp_jax.errors import GlimpseError
-from gp_jax.layout import pack_windows
-from gp_jax.pretrained.known import KNOWN
+from gp_jax.processing.layout import pack_windows
 
 SUMS = ("decoder prefill", "prefill", "total", "decode token", "kv cache")  # entries of `stages` that are not stages
 Cuts = Sequence[tuple[int, float]]  # (after this layer, share of all visual tokens that stays)
-
-
-def _larger(width: int, inner: int, layers: int, heads: int) -> ModelConfig:
-    """From 7B's sizes. The vision tower of the two largest has a wider MLP, 3456 instead of 3420."""
-    text = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8)
-    vision = replace(KNOWN["7b"].vision, out_hidden_size=width, intermediate_size=3456)
-    return replace(KNOWN["7b"], vision=vision, text=replace(KNOWN["7b"].text, **text))
-
-
-SIZES = KNOWN | {"32b": _larger(5120, 27648, 64, 40), "72b": _larger(8192, 29568, 80, 64)}
 
 
 @dataclass(frozen=True)

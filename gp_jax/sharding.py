@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gp_jax.config import TextConfig
+from gp_jax.config.model import TextConfig
 from gp_jax.errors import GlimpseError
 
 MESH_AXES = ("data", "fsdp", "tensor")

@@ -21,9 +21,9 @@ from flax import nnx
 from PIL import Image, ImageDraw
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from gp_jax.lvlm import LVLM
+from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
-from gp_jax.processing import Processor
+from gp_jax.processing.qwen import Processor
 from gp_jax.scenes.architecture import CHAT_TEMPLATE, SPECIAL
 from gp_jax.vlm import GlimpseVLM
 

@@ -12,26 +12,26 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gp_jax.buckets import Ladders
-from gp_jax.clock import Clock
-from gp_jax.decoding import Rows
-from gp_jax.disk import read_json
-from gp_jax.engine import Engine
+from gp_jax.config.schema import AtLeastOne, one
 from gp_jax.errors import GlimpseError, shown
-from gp_jax.glimpse.select import Prune
-from gp_jax.images import MAX_PIXELS, ImageLike
-from gp_jax.inference import fitting_inputs, inference_buckets, inference_inputs
-from gp_jax.layout import ARRAYS, read_samples
-from gp_jax.lvlm import LVLM
+from gp_jax.inference.decoding import Rows
+from gp_jax.inference.engine import Engine
+from gp_jax.inference.function import fitting_inputs, inference_buckets, inference_inputs
+from gp_jax.inference.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings
+from gp_jax.inference.results import Answer, Generation, outcome, per_token, split_tokens
+from gp_jax.inference.warmup import WarmUp
+from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained import files, params, saving
 from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
 from gp_jax.pretrained.misfits import check_quantised
 from gp_jax.pretrained.tower import base_source
-from gp_jax.processing import Prepared, Processor, as_batch
-from gp_jax.processors import load_processor
-from gp_jax.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings
-from gp_jax.results import Answer, Generation, outcome, per_token, split_tokens
-from gp_jax.schema import AtLeastOne, one
-from gp_jax.warmup import WarmUp
+from gp_jax.processing.images import MAX_PIXELS, ImageLike
+from gp_jax.processing.layout import ARRAYS, read_samples
+from gp_jax.processing.qwen import Prepared, Processor, as_batch
+from gp_jax.processing.table import load_processor
+from gp_jax.pruning.rule import Prune
+from gp_jax.runtime.clock import Clock
+from gp_jax.runtime.disk import read_json
 
 VIDEO_HINT = ": only still images are supported"
 DTYPES = ("float32", "bfloat16", "float16")

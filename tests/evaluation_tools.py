@@ -10,9 +10,9 @@ from PIL import Image
 from gp_jax import GlimpseVLM, tiny
 from gp_jax.evaluation.command import main
 from gp_jax.evaluation.results import Prediction, read_predictions
-from gp_jax.layout import ARRAYS, read_samples
-from gp_jax.requests import keep_rules, resolve
-from gp_jax.results import Answer
+from gp_jax.inference.requests import keep_rules, resolve
+from gp_jax.inference.results import Answer
+from gp_jax.processing.layout import ARRAYS, read_samples
 
 SIZES = [(4, 3), (9, 7), (5, 8), (3, 3), (11, 6)]  # of the pictures, in visual tokens
 PLANS = ("dense", "glimpse", "random", "random-pooled")

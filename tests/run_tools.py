@@ -2,8 +2,10 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from xla_flags import flags
@@ -25,7 +27,7 @@ SMALL = tiny.CONFIG | {
     | {"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "fullatt_block_indexes": [1], "out_hidden_size": 32},
 }
 CONFIG = """
-from gp_jax.settings import *
+from gp_jax.training.settings import *
 train = TrainConfig(
     model={folder!r} + "/model",
     data=DataConfig(sources=(DataSource({folder!r} + "/data"),), validation=(DataSource({folder!r} + "/data", split="val"),), shapes=1),
@@ -68,3 +70,14 @@ def losses(out: Path, group: str = "train", field: str = "loss") -> dict[int, fl
     found = [line for line in lines if line["group"] == group]
     assert len({line["step"] for line in found}) == len(found), "no step stands there twice"
     return {line["step"]: line[field] for line in found}
+
+
+@contextmanager
+def full_disk(room: int):
+    """No file of this process may grow beyond `room` bytes, which ends writes as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gp_jax import GlimpseVLM, Ladder, Ladders
-from gp_jax.lvlm import LVLM
+from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.hf_config import model_config
 from gp_jax.pretrained.saving import save_model
 from gp_jax.scenes.architecture import write_architecture

@@ -12,8 +12,8 @@ import scenes_tools
 
 from gp_jax import GlimpseVLM
 from gp_jax.evaluation.results import read_predictions
-from gp_jax.images import decode
 from gp_jax.pretrained.files import BUNDLED
+from gp_jax.processing.images import decode
 from gp_jax.scenes.source import ScenesSource
 
 RECORDS = 48

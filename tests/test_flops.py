@@ -15,11 +15,13 @@ sys.path.append(str(Path(__file__).parents[1]))
 from benchmarks.flops import beside, model_named, xla
 from benchmarks.scaling import Args, verdict
 from gp_jax import GlimpseError, Ladder, Ladders
-from gp_jax.config import ClipConfig, GlimpseConfig, ModelConfig, TextConfig, VisionConfig
-from gp_jax.engine import Engine
-from gp_jax.flops import SIZES, SUMS, Cost, Workload, pruned_share, segments, stages
-from gp_jax.layout import pack_windows
+from gp_jax.config.model import GlimpseConfig, ModelConfig, TextConfig
+from gp_jax.config.vision import ClipConfig, VisionConfig
+from gp_jax.flops import SUMS, Cost, Workload, pruned_share, segments, stages
+from gp_jax.inference.engine import Engine
+from gp_jax.pretrained.known import SIZES
 from gp_jax.pretrained.params import abstract_model
+from gp_jax.processing.layout import pack_windows
 
 # Wide enough for products to dominate: everything else is what XLA counts and we do not.
 WIDE = ModelConfig(

@@ -67,7 +67,7 @@ def test_reference_mask(golden_vlm, golden, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_vision(golden_vlm, golden, case):
-    from gp_jax.layout import read_samples, vision_input
+    from gp_jax.processing.layout import read_samples, vision_input
 
     engine = golden_vlm.engine
     samples = read_samples(golden_vlm.config, **case_inputs(golden, case))

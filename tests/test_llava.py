@@ -10,7 +10,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from gp_jax import GlimpseError, GlimpseVLM, Prune, make_mesh
-from gp_jax.clock import COMPILES
+from gp_jax.runtime.clock import COMPILES
 
 SIZES = [(90, 60), (50, 130), (64, 64), (200, 41)]
 QUESTIONS = ["What is it?", "Why so long a question about this?", "Who?"]

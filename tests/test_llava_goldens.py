@@ -37,7 +37,7 @@ def case_inputs(golden: dict, case: str) -> dict:
 
 @pytest.mark.parametrize("case", CASES)
 def test_vision(vlm, golden, case):
-    from gp_jax.layout import read_samples, vision_input
+    from gp_jax.processing.layout import read_samples, vision_input
 
     samples = read_samples(vlm.config, **case_inputs(golden, case))
     batch = vlm.engine.ladders.batch.fit(len(samples))

@@ -8,8 +8,8 @@ import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
 
 from gp_jax import GlimpseVLM
-from gp_jax.layout import read_samples, vision_input
 from gp_jax.ops.rope import grid_angles, rotate, text_angles
+from gp_jax.processing.layout import read_samples, vision_input
 
 TOLERANCE = dict(atol=1e-4, rtol=0)
 

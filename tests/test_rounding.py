@@ -13,8 +13,8 @@ import torch
 from flax import nnx
 
 from gp_jax import GlimpseVLM, Prune
+from gp_jax.config.vision import VisionConfig
 from gp_jax.models.vision import PatchEmbed
-from gp_jax.vision_config import VisionConfig
 
 torch.set_num_threads(1)  # tiny operations: threads only wait for each other
 

@@ -5,8 +5,8 @@ import optax
 from flax import nnx
 
 from gp_jax.data.collate import Shape, TrainSample, split_answer, train_batch
-from gp_jax.layout import read_samples
-from gp_jax.settings import LossConfig
+from gp_jax.processing.layout import read_samples
+from gp_jax.training.settings import LossConfig
 from gp_jax.training.step import Counts, TrainingStep
 
 SHAPE = Shape(slots=128, prompt=96, tail=16)  # holds every golden sample: one shape, few compilations

@@ -1,1 +1,1 @@
-"""Compiling for a TPU that is not here: topologies and their memory, the programs of generation, what a compiled program says of itself."""
+"""Programs made ahead of time, for machines that are not here: compiled for a TPU, or exported as a folder (`artifact`)."""

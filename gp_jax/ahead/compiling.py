@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 from gp_jax.ahead.hlo import Facts, read
-from gp_jax.engine import Engine
 from gp_jax.errors import GlimpseError
-from gp_jax.layout import Sample
+from gp_jax.inference.engine import Engine
+from gp_jax.inference.shared_programs import Kind, Parts, Programs
 from gp_jax.ops.target import targeting
-from gp_jax.parts import Kind, Parts, Programs
+from gp_jax.processing.layout import Sample
 from gp_jax.sharding import batch_sharding, replicated
 from gp_jax.trees import DecodeState, VisionFeatures
 

@@ -19,17 +19,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, shard_bytes, shortage
 from gp_jax.ahead.topology import hbm_bytes, inference_mesh
 from gp_jax.buckets import Ladders
-from gp_jax.config import GlimpseConfig, ModelConfig, VisionConfig
-from gp_jax.decoding import Rows
-from gp_jax.engine import CutInput
+from gp_jax.config.model import GlimpseConfig, ModelConfig
+from gp_jax.config.vision import VisionConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.flops import Cost, Workload, segments, stages
-from gp_jax.layout import Sample
-from gp_jax.lvlm import LVLM
-from gp_jax.plan import Plan
+from gp_jax.inference.decoding import Rows
+from gp_jax.inference.engine import CutInput
+from gp_jax.inference.requests import sampling_settings
+from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.params import abstract_model
-from gp_jax.requests import sampling_settings
-from gp_jax.scorers.scorer import Cut
+from gp_jax.processing.layout import Sample
+from gp_jax.pruning.plan import Plan
+from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.sharding import batch_sharding, parameter_sharding
 from gp_jax.trees import KeepLimits
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
-from gp_jax.config import TextConfig
+from gp_jax.config.model import TextConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.sharding import MESH_AXES, make_mesh, mesh_sizes
 

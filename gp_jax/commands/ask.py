@@ -16,9 +16,9 @@ import tyro
 from gp_jax.errors import GlimpseError, printable
 
 if TYPE_CHECKING:
-    from gp_jax.config import GlimpseConfig
-    from gp_jax.glimpse.select import Prune
-    from gp_jax.results import Answer
+    from gp_jax.config.model import GlimpseConfig
+    from gp_jax.inference.results import Answer
+    from gp_jax.pruning.rule import Prune
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Ask:
 def run(args: Ask) -> None:
     """Runs `gp-jax ask`."""
     args.check()
-    from gp_jax.images import open_image  # light; photographs are checked before the model is loaded
+    from gp_jax.processing.images import open_image  # light; photographs are checked before the model is loaded
 
     photos = [open_image(path, args.max_image_pixels) for path in map(Path, args.inputs[:-1])]
     from tqdm import tqdm

@@ -15,7 +15,7 @@ import tyro
 from gp_jax.errors import GlimpseError
 
 if TYPE_CHECKING:
-    from gp_jax.config import GlimpseConfig, ModelConfig
+    from gp_jax.config.model import GlimpseConfig, ModelConfig
 
 # The TPU compiler runs without a TPU when told not to look for one. Its programs are not kept: without a TPU nothing can read them back.
 WITHOUT_TPU = {
@@ -75,7 +75,7 @@ class Compile:
 
     def check(self) -> None:
         """What can be wrong before anything is compiled."""
-        from gp_jax.flops import SIZES
+        from gp_jax.pretrained.known import SIZES
 
         if not self.model:
             raise GlimpseError(f"--model is missing: {', '.join(SIZES)} or a model folder")
@@ -99,11 +99,11 @@ class Compile:
 
 def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
     """A known size's or a folder's configuration, with the folder's own glimpse or one of the released proportions."""
-    from gp_jax.disk import kind_of, path_of, read_json
-    from gp_jax.flops import SIZES
     from gp_jax.pretrained import hf_config
-    from gp_jax.settings import GlimpseSettings
+    from gp_jax.pretrained.known import SIZES
+    from gp_jax.runtime.disk import kind_of, path_of, read_json
     from gp_jax.training.build import glimpse_config
+    from gp_jax.training.settings import GlimpseSettings
 
     if name.lower() in SIZES:
         config = SIZES[name.lower()]
@@ -155,7 +155,7 @@ def generate(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", siz
 
 def train(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
     """The training step, with the released settings whatever the folder's glimpse is."""
-    from gp_jax.training.ahead import compile_training, facts, report
+    from gp_jax.ahead.training import compile_training, facts, report
 
     sizes = {"data": 1, "fsdp": -1 if -1 not in sizes.values() else 1, "tensor": 1} | sizes
     visual_tokens = args.visual_tokens or config.vision.most_tokens or 2048
@@ -173,7 +173,7 @@ def show(args: Compile, facts: dict, text: str) -> None:
     """Prints, and writes."""
     import json
 
-    from gp_jax.disk import write_text
+    from gp_jax.runtime.disk import write_text
 
     line = json.dumps(facts, indent=2)
     print(line if str(args.json) == "-" else text)

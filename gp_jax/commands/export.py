@@ -10,8 +10,8 @@ import tyro
 from gp_jax.errors import GlimpseError
 
 if TYPE_CHECKING:
-    from gp_jax.config import GlimpseConfig
-    from gp_jax.glimpse.select import Prune
+    from gp_jax.config.model import GlimpseConfig
+    from gp_jax.pruning.rule import Prune
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 NOT_FIXED = ("oracle", "downsample")  # plans that depend on more than a picture and a question
@@ -108,14 +108,14 @@ def named_plan(name: str | None, glimpse: "GlimpseConfig | None") -> "tuple[str,
 def run(args: Export) -> None:
     """Runs `gp-jax export`."""
     platforms = args.check()
-    from gp_jax.images import open_image  # light; the picture is checked before the model is loaded
+    from gp_jax.processing.images import open_image  # light; the picture is checked before the model is loaded
 
     picture = open_image(args.image) if args.image else None
     from tqdm import tqdm
 
-    from gp_jax.exporting.write import STEPS, Program, check_target, export
-    from gp_jax.inference import inference_buckets
-    from gp_jax.requests import resolve
+    from gp_jax.ahead.artifact.write import STEPS, Program, check_target, export
+    from gp_jax.inference.function import inference_buckets
+    from gp_jax.inference.requests import resolve
     from gp_jax.tiny import picture as draw
     from gp_jax.vlm import GlimpseVLM
 

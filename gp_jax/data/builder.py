@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from gp_jax.data.record import Box, Record
-from gp_jax.disk import write_text
+from gp_jax.runtime.disk import write_text
 
 NAME = "glimpse"
 VERSION = "1.0.0"

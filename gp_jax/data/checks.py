@@ -18,9 +18,9 @@ import numpy as np
 
 from gp_jax.data.formats import BadRow, Row
 from gp_jax.data.record import Box, Record
-from gp_jax.disk import kind_of, read_bytes, spelled
 from gp_jax.errors import GlimpseError, printable, shown
-from gp_jax.images import MAX_BYTES, read_picture
+from gp_jax.processing.images import MAX_BYTES, read_picture
+from gp_jax.runtime.disk import kind_of, read_bytes, spelled
 
 SLACK_PIXELS = 1.0  # boxes beyond the picture by this, or by SLACK_SHARE of the side, are clipped: rounding of annotation tools
 SLACK_SHARE = 0.005

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gp_jax.config import ModelConfig
+from gp_jax.config.model import ModelConfig
 from gp_jax.errors import GlimpseError
-from gp_jax.layout import Sample, prompt_input, vision_input
+from gp_jax.processing.layout import Sample, prompt_input, vision_input
 from gp_jax.trees import TailInput, TrainBatch
 
 

@@ -30,8 +30,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gp_jax.disk import parse_json
 from gp_jax.errors import GlimpseError, printable, shown
+from gp_jax.runtime.disk import parse_json
 
 Frame = str  # what numbers of boxes mean: "auto", or one of FRAMES, or "square" (shares of the picture padded to a square)
 FRAMES = ("pixel", "normalized", "0-1000")

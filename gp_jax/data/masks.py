@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gp_jax.data.record import Box, Record
-from gp_jax.images import decode
-from gp_jax.processing import Area, Processor
+from gp_jax.processing.images import decode
+from gp_jax.processing.qwen import Area, Processor
 
 
 def box_mask(boxes: Sequence[Box], grid: tuple[int, int]) -> np.ndarray:

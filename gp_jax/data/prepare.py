@@ -20,10 +20,10 @@ from gp_jax.data.prepared import open_prepared
 from gp_jax.data.report import KEPT, Report, read_as
 from gp_jax.data.sources import Chunk, cut, find_files, scan
 from gp_jax.data.work import Done, Job, final_paths, finish_all, part_path
-from gp_jax.disk import kind_of, path_of, read_bytes, read_json, write_text, writing
 from gp_jax.errors import GlimpseError, one_line
-from gp_jax.lock import FILE as LOCK
-from gp_jax.lock import only_one
+from gp_jax.runtime.disk import kind_of, path_of, read_bytes, read_json, write_text, writing
+from gp_jax.runtime.lock import FILE as LOCK
+from gp_jax.runtime.lock import only_one
 
 ROWS_PER_SHARD = 512  # at most; about 100 MB of photographs
 SHARDS_WANTED = 64  # of small sets, for several processes to share

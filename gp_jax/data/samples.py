@@ -12,9 +12,9 @@ from gp_jax.data.masks import evidence
 from gp_jax.data.record import BadRecord, Entry, Record
 from gp_jax.data.schedule import Length
 from gp_jax.errors import GlimpseError, one_line, reason, some
-from gp_jax.images import decode
-from gp_jax.layout import pack_windows, read_samples
-from gp_jax.processing import Processor
+from gp_jax.processing.images import decode
+from gp_jax.processing.layout import pack_windows, read_samples
+from gp_jax.processing.qwen import Processor
 
 TOKENIZED_AT_ONCE = 2048
 

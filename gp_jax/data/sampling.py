@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gp_jax.settings import DataSource, parse_sampling
+from gp_jax.data.settings import DataSource, parse_sampling
 
 
 def sample(count: int, sampling: str, seed: int) -> np.ndarray:

@@ -13,9 +13,9 @@ import numpy as np
 
 from gp_jax.data.collate import Shape
 from gp_jax.data.sampling import mixture, sample
+from gp_jax.data.settings import DataSource
 from gp_jax.data.shapes import bucket_of, fit_shapes, padding
 from gp_jax.errors import GlimpseError
-from gp_jax.settings import DataSource
 
 
 @dataclass(frozen=True)

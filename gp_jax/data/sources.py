@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gp_jax.disk import kind_of, path_of, reading
 from gp_jax.errors import GlimpseError, printable
+from gp_jax.runtime.disk import kind_of, path_of, reading
 
 SUFFIXES = (".jsonl", ".json")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -19,8 +19,8 @@ from gp_jax.data.formats import BadRow, parse_row
 from gp_jax.data.record import Record
 from gp_jax.data.report import Natural, Report, read_as, say
 from gp_jax.data.sources import Chunk
-from gp_jax.disk import MAX_JSON, kind_of, read_bytes, write_text
 from gp_jax.errors import GlimpseError, one_line
+from gp_jax.runtime.disk import MAX_JSON, kind_of, read_bytes, write_text
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from gp_jax.data.checks import Checker, upright_size
 from gp_jax.data.formats import BadRow, Row, parse_row
 from gp_jax.data.record import Entry, Record
 from gp_jax.data.sources import Chunk, cut, find_files, scan
-from gp_jax.disk import kind_of, path_of
 from gp_jax.errors import GlimpseError, printable, reason
+from gp_jax.runtime.disk import kind_of, path_of
 
 EVIDENCE = ("no evidence", "box ", "mask ", "size disagrees")  # how reasons begin that do not keep a question from being asked
 

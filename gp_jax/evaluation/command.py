@@ -8,12 +8,12 @@ from pathlib import Path
 
 import tyro
 
-from gp_jax.config_file import exit_status, given_path, read_config
-from gp_jax.disk import kind_of, path_of, read_json, set_aside, write_text, writing
+from gp_jax.config.files import exit_status, given_path, read_config
 from gp_jax.errors import GlimpseError, printable, shown, some
 from gp_jax.evaluation.results import Saved, mend_predictions, merge_predictions, set_predictions_aside
 from gp_jax.evaluation.settings import EvalConfig
-from gp_jax.lock import only_one
+from gp_jax.runtime.disk import kind_of, path_of, read_json, set_aside, write_text, writing
+from gp_jax.runtime.lock import only_one
 
 PREDICTIONS, NOTES = "predictions.jsonl", "made_with.json"
 
@@ -92,12 +92,12 @@ def evaluate(config: EvalConfig) -> Path | None:
 def _evaluate(config: EvalConfig, first: bool) -> Path | None:
     import jax
 
-    from gp_jax.compiled import keep_compiled
     from gp_jax.evaluation.plans import make_plans
     from gp_jax.evaluation.runner import Runner
     from gp_jax.evaluation.scores import add_verdicts
     from gp_jax.evaluation.summary import summarise
     from gp_jax.evaluation.tasks import open_tasks
+    from gp_jax.runtime.compilation_cache import keep_compiled
     from gp_jax.sharding import make_mesh, wait_for_all
     from gp_jax.vlm import GlimpseVLM
 

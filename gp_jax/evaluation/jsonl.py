@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from gp_jax.disk import aside, check_regular, kind_of, reading, set_aside, whole, writing
 from gp_jax.errors import GlimpseError
+from gp_jax.runtime.disk import aside, check_regular, kind_of, reading, set_aside, whole, writing
 
 LONGEST = 4 << 20  # bytes of a line: what is longer is damaged
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import httpx2
 from tqdm import tqdm
 
-from gp_jax.disk import parse_json, writing
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.evaluation.jsonl import appending
 from gp_jax.evaluation.redaction import redactor
 from gp_jax.evaluation.settings import JudgeConfig
 from gp_jax.evaluation.verdicts import Question, Verdicts, digest, read_cache, read_score, request
+from gp_jax.runtime.disk import parse_json, writing
 
 TRY_AGAIN = {408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 HOPELESS = {401, 405}  # the next request would get the same answer

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from gp_jax.errors import GlimpseError
-from gp_jax.glimpse.select import Prune
+from gp_jax.pruning.rule import Prune
 
 if TYPE_CHECKING:
     from gp_jax.vlm import GlimpseVLM

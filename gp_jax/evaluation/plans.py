@@ -25,10 +25,10 @@ from typing import Literal
 
 import numpy as np
 
-from gp_jax.config import GlimpseConfig
+from gp_jax.config.model import GlimpseConfig
 from gp_jax.errors import GlimpseError, printable
-from gp_jax.glimpse.select import Prune
-from gp_jax.plan import PUBLISHED
+from gp_jax.pruning.plan import PUBLISHED
+from gp_jax.pruning.rule import Prune
 
 DEFAULT = ("dense", "glimpse", "glimpse-11.1", "oracle", "attention", "random", "nothing")
 AT_RATIO = ("attention", *PUBLISHED, "downsample")  # plans that take how much to keep

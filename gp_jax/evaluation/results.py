@@ -10,10 +10,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from gp_jax.disk import kind_of, parse_json, set_aside, whole, writing
+from gp_jax.config.schema import Share, Size, checked
 from gp_jax.errors import GlimpseError, one_line, shown
 from gp_jax.evaluation.jsonl import appending, mend, read_lines
-from gp_jax.schema import Share, Size, checked
+from gp_jax.runtime.disk import kind_of, parse_json, set_aside, whole, writing
 
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Amount = Annotated[float, Field(ge=0, le=1e15)]

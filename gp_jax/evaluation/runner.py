@@ -22,8 +22,8 @@ from gp_jax.evaluation.results import Prediction, Saved, merge_predictions, part
 from gp_jax.evaluation.samples import Loaded, Samples
 from gp_jax.evaluation.tasks import Task
 from gp_jax.flops import Workload, stages
-from gp_jax.requests import resolve
-from gp_jax.results import Answer
+from gp_jax.inference.requests import resolve
+from gp_jax.inference.results import Answer
 from gp_jax.sharding import wait_for_all
 from gp_jax.vlm import GlimpseVLM
 

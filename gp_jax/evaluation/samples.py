@@ -15,8 +15,8 @@ from gp_jax.data.samples import question_text
 from gp_jax.errors import printable, reason
 from gp_jax.evaluation.results import Prediction
 from gp_jax.evaluation.tasks import Task
-from gp_jax.images import decode
-from gp_jax.processing import Processor
+from gp_jax.processing.images import decode
+from gp_jax.processing.qwen import Processor
 
 
 @dataclass(frozen=True)

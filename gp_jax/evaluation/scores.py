@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Sequence
 
-from gp_jax.disk import path_of, write_text
 from gp_jax.errors import printable
 from gp_jax.evaluation.judge import judge
 from gp_jax.evaluation.results import Prediction
@@ -13,6 +12,7 @@ from gp_jax.evaluation.runner import Runner
 from gp_jax.evaluation.settings import EvalConfig
 from gp_jax.evaluation.tasks import JUDGE
 from gp_jax.evaluation.verdicts import Question, Verdicts
+from gp_jax.runtime.disk import path_of, write_text
 
 SCORE = "score"  # every answer by the main metric of its task, where tasks have different ones
 Found = list[tuple[Runner, list[Prediction]]]

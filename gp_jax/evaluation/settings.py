@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from gp_jax.disk import kind_of, path_of
+from gp_jax import __version__
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.plans import DEFAULT
 from gp_jax.evaluation.redaction import bare_url, shown_url
-from gp_jax.version import __version__
+from gp_jax.runtime.disk import kind_of, path_of
 
 MOST_SECONDS = 86_400.0  # of one try
 BRIEF = "\nAnswer the question using a single word or phrase."  # the released short-form prompt: an empty line stands before it

@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gp_jax.data.masks import inside
-from gp_jax.disk import path_of, write_text, writing
 from gp_jax.errors import printable, reason
-from gp_jax.evaluation.exports import as_csv, as_json, grouped_csv, grouped_json
-from gp_jax.evaluation.gallery import Sample
-from gp_jax.evaluation.lines import Lines
-from gp_jax.evaluation.report import write_report
+from gp_jax.evaluation.reporting.contact_sheet import write_sheet
+from gp_jax.evaluation.reporting.exports import as_csv, as_json, grouped_csv, grouped_json
+from gp_jax.evaluation.reporting.gallery import Sample
+from gp_jax.evaluation.reporting.html import write_report
+from gp_jax.evaluation.reporting.line_links import Lines
+from gp_jax.evaluation.reporting.plan_rows import aggregate, breakdown
+from gp_jax.evaluation.reporting.tables import grouped_markdown, markdown, text
 from gp_jax.evaluation.results import Prediction, line_numbers
-from gp_jax.evaluation.rows import aggregate, breakdown
 from gp_jax.evaluation.runner import Runner
 from gp_jax.evaluation.scores import main_metric
 from gp_jax.evaluation.settings import EvalConfig
-from gp_jax.evaluation.sheet import write_sheet
-from gp_jax.evaluation.tables import grouped_markdown, markdown, text
-from gp_jax.images import decode
+from gp_jax.processing.images import decode
+from gp_jax.runtime.disk import path_of, write_text, writing
 from gp_jax.vlm import GlimpseVLM
 
 SHOWN, SHEET = "glimpse", 6  # the plan and the samples on overlays.png

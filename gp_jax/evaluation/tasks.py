@@ -16,11 +16,11 @@ from pathlib import Path
 from gp_jax.data.prepared import open_prepared
 from gp_jax.data.record import Entry, Record, Source
 from gp_jax.data.sources import SUFFIXES, find_files
-from gp_jax.disk import kind_of, path_of
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.annotations import Annotations
 from gp_jax.evaluation.metrics import anls, exact_match, token_f1, vqa_accuracy
 from gp_jax.evaluation.settings import EvalConfig
+from gp_jax.runtime.disk import kind_of, path_of
 from gp_jax.scenes.source import DATASET, SPLIT_SEED, ScenesSource, families
 
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {

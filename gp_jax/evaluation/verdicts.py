@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gp_jax.disk import parse_json
 from gp_jax.errors import printable
 from gp_jax.evaluation.jsonl import read_lines
 from gp_jax.evaluation.redaction import bare_url
 from gp_jax.evaluation.settings import JudgeConfig
+from gp_jax.runtime.disk import parse_json
 
 # The prompt of the released evaluation, word by word.
 SYSTEM = """

@@ -1,1 +1,1 @@
-"""The glimpse: its prompt rows, the importance predictor, the keep rule and compaction."""
+"""The learned glimpse: its prompt rows and the importance predictor."""

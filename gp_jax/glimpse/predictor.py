@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from gp_jax.config import GlimpseConfig, ModelConfig
+from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.ops.attention import attend
 from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, at_once, rematerialised, xavier_uniform
 from gp_jax.ops.rope import grid_angles, rotate

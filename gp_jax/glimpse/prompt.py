@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from gp_jax.config import GlimpseConfig, TextConfig
+from gp_jax.config.model import GlimpseConfig, TextConfig
 from gp_jax.ops.layers import LayerNorm, Linear, RMSNorm, xavier_uniform
 
 

@@ -1,1 +1,1 @@
-"""Vision towers and the one decoder."""
+"""Vision towers, the one decoder, and the model that they form with a glimpse."""

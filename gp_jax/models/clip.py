@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from gp_jax.config import ClipConfig
+from gp_jax.config.vision import ClipConfig
 from gp_jax.ops.attention import attend
 from gp_jax.ops.layers import LayerNorm, Linear, activation, at_once, einsum, rematerialised
 from gp_jax.trees import VisionFeatures, VisionInput

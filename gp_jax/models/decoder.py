@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from gp_jax.config import TextConfig
+from gp_jax.config.model import TextConfig
 from gp_jax.ops.attention import attend
 from gp_jax.ops.dense import dense_attention
 from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, lookup, product

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from gp_jax.config import ClipConfig, Vision, VisionConfig
+from gp_jax.config.vision import ClipConfig, Vision, VisionConfig
 from gp_jax.models.clip import ClipTower
 from gp_jax.models.vision import VisionTower
 

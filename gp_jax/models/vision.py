@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from gp_jax.config import VisionConfig
+from gp_jax.config.vision import VisionConfig
 from gp_jax.ops.attention import attend
 from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, at_once, rematerialised
 from gp_jax.ops.received import attention_received

@@ -7,9 +7,9 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import Field
 
-from gp_jax.config import TextConfig
+from gp_jax.config.model import TextConfig
+from gp_jax.config.schema import LARGEST, Several, TokenId, checked, hints, one
 from gp_jax.errors import GlimpseError, shown
-from gp_jax.schema import LARGEST, Several, TokenId, checked, hints, one
 
 T = TypeVar("T")
 Section = dict[str, Any]

@@ -16,9 +16,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from gp_jax.disk import kind_of, path_of, read_json, reading, writing
 from gp_jax.errors import GlimpseError, one_line, shown, some
 from gp_jax.pretrained.sources import SafetensorsSource, TensorSource, TorchSource
+from gp_jax.runtime.disk import kind_of, path_of, read_json, reading, writing
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -30,7 +30,7 @@ GLIMPSE_TORCH = "new_modules_gp.pt"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*.jinja")
 SHARD_BYTES = 5 * 10**9
 
-BUNDLED = {"scenes": Path(__file__).parents[1] / "assets" / "scenes"}
+BUNDLED = {"scenes": Path(__file__).parent / "bundled" / "scenes"}
 
 
 def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gp_jax.config import GlimpseConfig, ModelConfig
-from gp_jax.disk import read_json
+from gp_jax.config.model import GlimpseConfig, ModelConfig
+from gp_jax.config.schema import checked
 from gp_jax.pretrained import llava, qwen
 from gp_jax.pretrained.fields import choice, read, refuse_if
 from gp_jax.pretrained.tower import with_tower
-from gp_jax.schema import checked
+from gp_jax.runtime.disk import read_json
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from gp_jax.disk import kind_of
 from gp_jax.pretrained.files import SIDE_FILES, digest_of, weights_digest
 from gp_jax.pretrained.tower import PROCESSOR, local_tower_of
+from gp_jax.runtime.disk import kind_of
 
 # Of files that nobody reads: words about a model, how a training went.
 IGNORED = ("README*", "LICENSE*", "NOTICE*", "requirements*.txt", "trainer_state.json", "*_results.json")

@@ -1,6 +1,9 @@
 """The published sizes of Qwen2.5-VL and LLaVA-1.5, for planning without a download."""
 
-from gp_jax.config import ClipConfig, ModelConfig, TextConfig, VisionConfig
+from dataclasses import replace
+
+from gp_jax.config.model import ModelConfig, TextConfig
+from gp_jax.config.vision import ClipConfig, VisionConfig
 
 IMAGE, VIDEO, ENDS, PAD = 151655, 151656, (151645, 151643), 151643
 
@@ -40,9 +43,17 @@ def _llava(width: int, inner: int, layers: int, heads: int) -> ModelConfig:
     return ModelConfig("llava_llama", vision, text, image_token_id=-200, eos_token_ids=(2,))
 
 
-KNOWN = {
+def _larger(width: int, inner: int, layers: int, heads: int) -> ModelConfig:
+    """From 7B's sizes. The vision tower of the two largest has a wider MLP, 3456 instead of 3420."""
+    text = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8)
+    vision = replace(SIZES["7b"].vision, out_hidden_size=width, intermediate_size=3456)
+    return replace(SIZES["7b"], vision=vision, text=replace(SIZES["7b"].text, **text))
+
+
+SIZES = {
     "3b": _qwen2_5_vl(2048, 11008, 36, 16, 2, 151936, tied=True),
     "7b": _qwen2_5_vl(3584, 18944, 28, 28, 4, 152064, tied=False),
     "llava-1.5-7b": _llava(4096, 11008, 32, 32),
     "llava-1.5-13b": _llava(5120, 13824, 40, 40),
 }
+SIZES |= {"32b": _larger(5120, 27648, 64, 40), "72b": _larger(8192, 29568, 80, 64)}

@@ -5,11 +5,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from gp_jax.config import Activation, ClipConfig, ModelConfig, TextConfig
+from gp_jax.config.model import Activation, ModelConfig, TextConfig
+from gp_jax.config.schema import Layers, Several, Whole
+from gp_jax.config.vision import ClipConfig, Pinpoint
 from gp_jax.errors import shown
 from gp_jax.pretrained.fields import Section, check_window, choice, end_and_pad, present, read, refuse_if, text_config, token, value
-from gp_jax.schema import Layers, Several, Whole
-from gp_jax.vision_config import Pinpoint
 
 IMAGE_TOKEN = -200  # of the first layout: it stands in prompts but in no vocabulary
 # What transformers takes for fields that a file leaves out, as the Hub's files do.

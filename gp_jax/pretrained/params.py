@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gp_jax.config import GlimpseConfig, ModelConfig
+from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.errors import GlimpseError, some
-from gp_jax.lvlm import LVLM
+from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.misfits import cause, misfits
 from gp_jax.pretrained.names import GLIMPSE, NAMES, checkpoint_name, is_glimpse
 from gp_jax.pretrained.sources import TensorSource

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gp_jax.config import ModelConfig, VisionConfig
+from gp_jax.config.model import ModelConfig
+from gp_jax.config.vision import VisionConfig
 from gp_jax.pretrained.fields import Section, check_window, end_and_pad, present, read, refuse_if, text_config, token, value
 
 # What transformers takes for fields that a file leaves out; the 32B model on the Hub leaves some out.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gp_jax.errors import GlimpseError
-from gp_jax.lvlm import LVLM
+from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained import files, params
 from gp_jax.pretrained.hf_config import flat_hf_config
 from gp_jax.pretrained.torch_file import write_torch

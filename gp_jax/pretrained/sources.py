@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from gp_jax.disk import check_regular, parse_json
 from gp_jax.errors import GlimpseError, one_line, some
 from gp_jax.pretrained.misfits import QUANTISED
 from gp_jax.pretrained.stored import MOST_AXES, MOST_VALUES
 from gp_jax.pretrained.torch_file import open_torch
+from gp_jax.runtime.disk import check_regular, parse_json
 
 DTYPES = {
     "F64": np.dtype(np.float64),

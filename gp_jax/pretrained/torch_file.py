@@ -18,10 +18,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gp_jax.disk import check_regular
 from gp_jax.errors import GlimpseError, one_line, printable
 from gp_jax.pretrained.pickles import MOST_BYTES, Machine, Refused
 from gp_jax.pretrained.stored import Storage, StorageType, StoredTensor
+from gp_jax.runtime.disk import check_regular
 
 STORAGES = {
     "FloatStorage": np.dtype(np.float32),

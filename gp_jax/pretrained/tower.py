@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from gp_jax.config import ModelConfig
-from gp_jax.disk import kind_of, path_of, read_json
+from gp_jax.config.model import ModelConfig
 from gp_jax.errors import GlimpseError, shown
 from gp_jax.pretrained import files
 from gp_jax.pretrained.names import NAMES, checkpoint_name
+from gp_jax.runtime.disk import kind_of, path_of, read_json
 
 NAME, PROCESSOR = "mm_vision_tower", "preprocessor_config.json"
 # Checkpoints on the Hub hold this tower's weights themselves: its few numbers need no download.

@@ -6,11 +6,11 @@ from dataclasses import replace
 import grain
 import numpy as np
 
-from gp_jax.base_settings import Canvas, ScenesConfig
 from gp_jax.data.collate import Shape
 from gp_jax.data.feed import Loaded
-from gp_jax.processing import Processor
+from gp_jax.processing.qwen import Processor
 from gp_jax.scenes.questions import Question
+from gp_jax.scenes.settings import Canvas, ScenesConfig
 from gp_jax.scenes.source import PackedScene, packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from gp_jax.choices import check_choice
+from gp_jax.config.choices import check_choice
 from gp_jax.data.record import Entry, Record
 from gp_jax.errors import GlimpseError
 from gp_jax.scenes.draw import draw

@@ -9,8 +9,8 @@ from PIL import Image
 
 from gp_jax.data.masks import box_mask
 from gp_jax.errors import GlimpseError
-from gp_jax.layout import Sample, prompt_input, read_samples, token_grid, vision_input
-from gp_jax.processing import Processor
+from gp_jax.processing.layout import Sample, prompt_input, read_samples, token_grid, vision_input
+from gp_jax.processing.qwen import Processor
 from gp_jax.scenes.questions import FAMILIES, Question
 from gp_jax.scenes.scene import TOKEN
 from gp_jax.scenes.source import PackedScene

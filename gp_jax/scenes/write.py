@@ -7,10 +7,10 @@ from typing import Literal
 
 from gp_jax.data import builder
 from gp_jax.data.work import index_line
-from gp_jax.disk import kind_of, path_of, writing
 from gp_jax.errors import GlimpseError, one_line
-from gp_jax.lock import FILE as LOCK
-from gp_jax.lock import only_one
+from gp_jax.runtime.disk import kind_of, path_of, writing
+from gp_jax.runtime.lock import FILE as LOCK
+from gp_jax.runtime.lock import only_one
 from gp_jax.scenes.source import ScenesSource, scene_question
 
 RECORDS_PER_SHARD = 512

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from gp_jax import pipeline
-from gp_jax.base_settings import BaseLossConfig
-from gp_jax.lvlm import LVLM
+from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.layers import Linear
 from gp_jax.scenes.labels import COLORS, FILLS, KINDS, NEIGHBORS
 from gp_jax.scenes.questions import FAMILIES
+from gp_jax.training import forward
+from gp_jax.training.base_settings import BaseLossConfig
 from gp_jax.training.losses import language_sum
 from gp_jax.training.step import Counts
 from gp_jax.trees import PackedBatch, TurnsInput
@@ -105,7 +105,7 @@ def losses(
 
     Returns: the loss, (its parts and exact matches as sums, exact turns (B, Q) bool).
     """
-    logits, tokens, rows = pipeline.forward_packed(model.model, batch, remat=remat, implementation=attention, tap=config.reading_layer)
+    logits, tokens, rows = forward.forward_packed(model.model, batch, remat=remat, implementation=attention, tap=config.reading_layer)
     language = language_sum(logits, batch.turns.targets) / jnp.maximum(jnp.sum(batch.turns.targets >= 0), 1)
     dense = dense_loss(model.head, tokens, batch, config)
     exact = exact_turns(logits, batch.turns)

@@ -13,23 +13,24 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gp_jax.config import GlimpseConfig, ModelConfig
+from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.data.feed import Loaded, LoadMicroBatch, load, local_rows
 from gp_jax.data.prepared import PreparedSource, open_prepared
 from gp_jax.data.record import Source
 from gp_jax.data.report import say
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Length, Schedule
+from gp_jax.data.settings import DataConfig, DataSource
 from gp_jax.errors import GlimpseError, some
 from gp_jax.glimpse.predictor import make_predictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
-from gp_jax.lvlm import LVLM
-from gp_jax.plan import middle_layer
+from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_digest
+from gp_jax.pruning.plan import middle_layer
 from gp_jax.scenes.source import ScenesSource
-from gp_jax.settings import DataConfig, DataSource, GlimpseSettings, TrainConfig
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
 from gp_jax.training.optim import learning_rate, optimizer
+from gp_jax.training.settings import GlimpseSettings, TrainConfig
 from gp_jax.training.step import Counts, TrainingStep
 from gp_jax.vlm import GlimpseVLM
 

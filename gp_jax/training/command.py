@@ -7,10 +7,10 @@ from pathlib import Path
 
 import tyro
 
-from gp_jax.base_settings import BaseConfig
-from gp_jax.config_file import exit_status, given_path, read_config
-from gp_jax.settings import TrainConfig
+from gp_jax.config.files import exit_status, given_path, read_config
+from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.early import early_stops
+from gp_jax.training.settings import TrainConfig
 
 Config = TrainConfig | BaseConfig
 

@@ -10,10 +10,10 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from gp_jax.checkpoint import quiet, saving
 from gp_jax.pretrained.params import export_glimpse
 from gp_jax.pretrained.saving import save_glimpse
 from gp_jax.training.build import Run
+from gp_jax.training.checkpoint import quiet, saving
 from gp_jax.training.step import TrainState
 
 ORBAX = "orbax"

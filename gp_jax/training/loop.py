@@ -13,20 +13,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from gp_jax.base_settings import BaseConfig
-from gp_jax.checkpoint import Checkpoints, run_folder
-from gp_jax.clock import COMPILES
-from gp_jax.compiled import keep_compiled
 from gp_jax.data.feed import Placer
-from gp_jax.disk import write_text, writing
 from gp_jax.errors import GlimpseError, printable
-from gp_jax.report import RunLog, environment, memory_gib
-from gp_jax.settings import TrainConfig
+from gp_jax.runtime.clock import COMPILES
+from gp_jax.runtime.compilation_cache import keep_compiled
+from gp_jax.runtime.disk import write_text, writing
 from gp_jax.sharding import has_others, start_processes
+from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.build import plain
+from gp_jax.training.checkpoint import Checkpoints, run_folder
 from gp_jax.training.early import no_early_stops
 from gp_jax.training.meter import Meter
 from gp_jax.training.places import alone, find_places
+from gp_jax.training.run_log import RunLog, environment, memory_gib
+from gp_jax.training.settings import TrainConfig
 from gp_jax.training.stages import Stage, build_stage
 
 LAG = 2  # steps whose metrics may still be on their way: the host never waits for the newest

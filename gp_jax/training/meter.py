@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from gp_jax.clock import COMPILES
+from gp_jax.runtime.clock import COMPILES
 
 
 class Meter:

@@ -7,8 +7,8 @@ import jax
 import optax
 import optax.contrib
 
-from gp_jax.choices import check_choice
-from gp_jax.settings import OptimConfig
+from gp_jax.config.choices import check_choice
+from gp_jax.training.settings import OptimConfig
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gp_jax.base_settings import BaseConfig
-from gp_jax.checkpoint import run_folder
-from gp_jax.disk import folder_of, kind_of
+from gp_jax.data.settings import DataSource
 from gp_jax.errors import GlimpseError
-from gp_jax.lock import only_one
-from gp_jax.settings import DataSource, TrainConfig
+from gp_jax.runtime.disk import folder_of, kind_of
+from gp_jax.runtime.lock import only_one
+from gp_jax.training.base_settings import BaseConfig
+from gp_jax.training.checkpoint import run_folder
+from gp_jax.training.settings import TrainConfig
 
 
 def find_places(config: TrainConfig | BaseConfig) -> TrainConfig | BaseConfig:

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 from etils import epath
 
-from gp_jax.base_settings import BaseConfig
-from gp_jax.settings import TrainConfig
-from gp_jax.training.base import build_base, describe_base, export_base_run, summary_base, validate_base
 from gp_jax.training.base_losses import SHOWN as BASE_SHOWN
+from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.build import Progress, Run, build
 from gp_jax.training.export import export_run
+from gp_jax.training.scenes_base import build_base, describe_base, export_base_run, summary_base, validate_base
+from gp_jax.training.settings import TrainConfig
 from gp_jax.training.step import TrainState
 from gp_jax.training.validation import validate
 

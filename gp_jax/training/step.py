@@ -17,11 +17,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from gp_jax import pipeline
-from gp_jax.lvlm import LVLM
-from gp_jax.settings import LossConfig
+from gp_jax.models.lvlm import LVLM
 from gp_jax.sharding import batch_sharding, replicated, spread
+from gp_jax.training import forward
 from gp_jax.training.losses import bce, dice, language_sum, mask_metrics
+from gp_jax.training.settings import LossConfig
 from gp_jax.trees import TrainBatch, tree
 
 TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that learn; the rest is frozen
@@ -66,7 +66,7 @@ def losses(
     model: LVLM, batch: TrainBatch, counts: Counts, key: Array | None, config: LossConfig, remat: bool, attention: str
 ) -> tuple[Array, tuple[dict[str, Array], Array]]:
     """Loss of a micro-batch as its share of the step, with metric sums and the importance logits (B, M) that decide."""
-    logits, maps = pipeline.forward_train(
+    logits, maps = forward.forward_train(
         model, batch, key, remat=remat, implementation=attention, answer_in_denominator=config.answer_in_denominator
     )
     present = batch.vision.token_image >= 0

@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw
 from gp_jax.data.collate import TrainSample
 from gp_jax.data.feed import Placer
 from gp_jax.data.record import BadRecord, Record
-from gp_jax.disk import writing
 from gp_jax.errors import printable
-from gp_jax.images import decode, overlay, side_by_side
-from gp_jax.processing import Processor
-from gp_jax.report import RunLog
+from gp_jax.processing.images import decode, overlay, side_by_side
+from gp_jax.processing.qwen import Processor
+from gp_jax.runtime.disk import writing
 from gp_jax.training.build import Feed, Progress, Run
+from gp_jax.training.run_log import RunLog
 from gp_jax.training.step import Counts, TrainState
 
 PICTURE_HEIGHT = 360

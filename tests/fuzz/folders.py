@@ -139,7 +139,7 @@ def template(rng: random.Random, text: str) -> bytes:
 @target(6)
 def exports(rng: random.Random, folder: Path) -> Made:
     """`export.json` of an exported program: a request is made with it."""
-    from gp_jax.exporting.inputs import artifact_inputs
+    from gp_jax.ahead.artifact.inputs import artifact_inputs
 
     buckets = {"patches": [512], "prompt": [256], "kept": [64], "decode": [16], "batch": [2]}
     facts = {"glimpse": True, "plan": "glimpse", "buckets": buckets, "prune": {"reduce_threshold": 0.5, "max_remain_ratio": None}}

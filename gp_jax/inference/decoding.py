@@ -1,0 +1,168 @@
+"""Generation row by row, as engines of the field shape it: read a prompt, insert it, generate for all rows, free a row.
+
+    rows = Rows.empty(engine, prompts=8, lengths=[2048] * layers, slots=256)
+    prefix = engine.prefix(engine.prefill(samples, plan, cuts), positions)
+    rows.insert(prefix, 3, settings, max_new_tokens=64)           at place 3 of 8; what was there is forgotten
+    rows.generate()                                               one more token for every row that has not ended
+    tokens, step, done = rows.read("tokens", "step", "done")
+    rows.free(3)
+
+    rows = Rows.behind(engine, prefix, settings, ...)             every prompt of a batch at once, its cache shared and not copied
+
+Requests of any age and kind stand side by side, each as if it were alone. P prompts, R rows (R / P of each), n new tokens at most.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import numpy as np
+
+from gp_jax.errors import GlimpseError
+from gp_jax.inference import sampling
+from gp_jax.inference.engine import Engine
+from gp_jax.trees import DecodeState, LayerKV, Prefix, Sampling
+
+PER_ROW = ("temperature", "top_k", "top_p", "seed", "number")  # of `Sampling`
+
+
+def check_finite(broken: np.ndarray, steps: int) -> None:
+    """Raises: GlimpseError when a row's logits were not finite in one of its first `steps` steps. broken: (R,) bool."""
+    if broken.any():
+        which, where = int(np.argmax(broken)) + 1, "for the first new token" if steps == 1 else f"among the first {steps} new tokens"
+        raise GlimpseError(
+            f"sample {which} of {broken.size}: the model's logits {where} are not finite numbers: its weights or its config make no sense, "
+            "or its dtype is too narrow for them"
+        )
+
+
+class Rows:
+    """Rows that generate: prompts' caches, what changes from token to token, and how tokens are chosen."""
+
+    def __init__(self, engine: Engine, kv: tuple[LayerKV, ...], state: DecodeState, settings: Sampling, placed: Sampling, own: bool):
+        """placed: the settings on the devices. own: nobody else reads the prompts' caches, so that inserting may overwrite them."""
+        self.engine, self.kv, self.state, self.settings, self.placed, self.own = engine, kv, state, settings, placed, own
+
+    @classmethod
+    def behind(
+        cls,
+        engine: Engine,
+        prefix: Prefix,
+        settings: Sampling,
+        max_new_tokens: int,
+        active: Sequence[bool] | np.ndarray | None = None,
+        slots: int | None = None,
+        logprobs: bool = False,
+    ) -> Self:
+        """Rows that go on with a batch of prompts, behind their first token. The prompts' caches are shared, not copied.
+
+        Args:
+            settings: of R rows, a multiple of the prefix's prompts: neighbouring rows go on with the same one.
+            active: (R,) bool, false on rows that only fill the batch; None: all. slots: n; None: the ladder's rung for max_new_tokens.
+            logprobs: note the log-probability of every token.
+        """
+        count = settings.seed.size
+        active = np.ones(count, bool) if active is None else np.asarray(active, bool)
+        placed = engine.split(settings, count)
+        slots = slots or engine.ladders.decode.fit(max_new_tokens)
+        (going,) = engine.split((active,), count)
+        state = engine.start(prefix, placed, going, np.int32(max_new_tokens), slots=slots, logprobs=logprobs)
+        return cls(engine, prefix.kv, state, settings, placed, own=False)
+
+    @classmethod
+    def empty(
+        cls,
+        engine: Engine,
+        prompts: int,
+        lengths: Sequence[int],
+        slots: int,
+        copies: int = 1,
+        eos: Sequence[int] = (),
+        logprobs: bool = False,
+    ) -> Self:
+        """Rows of which none goes on with a prompt yet.
+
+        Args: prompts: P; lengths: per decoder layer the rows that a prompt may have in its cache; copies: R / P.
+        """
+        config, batch = engine.config.text, prompts * copies
+        settings = Sampling(
+            temperature=np.zeros(batch, np.float32),
+            top_k=np.zeros(batch, np.int32),
+            top_p=np.ones(batch, np.float32),
+            seed=np.zeros(batch, np.int32),
+            number=np.arange(batch, dtype=np.int32),
+            eos=np.array(eos or engine.config.eos_token_ids or (-1,), np.int32),
+            pad=np.int32(engine.config.pad_token_id),
+        )
+        dtype = engine.model.decoder.embed_tokens.dtype
+
+        def cache(length: int) -> LayerKV:
+            shape = (prompts, config.num_key_value_heads, length, config.head_dim)
+            return engine.split(LayerKV(np.zeros(shape, dtype), np.zeros(shape, dtype), np.zeros(shape[::2][:2], bool)), prompts)
+
+        placed = engine.split(settings, batch)
+        state = engine.call(sampling.blank, engine.model, placed, slots=slots, logprobs=logprobs)
+        return cls(engine, tuple(map(cache, lengths)), state, settings, placed, own=True)
+
+    def insert(self, prefix: Prefix, prompt: int, settings: Sampling, max_new_tokens: int, sample: int = 0) -> None:
+        """Puts a prompt in the place of another; its rows begin with their first token.
+
+        Args: prompt: the place, 0 .. P - 1; settings: of its R / P rows, but the tokens that end one are those of all rows; sample: of
+            the prefix's batch.
+        Raises: GlimpseError when the prompt or what it may generate is longer than the place.
+        """
+        count = self.prompts
+        if not 0 <= prompt < count:
+            raise GlimpseError(f"prompt={prompt} is not one of the {count} places")
+        if max_new_tokens > self.state.tokens.shape[1]:
+            raise GlimpseError(f"max_new_tokens={max_new_tokens} is more than the {self.state.tokens.shape[1]} slots of these rows")
+        for layer, (old, new) in enumerate(zip(self.kv, prefix.kv, strict=True)):
+            if new.valid.shape[1] > old.valid.shape[1]:
+                raise GlimpseError(f"layer {layer}: a prompt of {new.valid.shape[1]} rows does not fit a place of {old.valid.shape[1]}")
+        copies = self.settings.seed.size // count
+        own = slice(prompt * copies, (prompt + 1) * copies)
+        changed = {name: getattr(self.settings, name).copy() for name in PER_ROW}  # what was placed may be these very arrays, still in use
+        for name, values in changed.items():
+            values[own] = getattr(settings, name)
+        self.settings = dataclasses.replace(self.settings, **changed)
+        self.placed = self.engine.split(self.settings, self.settings.seed.size)
+        numbers = map(np.int32, (prompt, max_new_tokens, sample))
+        donate, self.own = (0, 1) if self.own else (1,), True
+        self.kv, self.state = self.engine.call(
+            sampling.insert, self.engine.model, self.kv, self.state, prefix, self.placed, *numbers, donate=donate
+        )
+
+    def generate(self, steps: int = 1) -> None:
+        """Generates `steps` more tokens for every row, or fewer when all have ended."""
+        self.state = self.engine.advance(self.kv, self.state, self.placed, np.int32(steps))
+
+    def run(self, count: int, most: int, stream: bool) -> Iterator[np.ndarray]:
+        """Generates for the first `count` rows until all have ended. most: new tokens of a row.
+
+        Yields: tokens so far, (count, steps) int32: after every token if `stream`, else once.
+        Raises: GlimpseError that names a sample whose logits are not finite: there is no token to choose.
+        """
+        while True:
+            step, done, broken = self.read("step", "done", "broken")
+            steps = int(step[:count].max())
+            check_finite(broken[:count], steps)
+            if stream or done.all():
+                yield np.array(self.read("tokens")[0][:count, :steps])
+            if done.all():
+                return
+            self.generate(1 if stream else most)
+
+    def free(self, prompt: int) -> None:
+        """Ends the rows of a prompt: its place can be taken."""
+        copies = self.settings.seed.size // self.prompts
+        rows = np.arange(self.settings.seed.size) // copies == prompt
+        self.state = dataclasses.replace(self.state, done=self.state.done | self.engine.split((rows,), rows.size)[0])
+
+    @property
+    def prompts(self) -> int:
+        """P."""
+        return self.kv[0].valid.shape[0]
+
+    def read(self, *names: str) -> tuple[np.ndarray, ...]:
+        """Fields of the state on the host, such as tokens (R, n), step, done and broken (R,): one wait for all."""
+        return self.engine.fetch(tuple(getattr(self.state, name) for name in names))

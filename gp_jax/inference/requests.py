@@ -1,0 +1,111 @@
+"""From a caller's settings to the numbers that the engine takes; everything that can be wrong with them is found here."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from gp_jax.config.model import GlimpseConfig, ModelConfig
+from gp_jax.config.schema import Count, FromNumpy, Several, TokenId, one
+from gp_jax.errors import GlimpseError, shown
+from gp_jax.inference.engine import CutInput, Engine
+from gp_jax.processing.layout import Sample
+from gp_jax.pruning.plan import Plan, make_plan, shares
+from gp_jax.pruning.rule import Prune, anchor_indices, limits, reference_mask
+from gp_jax.trees import Sampling
+
+AUTO = "auto"
+EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number is not a shape
+GREEDY = 1e-30  # lower temperatures are 0: logits divided by them leave float32
+Temperature = Annotated[float, Field(ge=0, le=1e12), FromNumpy]
+TopP = Annotated[float, Field(ge=1e-6, le=1), FromNumpy]
+
+
+def resolve(prune: Prune | str | None, glimpse: GlimpseConfig | None, depth: int) -> tuple[Plan, Prune | None]:
+    """The plan behind `prune`; "auto" means the settings in the glimpse's config, or none without a glimpse. depth: decoder layers."""
+    if isinstance(prune, str) and prune == AUTO:
+        prune = Prune.from_config(glimpse) if glimpse else None
+    if prune is None:
+        return (), None
+    if not isinstance(prune, Prune):
+        raise GlimpseError(f"prune must be a Prune, None or 'auto', not {shown(prune)}")
+    return make_plan(prune, glimpse, depth), prune
+
+
+def cut_inputs(engine: Engine, samples: Sequence[Sample], plan: Plan, prune: Prune | None) -> list[CutInput]:
+    """The keep rule's numbers for one batch, padded to its buckets; see `keep_rules`."""
+    slots = engine.vision_slots(samples)
+    return keep_rules(samples, plan, prune, engine.ladders.batch.fit(len(samples)), slots) if slots else []
+
+
+def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch: int, slots: int) -> list[CutInput]:
+    """The keep rule's numbers for every cut, padded to `batch` samples of `slots` vision slots.
+
+    Raises: GlimpseError on prompts that end with an image, anchors on several images, or reference masks that do not fit.
+    """
+    if not plan:
+        return []
+    for i, sample in enumerate(samples):
+        if sample.image_token[-1] >= 0:
+            raise GlimpseError(f"input_ids[{i}] ends with an image token; pruning needs a prompt that ends with text")
+    masks = prune.reference_masks
+    if masks is not None and len(masks) != len(samples):
+        raise GlimpseError(f"reference_masks holds {len(masks)} masks for {len(samples)} samples")
+    if isinstance(prune.fixed_remain_ratio, tuple) and len(prune.ratios) != len(samples):
+        raise GlimpseError(f"fixed_remain_ratio holds {len(prune.ratios)} shares for {len(samples)} samples")
+    exact = masks is not None or prune.method == "nothing"
+    rule = Prune(min_remain_num=None) if exact else prune  # a given mask is kept as it is
+    counts, always = np.zeros(batch, int), np.zeros((batch, slots), bool)
+    given = np.full((batch, slots), -np.inf, np.float32)
+    for b, sample in enumerate(samples):
+        counts[b] = sample.count
+        always[b, sample.slot_of_token[anchor_indices(rule.anchor_positions, sample.grids)]] = True
+        if prune.method == "random":  # of the sample, not of its place in a batch
+            random = np.random.default_rng([prune.seed, zlib.crc32(sample.ids.tobytes()), zlib.crc32(sample.pixels.tobytes())])
+            given[b, sample.slot_of_token] = random.random(sample.count)
+        if masks is not None:
+            kept = reference_mask(masks[b], sample.grids, f"reference_masks[{b}]")
+            given[b, sample.slot_of_token[kept]] = np.inf
+    rules = [dataclasses.replace(rule, fixed_remain_ratio=own) for own in shares(rule, plan)]
+    return [CutInput(limits(own, counts, always), given if cut.scorer == "given" else None) for cut, own in zip(plan, rules, strict=True)]
+
+
+def next_positions(samples: Sequence[Sample], prune: Prune | None) -> list[int]:
+    """Per sample the position of its first new token."""
+    positions = [sample.next_position for sample in samples]
+    return [positions[-1]] * len(samples) if prune and prune.released_batch_positions else positions
+
+
+def sampling_settings(
+    config: ModelConfig,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    eos_token_id: int | Sequence[int] | str | None,
+    rows: int = 1,
+) -> Sampling:
+    """Checked sampling settings as arrays of so many rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none."""
+    temperature, top_p = one(Temperature, temperature, "temperature"), one(TopP, top_p, "top_p")
+    top_k, seed = one(Count, top_k, "top_k"), one(Count, seed, "seed")
+    if isinstance(eos_token_id, str) and eos_token_id == AUTO:
+        eos = config.eos_token_ids
+    elif isinstance(eos_token_id, list | tuple | np.ndarray):
+        eos = one(Several[TokenId], eos_token_id, "eos_token_id")
+    else:
+        eos = () if eos_token_id is None else (one(TokenId, eos_token_id, "eos_token_id"),)
+    eos = np.array(eos, np.int32)
+    padded = np.full(-(-max(eos.size, 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
+    padded[: eos.size] = eos
+    return Sampling(
+        temperature=np.full(rows, temperature if temperature >= GREEDY else 0, np.float32),
+        top_k=np.full(rows, top_k, np.int32),
+        top_p=np.full(rows, top_p, np.float32),
+        seed=np.full(rows, seed, np.int32),
+        number=np.arange(rows, dtype=np.int32),
+        eos=padded,
+        pad=np.int32(config.pad_token_id),
+    )

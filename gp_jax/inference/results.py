@@ -1,0 +1,134 @@
+"""What requests give back."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gp_jax.errors import GlimpseError
+from gp_jax.inference.engine import Engine, Prefilled
+from gp_jax.processing.images import overlay, side_by_side
+from gp_jax.processing.layout import Sample
+from gp_jax.pruning.plan import Plan
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The result of `GlimpseVLM.generate` for B samples.
+
+    tokens:         (B, n) int32 new tokens; padding after a sample's end, n is the longest sample's length.
+    keep:           per sample (visual tokens,) bool in prompt order; all true without pruning.
+    mask_logits:    per sample (visual tokens,) float32 importance logits (+-inf for reference masks); None without pruning.
+    first_logits:   (B, vocabulary) float32, logits of the first new token.
+    positions:      (axes, B, rows) int32 position ids of the rows that the last layers saw, left-padded with 1 as the released
+                    code pads them.
+    attention_mask: (B, rows) int32, 0 on that padding.
+    seen, cached:   (B, layers) int, visual tokens that a decoder layer saw in prefill, and that its cache holds for decoding.
+    timings:        seconds per stage when asked for.
+    """
+
+    tokens: np.ndarray
+    keep: list[np.ndarray]
+    mask_logits: list[np.ndarray] | None
+    first_logits: np.ndarray
+    positions: np.ndarray
+    attention_mask: np.ndarray
+    seen: np.ndarray
+    cached: np.ndarray
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question.
+
+    kept, total: visual tokens after and before pruning; keep: per image (rows, columns) bool; images: upright RGB pictures;
+    timings: seconds per stage (of the whole batch); seen, cached: per decoder layer, visual tokens that it saw in prefill and that its
+    cache holds.
+    """
+
+    text: str
+    tokens: np.ndarray
+    kept: int
+    total: int
+    keep: list[np.ndarray]
+    images: list[Image.Image]
+    timings: dict[str, float]
+    seen: tuple[int, ...] = ()
+    cached: tuple[int, ...] = ()
+
+    @property
+    def cuts(self) -> tuple[tuple[int, int], ...]:
+        """Where it was pruned: (last layer in front of the cut, visual tokens behind it), in order."""
+        before = (self.total, *self.seen)
+        return tuple((layer - 1, now) for layer, (was, now) in enumerate(itertools.pairwise(before)) if was != now)
+
+    @property
+    def retention(self) -> float:
+        """Share of the visual tokens that the last layer still sees; 1.0 when there are none."""
+        return self.kept / self.total if self.total else 1.0
+
+    def overlays(self) -> list[Image.Image]:
+        """Every picture with its kept regions bright and the rest dimmed."""
+        return [overlay(image, keep) for image, keep in zip(self.images, self.keep, strict=True)]
+
+    def overlay(self) -> Image.Image | None:
+        """One picture: the overlay, or all of them side by side; None for a question without images."""
+        pictures = self.overlays()
+        return None if not pictures else pictures[0] if len(pictures) == 1 else side_by_side(pictures)
+
+
+def split_tokens(values: np.ndarray, grids: tuple[tuple[int, int], ...]) -> list[np.ndarray]:
+    """Per-token values of a sample as one (rows, columns) array per image."""
+    sizes = [rows * columns for rows, columns in grids]
+    return [part.reshape(grid) for part, grid in zip(np.split(values, np.cumsum(sizes)[:-1]), grids, strict=True)] if grids else []
+
+
+Scores = Sequence[tuple[np.ndarray, np.ndarray]]  # per cut: logits (B, M), keep (B, M), on the host
+
+
+def per_token(scores: Scores, samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Keep mask and importance logits of the last cut, per sample in prompt order; all kept, logits 0 without a cut."""
+    if not scores:
+        return [np.ones(sample.count, bool) for sample in samples], [np.zeros(sample.count, np.float32) for sample in samples]
+    logits, keep = scores[-1]
+    for number, sample in enumerate(samples):
+        if np.isnan(logits[number, sample.slot_of_token]).any():
+            raise GlimpseError(f"sample {number + 1} of {len(samples)}: the importance of its visual tokens is not a number")
+    return tuple([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
+
+
+def per_layer(plan: Plan, scores: Scores, samples: Sequence[Sample], layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """`seen` and `cached` of a Generation."""
+    seen = np.repeat([[sample.count] for sample in samples], layers, axis=1)
+    cached = seen.copy()
+    for cut, (_, keep) in zip(plan, scores, strict=True):
+        kept = keep[: len(samples)].sum(axis=1, keepdims=True)
+        seen[:, cut.after + 1 :] = kept
+        cached[:, 0 if cut.past else cut.after + 1 :] = kept
+    return seen, cached
+
+
+def outcome(engine: Engine, filled: Prefilled, samples: Sequence[Sample], pruned: bool) -> dict[str, Any]:
+    """The fields of a Generation that prefill decides."""
+    scores, logits, positions, valid = engine.fetch((filled.scores, filled.logits, filled.stream.positions, filled.stream.valid))
+    keep, mask_logits = per_token(scores, samples)
+    seen, cached = per_layer(filled.plan, scores, samples, len(filled.stream.kv))
+    lengths = valid[: len(samples)].sum(axis=1)
+    padded = np.ones((positions.shape[0], len(samples), lengths.max()), np.int32)
+    mask = np.zeros(padded.shape[1:], np.int32)
+    for b, length in enumerate(lengths):
+        padded[:, b, -length:] = positions[:, b, :length]
+        mask[b, -length:] = 1
+    return dict(
+        keep=keep,
+        mask_logits=mask_logits if pruned else None,
+        first_logits=logits[: len(samples)],
+        positions=padded,
+        attention_mask=mask,
+        seen=seen,
+        cached=cached,
+    )

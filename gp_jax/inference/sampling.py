@@ -1,0 +1,193 @@
+"""From logits to tokens, and the loop that generates them.
+
+B prompts, R rows that go on with them (R / B each), V vocabulary, n new-token slots.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gp_jax.models.lvlm import LVLM
+from gp_jax.ops.ranking import as_integers, smallest
+from gp_jax.pipeline import decode_step
+from gp_jax.sharding import constrained
+from gp_jax.trees import DecodeState, LayerKV, Prefix, Sampling
+
+
+def truncate(logits: Array, top_k: Array, top_p: Array) -> Array:
+    """Keeps the `top_k` largest logits, then the smallest set of them whose probability reaches `top_p`; others become -inf.
+
+    Args: logits: (R, V) float32, already divided by the temperature; top_k: (R,) int, 0 off; top_p: (R,) float, 1 off.
+    """
+    order, (rows, count) = as_integers(logits), logits.shape
+    top_k, top_p = top_k[:, None], top_p[:, None]
+    k = jnp.where((top_k <= 0) | (top_k > count), count, top_k)
+
+    def above(edge: Array, values: Array | int) -> Array:
+        return jnp.sum(jnp.where(order > edge, values, 0), axis=-1, keepdims=True)
+
+    kth = smallest(lambda edge: above(edge, 1) < k, rows)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    at_kth = jnp.max(jnp.where(order == kth, weights, 0), axis=-1, keepdims=True)
+    total = above(kth, weights) + (k - above(kth, 1)) * at_kth  # of exactly k, whatever equals the k-th
+    nucleus = smallest(lambda edge: above(edge, weights) < top_p * total, rows)
+    edge = jnp.where(top_p < 1, jnp.maximum(kth, nucleus), kth)
+    return jnp.where(order >= edge, logits, -jnp.inf)
+
+
+def choose(logits: Array, sampling: Sampling, step: Array) -> tuple[Array, Array]:
+    """One token per row. step: (R,) int.
+
+    Returns: (R,) int32, and the logits (R, V) of the distribution that it was drawn from: greedily, all of it lies on the token.
+    """
+
+    def draw(logits: Array) -> tuple[Array, Array]:
+        keys, greedy = jax.vmap(draw_key)(sampling.seed, sampling.number, step), sampling.temperature <= 0
+        scaled = truncate(logits / jnp.where(greedy, 1, sampling.temperature)[:, None], sampling.top_k, sampling.top_p)
+        drawn, (best, alone) = jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32), largest(logits)
+        return jnp.where(greedy, best, drawn), jnp.where(greedy[:, None], alone, scaled)
+
+    return jax.lax.cond(jnp.any(sampling.temperature > 0), draw, largest, logits)
+
+
+def draw_key(seed: Array, number: Array, step: Array) -> Array:
+    """Of one draw."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
+
+
+def largest(logits: Array) -> tuple[Array, Array]:
+    """The largest logit's place (R,) int32, and logits (R, V) that leave nothing else."""
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return best, jnp.where(jnp.arange(logits.shape[1]) == best[:, None], logits, -jnp.inf)
+
+
+def logprob(logits: Array, token: Array) -> Array:
+    """(R, V), (R,) int -> (R,) float32."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
+
+
+def write(state: DecodeState, logits: Array, sampling: Sampling, rows: Array | bool = True) -> DecodeState:
+    """Chooses the next token of the given rows and notes it; rows that have ended get padding and stay as they are. A token of logits that
+    are not finite means nothing, which `broken` says: a program cannot raise."""
+    going, place = rows & ~state.done, jnp.arange(state.step.size)
+    chosen, drawn_from = choose(logits, sampling, state.step)
+    token, slot = jnp.where(going, chosen, sampling.pad), jnp.where(going, state.step, state.tokens.shape[1])
+    step = state.step + going
+    ended = jnp.any(token[:, None] == sampling.eos[None], axis=-1) | (step >= state.limit)
+    logprobs = state.logprobs
+    if logprobs is not None:
+        found = logprob(drawn_from, token), logprob(logits, token)
+        logprobs = tuple(kept.at[place, slot].set(new, mode="drop") for kept, new in zip(logprobs, found, strict=True))
+    return dataclasses.replace(
+        state,
+        tokens=state.tokens.at[place, slot].set(token, mode="drop"),
+        step=step,
+        done=state.done | (going & ended),
+        last=jnp.where(rows, token, state.last),
+        broken=state.broken | (going & ~jnp.all(jnp.isfinite(logits), axis=-1)),
+        logprobs=logprobs,
+    )
+
+
+def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False) -> DecodeState:
+    """Rows of which none goes on with a prompt."""
+    text, dtype, rows = model.config.text, model.decoder.embed_tokens.dtype, sampling.seed.size
+    numbers, shape = jnp.zeros(rows, jnp.int32), (rows, text.num_key_value_heads, slots, text.head_dim)
+
+    def cache() -> Array:
+        return constrained(jnp.zeros(shape, dtype), "batch", "kv_heads")
+
+    return DecodeState(
+        tokens=jnp.full((rows, slots), sampling.pad, jnp.int32),
+        step=numbers,
+        limit=numbers,
+        done=jnp.ones(rows, bool),
+        last=numbers,
+        next_position=numbers,
+        cursor=jnp.int32(0),
+        new_kv=tuple((cache(), cache()) for _ in model.decoder.layers),
+        broken=jnp.zeros(rows, bool),
+        logprobs=(jnp.zeros((rows, slots), jnp.float32),) * 2 if logprobs else None,
+    )
+
+
+def begin(state: DecodeState, rows: Array, logits: Array, next_position: Array, limit: Array, sampling: Sampling) -> DecodeState:
+    """Lets rows begin, with the first token of each.
+
+    Args: rows: (R,) bool; logits (R, V), next_position (R,) and limit (R,) int, most new tokens: of all rows, read where they begin.
+    """
+    state = dataclasses.replace(
+        state,
+        tokens=jnp.where(rows[:, None], sampling.pad, state.tokens),
+        step=jnp.where(rows, 0, state.step),
+        limit=jnp.where(rows, limit, state.limit),
+        done=state.done & ~rows,
+        broken=state.broken & ~rows,
+        next_position=jnp.where(rows, next_position, state.next_position),
+    )
+    return write(state, logits, sampling, rows)
+
+
+def start(model: LVLM, prefix: Prefix, sampling: Sampling, active: Array, limit: Array, slots: int, logprobs: bool = False) -> DecodeState:
+    """All rows behind their first token. R / B rows go on with every prompt.
+
+    Args: active: (R,) bool, false on rows that only fill the batch; limit: () int; slots: static n; logprobs: note those of every token.
+    """
+    count = active.size
+    logits, position = (jnp.repeat(x, count // x.shape[0], axis=0) for x in (prefix.logits, prefix.next_position))
+    return begin(blank(model, sampling, slots, logprobs), active, logits, position, jnp.full(count, limit, jnp.int32), sampling)
+
+
+def insert(
+    model: LVLM,
+    kv: tuple[LayerKV, ...],
+    state: DecodeState,
+    prefix: Prefix,
+    sampling: Sampling,
+    prompt: Array,
+    limit: Array,
+    sample: Array,
+) -> tuple[tuple[LayerKV, ...], DecodeState]:
+    """Puts one prompt in the place of another, and lets its rows begin.
+
+    Args: kv: caches of P prompts, at least as long as the new one's in every layer; prompt: () int, the place; sample: () int, of the
+        prefix's batch; limit: () int, most new tokens.
+    """
+    count = state.step.size // kv[0].valid.shape[0]
+
+    def put(old: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (prompt, *(0,) * (new.ndim - 1)))
+
+    def placed(old: LayerKV, new: LayerKV) -> LayerKV:
+        """A longer cache keeps what it held behind the new one's end, where nothing is valid."""
+        valid = jnp.pad(new.valid, ((0, 0), (0, old.valid.shape[1] - new.valid.shape[1])))
+        return LayerKV(put(old.key, new.key), put(old.value, new.value), put(old.valid, valid))
+
+    prefix = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, sample, 1), prefix)
+    kv = tuple(placed(old, new) for old, new in zip(kv, prefix.kv, strict=True))
+    rows = jnp.arange(state.step.size) // count == prompt
+    logits, position = (jnp.broadcast_to(x, (rows.size, *x.shape[1:])) for x in (prefix.logits, prefix.next_position))
+    return kv, begin(state, rows, logits, position, jnp.full(rows.size, limit, jnp.int32), sampling)
+
+
+def free(state: DecodeState, rows: Array) -> DecodeState:
+    """Ends rows (R,) bool: their place can be taken."""
+    return dataclasses.replace(state, done=state.done | rows)
+
+
+def advance(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState, sampling: Sampling, steps: Array) -> DecodeState:
+    """Generates `steps` () int tokens for every row, or fewer when all have ended."""
+
+    def unfinished(carry: tuple[Array, DecodeState]) -> Array:
+        taken, state = carry
+        return (taken < steps) & ~jnp.all(state.done)
+
+    def body(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
+        taken, state = carry
+        logits, new_kv = decode_step(model, prompt, state)
+        slot, position = (state.cursor + 1) % state.tokens.shape[1], state.next_position + ~state.done
+        return taken + 1, write(dataclasses.replace(state, next_position=position, cursor=slot, new_kv=new_kv), logits, sampling)
+
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]

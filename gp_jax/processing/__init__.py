@@ -1,0 +1,1 @@
+"""Pictures and questions to arrays, on the host."""

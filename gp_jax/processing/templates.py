@@ -1,0 +1,157 @@
+"""The chat template of a model folder: found where transformers finds it, rendered where it can do no harm (`template_worker`)."""
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+from gp_jax.errors import GlimpseError, one_line, some
+from gp_jax.processing import template_worker
+from gp_jax.processing.template_worker import LONGEST, SECONDS
+from gp_jax.runtime.disk import kind_of, read_json, read_text
+
+MORE = "additional_chat_templates"
+MAX_TEMPLATE = 1 << 20  # bytes
+START = 60.0  # seconds until the worker is there, on a machine that is busy with other things
+WAIT = 20.0  # and until it answers; it ends itself long before, unless it is not given its share
+KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")  # of the environment, in which there may be keys and passwords
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat template and the file it comes from."""
+
+    text: str
+    file: Path
+
+    def render(self, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, Any]) -> str:
+        """As transformers' `apply_chat_template`, generation prompt included. Raises: GlimpseError that names the file."""
+        special = {name: [str(one) for one in own] if isinstance(own, list) else str(own) for name, own in special_tokens.items()}
+        variables = {**special, "messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True}
+        found = _worker.ask({"template": self.text, "variables": variables})
+        if "text" not in found:
+            raise GlimpseError(f"{self.file}: the chat template fails ({one_line(found['reason'])})")
+        return found["text"]
+
+
+def find_template(folder: Path) -> Template | None:
+    """A model folder's chat template, from the place where transformers' processor looks first, or the tokenizer's.
+
+    Raises: GlimpseError when a file is damaged, or when of several templates none is the default.
+    """
+    path = folder / "processor_config.json"
+    if (value := read_json(path, required=False).get("chat_template")) is not None:
+        return _default(value, path)
+    more = sorted((folder / MORE).glob("*.jinja")) if kind_of(folder / MORE) == "folder" else []
+    path = folder / "chat_template.json"
+    if kind_of(path) is not None:
+        if more:
+            raise GlimpseError(f"{path}: does not go with the files in {MORE}, as one of them would be ignored")
+        return _default(read_json(path).get("chat_template"), path)
+    files = {path.stem: path for path in more}
+    if kind_of(folder / "chat_template.jinja") is not None:
+        files["default"] = folder / "chat_template.jinja"
+    if files:
+        path = files[_default_name(files, folder / MORE)]
+        return Template(read_text(path, MAX_TEMPLATE), path)
+    path = folder / "tokenizer_config.json"
+    value = read_json(path, required=False).get("chat_template")
+    return None if value is None else _default(value, path)
+
+
+def _default(value: Any, path: Path) -> Template:
+    """Of a text, of texts by name, or of a list of {"name", "template"}."""
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        value = {str(one.get("name")): one.get("template") for one in value}
+    if isinstance(value, dict):
+        value = value[_default_name(value, path)]
+    if not isinstance(value, str) or len(value) > MAX_TEMPLATE:
+        raise GlimpseError(f"{path}: chat_template must be a text of at most {MAX_TEMPLATE} characters, or several by name")
+    return Template(value, path)
+
+
+def _default_name(named: Mapping[str, Any], path: Path) -> str:
+    if "default" not in named:
+        raise GlimpseError(f"{path}: none of the chat templates is called default (there are: {some(named) or 'none'})")
+    return "default"
+
+
+class Worker:
+    """The process that renders for this one: started when it is first needed, and again when a template ended it."""
+
+    def __init__(self) -> None:
+        self._lock, self._process, self._pipe = threading.Lock(), None, None
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns: {"text": ...} or {"reason": ...}."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            try:
+                self._pipe.send_bytes(json.dumps(request).encode())
+                return _reply(self._pipe, WAIT)
+            except (EOFError, OSError) as error:
+                status = self._stop()
+                late = status == -signal.SIGPROF or isinstance(error, TimeoutError)
+                return {"reason": f"it takes more than {SECONDS:.0f} s of computing" if late else f"its process ended with status {status}"}
+            except BaseException:  # an interrupt: an answer that nobody waited for would be taken for the next one
+                self._stop()
+                raise
+
+    def _start(self) -> None:
+        self._stop()
+        self._pipe, other = Pipe()
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        command = [sys.executable, "-P", template_worker.__file__, str(other.fileno())]
+        try:
+            with other:
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()], env=environment)
+            _reply(self._pipe, START)
+        except BaseException as error:  # one that is ready later would give that as its first answer
+            self._stop()
+            if not isinstance(error, (EOFError, OSError)):
+                raise
+            raise GlimpseError(f"chat templates cannot be rendered: {sys.executable} does not start ({one_line(error)})") from error
+
+    def _stop(self) -> int | None:
+        """Ends the process if it has not ended. Returns: its status."""
+        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
+        if pipe is not None:
+            pipe.close()
+        if process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(0.5)
+        process.kill()
+        return process.wait()
+
+    close = _stop
+
+
+def _reply(pipe: Connection, seconds: float) -> dict[str, Any]:
+    if not pipe.poll(seconds):
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return json.loads(pipe.recv_bytes(LONGEST * 12 + 1000))  # JSON takes up to twelve bytes a character
+
+
+_worker = Worker()
+atexit.register(lambda: _worker.close())
+
+
+def _forked() -> None:
+    """A forked child starts its own: the other one answers its parent."""
+    global _worker
+    _worker = Worker()
+
+
+os.register_at_fork(after_in_child=_forked)

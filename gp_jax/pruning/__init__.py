@@ -1,0 +1,1 @@
+"""Pruning by any method: plans, scorers, the keep rule, compaction."""

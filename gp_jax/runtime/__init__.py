@@ -1,0 +1,1 @@
+"""The process and its machine: allocator, clock, compilation cache, files on disk, locks."""

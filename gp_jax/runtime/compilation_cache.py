@@ -1,0 +1,165 @@
+"""Programs that XLA compiled are kept from one process to the next (JAX's persistent compilation cache), by default.
+
+They lie in ~/.cache/gp_jax/compiled (XDG_CACHE_HOME is respected), for each kind of CPU apart: a program for one may be none for another.
+At 4 GiB the ones that were not used for the longest time go. JAX_COMPILATION_CACHE_DIR names another folder, on pods gs:// is one;
+JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+
+An entry that cannot be read is named in one line, taken out of the folder, and written again.
+
+A process that answers for days meets ever more shapes, and a program for the CPU takes some thirty memory mappings, of which Linux allows
+65,530: `Room` forgets programs before LLVM fails with "Cannot allocate memory".
+"""
+
+import contextlib
+import gc
+import glob
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+
+from gp_jax.errors import one_line
+from gp_jax.runtime.disk import path_of
+
+MOST = 4 * 2**30  # bytes
+WORTH = 0.02  # seconds of compiling: reading a quicker program gains little, and JAX looks at the whole folder for every write
+FULL = 0.7  # share of the allowed mappings at which programs are forgotten
+EVERY = 128  # compilations between two looks: some 4,000 mappings
+
+
+def default_folder() -> Path:
+    """Where programs of this kind of machine are kept."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "gp_jax" / "compiled" / f"{platform.machine()}-{_cpu()}"
+
+
+def _cpu() -> str:
+    """A digest of what this CPU can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return hashlib.sha256(platform.processor().encode()).hexdigest()[:8]
+    abilities = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return hashlib.sha256(abilities.encode()).hexdigest()[:8]
+
+
+def keep_compiled(folder: str | None = None) -> None:
+    """Switches it on before anything is compiled. folder: instead of the default; None: unless JAX has been told one already.
+
+    Raises: GlimpseError for a folder that is no path.
+    """
+    if not isinstance(warnings.showwarning, OneLine):
+        warnings.showwarning = OneLine(warnings.showwarning)
+    if folder is None and (jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache):
+        return
+    if folder is None:
+        try:
+            folder = str(default_folder())
+        except RuntimeError:  # a user without a home
+            return
+        jax.config.update("jax_compilation_cache_max_size", MOST)
+    jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(path_of(folder)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
+
+
+class OneLine:
+    """Stands for `warnings.showwarning`: of all that JAX says about entries that it cannot read or write one line is shown, and what is
+    damaged goes, since JAX would neither use nor replace it. Other warnings are shown as they were."""
+
+    SAID = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.*?)': (.*)", re.DOTALL)
+
+    def __init__(self, others: Callable[..., None]):
+        self.others, self.told = others, set()
+
+    def __call__(self, message: Warning | str, *args: object, **kwargs: object) -> None:
+        found = self.SAID.match(str(message))
+        if found is None:
+            self.others(message, *args, **kwargs)
+            return
+        (verb, program, reason), folder = found.groups(), jax.config.jax_compilation_cache_dir
+        if verb not in self.told:
+            self.told.add(verb)
+            then = "such programs are compiled again" if verb == "reading" else "they are compiled again next time"
+            what = "cannot be read" if verb == "reading" else "cannot be written"
+            print(f"compiled programs in {folder} {what} (first {program}: {one_line(reason)}); {then}", file=sys.stderr)
+        if folder and "://" not in folder and (verb == "reading" or _dates_entries()):
+            entries = Path(folder).glob(f"{glob.escape(program)}-*-cache" if verb == "reading" else "*-cache")
+            _remove(path for path in entries if not (_readable(path) if verb == "reading" else _dated(path)))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _readable(path: Path) -> bool:
+    """Whether JAX can unpack an entry."""
+    try:
+        data = path.read_bytes()
+        if importlib.util.find_spec("zstandard") is None:
+            zlib.decompress(data)
+        else:
+            import zstandard
+
+            zstandard.ZstdDecompressor().decompress(data)
+    except Exception:  # whatever is wrong with it
+        return False
+    return True
+
+
+def _dates_entries() -> bool:
+    """Whether JAX notes when entries are used. In a folder without a largest size, which may be a user's own, it does not."""
+    return jax.config.jax_compilation_cache_max_size != -1
+
+
+def _dated(path: Path) -> bool:
+    """Whether it is known when an entry was last used: where JAX notes that, it writes nothing more into a folder with one that is not."""
+    return path.with_name(path.name.removesuffix("-cache") + "-atime").is_file()
+
+
+def mappings() -> int:
+    """Memory mappings of this process; 0 where the system does not say."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
+
+
+def most_mappings() -> int:
+    """How many this system allows."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 65530  # the kernel's default
+
+
+class Room:
+    """For programs in memory. They are compiled again, or read from the cache on disk, when they are needed again."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+
+    def make(self, compiled: int) -> bool:
+        """Forgets every program if there is little room left. Args: compiled: programs so far. Returns: whether it did."""
+        if compiled - self.looked < EVERY:
+            return False
+        self.looked = compiled
+        if mappings() < FULL * most_mappings():
+            return False
+        jax.clear_caches()
+        gc.collect()
+        return True
+
+
+ROOM = Room()  # of this process, whatever number of engines it has

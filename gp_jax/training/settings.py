@@ -1,0 +1,225 @@
+"""What a training run is, as frozen dataclasses: the fields of `configs/*.py` and the options of `train.py`."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gp_jax.config.choices import ATTENTION, NORMS, OPTIMIZERS, PREDICTORS, SCHEDULES, check_choice
+from gp_jax.data.settings import DataConfig, DataSource, parse_sampling
+from gp_jax.errors import GlimpseError
+
+
+@dataclass(frozen=True)
+class GlimpseSettings:
+    """A new glimpse. Names and defaults are those of the released training; layers are counted from 0."""
+
+    reduce_layer: int | None = None
+    """Last layer that sees every visual token. [default: two thirds of the depth]"""
+    selected_layers: tuple[int, ...] = ()
+    """Layers whose attention the predictor reads. [default: reduce_layer]"""
+    le_layers: tuple[int, ...] | None = None
+    """Layers that add a learned vector to the glimpse rows. [default: all]"""
+    le_length: int = 1
+    """Glimpse rows."""
+    le_norm_type: str = "rmsnorm"
+    """rmsnorm or layernorm."""
+    le_dropout_prob: float = 0.1
+    """Dropout of the glimpse vectors."""
+    use_attention_logits: bool | None = None
+    """Raw attention logits; otherwise log-softmax. [default: as released, logits for Qwen2.5-VL, log-softmax for LLaVA]"""
+    attn_fuse_type: str = "AttnFuserV1"
+    """AttnFuserV1, AttnFuserV2 without visual conditions, or mean: no predictor, the mean of the glimpse's attention."""
+    attn_fuse_size: int = 256
+    """Width of the predictor."""
+    attn_fuse_num_heads: int = 4
+    """Heads of the predictor."""
+    attn_fuse_global: bool = True
+    """The predictor attends within a whole image; otherwise within a vision window."""
+    selected_visual_layers: tuple[int, ...] = ()
+    """Vision blocks that condition the predictor, deepest first. [default: the full-attention blocks]"""
+    visual_cond_size: int = 512
+    """Width of a visual condition."""
+    deep_supervision: bool = False
+    """A supervised head after every predictor block."""
+    reduce_threshold: float = 0.5
+    """Keep visual tokens whose importance is above it."""
+    max_remain_ratio: float | None = None
+    """Keep at most this share of the visual tokens."""
+    min_remain_num: int | None = 1
+    """Keep at least so many visual tokens."""
+    start: Literal["random", "prompt"] = "random"
+    """random: vectors as the released training draws them; prompt: the glimpse rows begin as copies of a prompt's last tokens, whose
+    attention knows where to look already. Small models that train for minutes need it."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """language_weight * L_lang + location_weight * (dice_weight * Dice + bce_weight * BCE)."""
+
+    language_weight: float = 1.0
+    """The released `le_weight`."""
+    location_weight: float = 1.0
+    """The released `loc_weight`."""
+    dice_weight: float = 1.0
+    """The released `loc_dice_weight`."""
+    bce_weight: float = 0.1
+    """The released `loc_bce_weight`."""
+    answer_in_denominator: bool = False
+    """Log-softmax maps only: normalise over the answer's keys too, as the released training does."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, or Muon for the matrices of a whole model."""
+
+    name: str = "adamw"
+    """adamw; or muon (arXiv 2502.16982): matrices by Muon with the step sizes of AdamW, all else by AdamW."""
+    learning_rate: float = 1e-4
+    """At its peak."""
+    schedule: str = "cosine"
+    """cosine, linear or constant, behind the warm-up."""
+    warmup_ratio: float = 0.1
+    """Share of the steps that the learning rate rises."""
+    end_ratio: float = 0.0
+    """Share of the peak that is left at the end."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0: never."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices: data x fsdp x tensor must be all of them; -1 takes what is left."""
+
+    data: int = 1
+    """Copies of the model; samples are split over them."""
+    fsdp: int = -1
+    """The model's parts at rest, and samples, are split over these."""
+    tensor: int = 1
+    """Heads, MLPs and vocabulary are split over these."""
+    coordinator: str | None = None
+    """host:port of process 0, where there is no TPU pod or cluster manager that says so."""
+    processes: int | None = None
+    """Number of processes, with `coordinator`."""
+    process: int | None = None
+    """Number of this process, with `coordinator`."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train the glimpse of a frozen vision-language model."""
+
+    model: str = ""
+    """Folder or Hugging Face Hub id of the base model."""
+    glimpse_from: str | None = None
+    """Folder or Hub id of a glimpse to go on with; its settings then replace `glimpse`."""
+    glimpse: GlimpseSettings = field(default_factory=GlimpseSettings)
+    """A new glimpse."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Records and batches."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the losses."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Devices."""
+    out: str = "runs/glimpse"
+    """Run folder: logs, checkpoints, pictures, the exported glimpse. A run that is there already goes on. May be gs://."""
+    dtype: str | None = None
+    """Of the frozen base: float32 or bfloat16. [default: as stored]"""
+    batch_size: int = 1
+    """Samples of a micro-batch, over all devices."""
+    accumulation: int = 8
+    """Micro-batches of a step."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimiser steps, instead of `epochs`."""
+    seed: int = 0
+    """Of the new parameters and of dropout."""
+    remat: bool = True
+    """Keep matrix products for the backward pass and compute attention and the rest again; --no-remat keeps everything."""
+    attention: str = "auto"
+    """Attention implementation of long sequences."""
+    log_every: int = 10
+    """Steps between two log lines."""
+    validate_every: int = 500
+    """Steps between two validations."""
+    validation_pictures: int = 8
+    """Overlay pictures of a validation."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    keep: int = 3
+    """Newest checkpoints kept, besides the best one."""
+    compilation_cache: str | None = None
+    """Folder that keeps compiled programs from run to run. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
+
+    def check(self) -> "TrainConfig":
+        """What can be wrong before anything is loaded. Returns: itself. Raises: GlimpseError that names the field."""
+        self._check_types()
+
+        def positive(owner: Any, prefix: str, *names: str) -> None:
+            for name in names:
+                value = getattr(owner, name)
+                if value is not None and not value > 0:
+                    raise GlimpseError(f"{prefix}{name}={value!r} must be positive")
+
+        def in_range(owner: Any, prefix: str, *names: str) -> None:
+            for name in names:
+                if not 0 <= getattr(owner, name) <= 1:
+                    raise GlimpseError(f"{prefix}{name}={getattr(owner, name)!r} is not in 0..1")
+
+        if not self.model:
+            raise GlimpseError("model is missing: a folder or a Hugging Face Hub id (--model)")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise GlimpseError(f"dtype='{self.dtype}' is not float32, bfloat16 or float16")
+        check_words(self)
+        check_choice("glimpse.le_norm_type", self.glimpse.le_norm_type, NORMS)
+        check_choice("glimpse.attn_fuse_type", self.glimpse.attn_fuse_type, PREDICTORS)
+        names = ("batch_size", "accumulation", "epochs", "steps", "log_every", "validate_every", "save_every", "keep")
+        positive(self, "", *names)
+        positive(self.data, "data.", "max_visual_tokens", "max_prompt", "max_answer", "shapes", "threads", "prefetch")
+        positive(self.optim, "optim.", "learning_rate", "eps")
+        in_range(self.optim, "optim.", "warmup_ratio", "end_ratio", "b1", "b2")
+        if self.seed < 0 or self.data.seed < 0 or any(s.seed < 0 for s in (*self.data.sources, *self.data.validation)):
+            raise GlimpseError("seeds must not be negative")
+        if self.data.workers < 0 or self.optim.clip_norm < 0 or self.optim.weight_decay < 0 or self.validation_pictures < 0:
+            raise GlimpseError("data.workers, optim.clip_norm, optim.weight_decay and validation_pictures must not be negative")
+        own = DataSource(self.data.own or "", suffix=self.data.sources[0].suffix if self.data.sources else "")
+        if self.data.own and self.data.sources != (own,):
+            return dataclasses.replace(self, data=dataclasses.replace(self.data, sources=(own,))).check()
+        if not self.data.sources:
+            raise GlimpseError("data.sources is empty: say what to train on, e.g. --data.own FOLDER")
+        for source in (*self.data.sources, *self.data.validation):
+            parse_sampling(source.sampling)
+            if source.weight is not None and not source.weight > 0:
+                raise GlimpseError(f"data source {source.path}: weight={source.weight} must be positive")
+        for name in ("sources", "validation"):
+            if len({s.weight is None for s in getattr(self.data, name)}) > 1:
+                raise GlimpseError(f"data.{name}: give every source a weight, or none")
+        return self
+
+    def _check_types(self) -> None:
+        """Config files are plain Python: numbers must be numbers."""
+        for owner, prefix in ((self, ""), (self.data, "data."), (self.optim, "optim."), (self.loss, "loss."), (self.mesh, "mesh.")):
+            for item in dataclasses.fields(owner):
+                value, kind = getattr(owner, item.name), str(item.type)
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                numeric = any(word in kind for word in ("int", "float")) and "tuple" not in kind and "str" not in kind
+                if numeric and not ((number and math.isfinite(value)) or (value is None and "None" in kind)):
+                    raise GlimpseError(f"{prefix}{item.name}={value!r} is not a number")
+
+
+def check_words(config: Any) -> None:
+    """What both stages have that can only be some words. Raises: GlimpseError that names the field."""
+    check_choice("optim.name", config.optim.name, OPTIMIZERS)
+    check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
+    check_choice("attention", config.attention, ATTENTION)
