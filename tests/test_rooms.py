@@ -58,9 +58,9 @@ RANKS = {
     ],
     "glimpse": [{"predictor", "prompt"}],
     "inference": [
-        {"sampling", "shared_programs"},
+        {"requests", "sampling", "shared_programs", "walk"},
         {"engine", "traced"},
-        {"decoding", "requests", "results"},
+        {"decoding", "results"},
         {"function", "warmup"},
     ],
     "models": [{"clip", "decoder", "vision"}, {"lvlm"}],

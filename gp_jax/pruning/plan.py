@@ -23,7 +23,7 @@ from gp_jax.trees import Stream
 Plan = tuple[Cut, ...]
 
 SCORERS = {
-    "glimpse": Scorer(glimpse.score, glimpse=True),
+    "glimpse": Scorer(glimpse.score, glimpse=True, in_parts=True),
     "attention": Scorer(attention.score, attention=True),
     "given": Scorer(given.score),
     "fastv": Scorer(fastv.score, attention=True),
