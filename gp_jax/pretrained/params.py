@@ -19,7 +19,7 @@ from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.errors import GlimpseError, printable, some
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.misfits import cause, misfits
-from gp_jax.pretrained.names import GLIMPSE, NAMES, checkpoint_name, is_glimpse
+from gp_jax.pretrained.names import GLIMPSE, checkpoint_name, is_glimpse, names_of
 from gp_jax.pretrained.sources import TensorSource
 from gp_jax.sharding import parameter_sharding, put, spread
 
@@ -100,7 +100,7 @@ class BaseKeys:
     """A base model's tensors by the names of the rules."""
 
     def __init__(self, config: ModelConfig, source: TensorSource):
-        self.source, self.names = source, NAMES[config.model_type]
+        self.source, self.names = source, names_of(config)
         keys = [key for key in source.shapes if not self.names.skips(key)]
         self.keys = {self.names.canonical(key): key for key in keys}
         self.twice = sorted(key for key in keys if self.keys[self.names.canonical(key)] != key)
@@ -222,7 +222,7 @@ def _keys(path: str) -> Iterator[str | int]:
 
 def export_base(model: LVLM, nested: bool) -> dict[str, jax.Array]:
     """The base's tensors by checkpoint key, in the flat or nested style."""
-    tensors, names = {}, NAMES[model.config.model_type]
+    tensors, names = {}, names_of(model.config)
     for path, value in flat_params(nnx.state((model.vision, model.decoder), nnx.Param)).items():
         path = ("vision", "decoder")[int(path[0])] + path[1:]
         name, shape = checkpoint_name(path, names.rules), checkpoint_shape(path, value.shape, model.config)

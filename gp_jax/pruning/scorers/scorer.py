@@ -63,6 +63,7 @@ class Scorer:
 
     score: Scoring -> (B, M) float32 logits. A method that chooses a set, not a ranking, puts the set in front.
     glimpse: it reads the glimpse's attention, so the prompt needs glimpse rows; the cut drops them.
+    given: it ranks by an array that comes with the request (`Scoring.given`), so it may also cut in front of layer 0.
     attention: it reads the last prompt row's attention in the cut's layer.
     blocks: vision blocks (with full attention) in which it reads the attention that visual tokens receive, and their keys.
     in_parts: `score` calls its own parts by `Scoring.call`, as programs of their own; otherwise it is one program with the keep rule.
@@ -71,6 +72,7 @@ class Scorer:
 
     score: Callable[[Scoring], Array]
     glimpse: bool = False
+    given: bool = False
     attention: bool = False
     blocks: Callable[[Vision], tuple[int, ...]] = no_blocks
     in_parts: bool = False
