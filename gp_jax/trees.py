@@ -6,13 +6,18 @@ A position axes (3 under M-RoPE), D decoder width, C ViT width, N query heads, K
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 
-def tree(cls):
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def tree(cls: type[T]) -> type[T]:
     """A frozen dataclass that is a pytree; fields with `metadata={"static": True}` are compile-time constants."""
     cls = dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)
