@@ -13,7 +13,7 @@ from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.config.schema import Count, FromNumpy, Several, TokenId, one
 from gp_jax.errors import GlimpseError, shown
 from gp_jax.processing.layout import Sample
-from gp_jax.pruning.plan import Plan, make_plan, shares
+from gp_jax.pruning.plan import SCORERS, Plan, make_plan, shares
 from gp_jax.pruning.rule import Prune, anchor_indices, limits, reference_mask
 from gp_jax.trees import KeepLimits, Sampling
 
@@ -29,7 +29,7 @@ class CutInput:
     """What a request brings to one cut. B is already the batch bucket, M the bucket of vision slots."""
 
     limits: KeepLimits
-    given: np.ndarray | None  # (B, M) float32 logits for the scorer "given"
+    given: np.ndarray | None  # (B, M) float32 logits, for scorers that rank by them
 
 
 class Pruning(NamedTuple):
@@ -99,7 +99,9 @@ def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch
             kept = reference_mask(masks[b], sample.grids, f"reference_masks[{b}]")
             given[b, sample.slot_of_token[kept]] = np.inf
     rules = [dataclasses.replace(rule, fixed_remain_ratio=own) for own in shares(rule, plan)]
-    return [CutInput(limits(own, counts, always), given if cut.scorer == "given" else None) for cut, own in zip(plan, rules, strict=True)]
+    return [
+        CutInput(limits(own, counts, always), given if SCORERS[cut.scorer].given else None) for cut, own in zip(plan, rules, strict=True)
+    ]
 
 
 def next_positions(samples: Sequence[Sample], prune: Prune | None) -> list[int]:

@@ -52,7 +52,7 @@ class Route(Generic[T]):
     """What a walk needs beside its stream."""
 
     plan: Plan
-    rules: Sequence[tuple[KeepLimits, Array | None]]  # per cut: limits, and logits (B, M) for the scorer "given"
+    rules: Sequence[tuple[KeepLimits, Array | None]]  # per cut: limits, and logits (B, M) for scorers that rank by the request's
     vision: VisionInput | None
     features: VisionFeatures | None
     choice: Choice

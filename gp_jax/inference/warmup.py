@@ -12,7 +12,7 @@ from gp_jax.inference.requests import Batch
 from gp_jax.inference.shared_programs import Kind, Parts, signature
 from gp_jax.inference.walk import Route, Scores
 from gp_jax.processing.layout import vision_input
-from gp_jax.pruning.plan import Plan, needs_glimpse
+from gp_jax.pruning.plan import SCORERS, Plan, needs_glimpse
 from gp_jax.trees import KeepLimits, Sampling, Stream, VisionFeatures, VisionInput
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class WarmUp:
         """A cut's numbers, which do not matter."""
         zeros = np.zeros(batch, np.int32)
         limits = KeepLimits(np.float32(0), zeros, zeros, zeros, zeros, np.zeros((batch, slots), bool))
-        return self.engine.split((limits, np.zeros((batch, slots), np.float32) if scorer == "given" else None), batch)
+        return self.engine.split((limits, np.zeros((batch, slots), np.float32) if SCORERS[scorer].given else None), batch)
 
     # The choice of a length behind a cut (see `walk.Choice`): all of them, one after another.
 
