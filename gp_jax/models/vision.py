@@ -30,7 +30,7 @@ class PatchEmbed(Linear):
 
     Float32 towers of at most NARROW channels add their products as the released convolution does: one after the other (time, row, column,
     channel), each in a fused multiply-add. Its sum is up to 7e-6 from the exact one, the blocks and the predictor amplify that about
-    twentyfold, and released importance logits of such models hold it: in this order they are met to 5e-5, with the exact sum to 1.3e-4, with
+    twentyfold, and released importance logits of such models hold it: in this order they are met to 5e-5, with an exact sum to 1.3e-4, with
     the ordinary product to 1.8e-4. Wider towers use the product: it is nearer to the exact sum, and 30 times faster at 1280 channels.
     A step is computed in float64 and rounded once, as a fused multiply-add is; XLA fuses the two operations or not, depending on its
     optimisation level and the machine.
