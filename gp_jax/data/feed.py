@@ -26,7 +26,7 @@ from gp_jax.sharding import BATCH_AXES, batch_sharding
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedBatch:
     """A micro-batch on the host: this process's rows."""
 
     number: int
@@ -44,7 +44,7 @@ class LoadMicroBatch(grain.transforms.Map):
         self.sources, self.maker, self.schedule = sources, maker, schedule
         self.rows, self.accumulation = tuple(rows), accumulation
 
-    def map(self, number: int) -> Loaded:
+    def map(self, number: int) -> LoadedBatch:
         planned, samples, bad = self.schedule[number], [], []
         for member in (planned.members[row] for row in self.rows if row < len(planned.members)):
             try:
@@ -55,7 +55,7 @@ class LoadMicroBatch(grain.transforms.Map):
         before = number % self.accumulation * self.schedule.batch  # samples in the step's earlier micro-batches
         numbers = [before + row for row in self.rows]
         batch = train_batch(samples, self.maker.config, len(self.rows), planned.shape, self.maker.glimpse_rows, numbers)
-        return Loaded(number, planned.shape, batch, self.rows, tuple(bad))
+        return LoadedBatch(number, planned.shape, batch, self.rows, tuple(bad))
 
     def sample(self, source: int, record: int, shape: Shape) -> TrainSample:
         """A record's sample. Raises: BadRecord, also when it is larger than was measured."""
@@ -80,7 +80,7 @@ class Numbers(grain.sources.RandomAccessDataSource):
         return int(number)
 
 
-def load(loader: grain.transforms.Map, start: int, end: int, *, threads: int, prefetch: int, workers: int) -> Iterator[Loaded]:
+def load(loader: grain.transforms.Map, start: int, end: int, *, threads: int, prefetch: int, workers: int) -> Iterator[LoadedBatch]:
     """Micro-batches start .. end-1 in order, loaded ahead. workers: processes; 0: threads only."""
     data = grain.MapDataset.source(Numbers(end)).slice(slice(start, None)).map(loader)
     if workers:

@@ -11,7 +11,7 @@ from gp_jax.data.masks import inside
 from gp_jax.errors import printable, reason
 from gp_jax.evaluation.reporting.contact_sheet import write_sheet
 from gp_jax.evaluation.reporting.exports import as_csv, as_json, grouped_csv, grouped_json
-from gp_jax.evaluation.reporting.gallery import Sample
+from gp_jax.evaluation.reporting.gallery import Example
 from gp_jax.evaluation.reporting.html import write_report
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.plan_rows import aggregate, breakdown
@@ -114,7 +114,7 @@ def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
     ]
 
 
-def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tuple[list[Sample], list[str]]:
+def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tuple[list[Example], list[str]]:
     """The first samples of every task, families in turn. An answer that scores half or more is shown as right.
 
     Returns: those whose pictures can be opened, and a note about each of the others.
@@ -138,7 +138,7 @@ def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tupl
                 print(printable(missing[-1]))
                 continue
             samples.append(
-                Sample(
+                Example(
                     question=first.question,
                     answer=first.answer,
                     family=first.family,

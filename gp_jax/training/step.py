@@ -87,7 +87,7 @@ def losses(
     return loss, (sums | {"loss": loss}, maps[-1])
 
 
-class Programs:
+class StepPrograms:
     """What a step runs, compiled once per bucket shape. What is frozen is an argument of the programs, never a constant inside them."""
 
     def __init__(
@@ -178,7 +178,7 @@ class Programs:
         return nnx.merge(self.graph, params, self.frozen)
 
 
-class TrainingStep(Programs):
+class TrainingStep(StepPrograms):
     """The step of the glimpse: glimpse rows and predictor learn, the base is frozen."""
 
     def __init__(
