@@ -69,12 +69,12 @@ def prefill_layer(layer: Layer, x: Array, angles: Array, valid: Array, implement
     return constrained(x, "batch"), *(constrained(a, "batch", "kv_heads") for a in (kv.key, kv.value))
 
 
-def add_vectors(_: None, x: Array, vectors: Array, glimpse_row: Array) -> Array:
+def add_vectors(x: Array, vectors: Array, glimpse_row: Array) -> Array:
     """A layer's glimpse vectors (L, D) on their rows."""
     return constrained(add_rows(x, vectors, glimpse_row), "batch")
 
 
-def looking_row(_: None, x: Array, angles: Array, row: Array) -> tuple[Array, Array]:
+def looking_row(x: Array, angles: Array, row: Array) -> tuple[Array, Array]:
     """Every sample's `row` (B,) of what enters a layer: hidden (B, 1, D) and angles (B, 1, H / 2)."""
     return tuple(constrained(jnp.take_along_axis(a, row[:, None, None], axis=1), "batch") for a in (x, angles))
 
@@ -107,13 +107,13 @@ def run(
     config, x = model.glimpse_config, stream.hidden
     vectors = call(GlimpsePrompt.per_layer, model.glimpse) if glimpse and model.glimpse is not None else None
     log_softmax = glimpse and not config.use_attention_logits
-    angles = call(row_angles, None, stream.positions, config=model.config.text)
+    angles = call(row_angles, stream.positions, config=model.config.text)
     kv, tapped = list(stream.kv), dict(stream.taps)
     for index in range(low, high):
         layer = model.decoder.layers[index]
         if vectors is not None and index in config.le_layers:
-            x = call(add_vectors, None, x, vectors[config.le_layers.index(index)], stream.glimpse_row, donate=(0,))
-        looking = call(looking_row, None, x, angles, stream.tap_row) if index in taps else None
+            x = call(add_vectors, x, vectors[config.le_layers.index(index)], stream.glimpse_row, donate=(0,))
+        looking = call(looking_row, x, angles, stream.tap_row) if index in taps else None
         x, key, value = call(prefill_layer, layer, x, angles, stream.valid, implementation=implementation, donate=(0,))
         kv.append(LayerKV(key, value, stream.valid))
         if looking is not None:

@@ -18,7 +18,7 @@ import numpy as np
 from gp_jax.ahead.hlo import Facts, read
 from gp_jax.errors import GlimpseError
 from gp_jax.inference.engine import Engine
-from gp_jax.inference.shared_programs import Kind, Parts, Programs
+from gp_jax.inference.shared_programs import Kind, Parts, Programs, signature
 from gp_jax.ops.target import targeting
 from gp_jax.processing.layout import Sample
 from gp_jax.sharding import batch_sharding, replicated
@@ -111,7 +111,7 @@ class Compiler(Parts):
     def memory(self) -> "Memory":
         return self.own.memory
 
-    def take(self, part: Any) -> tuple[Kind | None, tuple]:
+    def take(self, part: Any) -> tuple[Kind, tuple]:
         with self.lock:
             return super().take(part)
 
@@ -121,8 +121,7 @@ class Compiler(Parts):
 
     def execute(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> Any:
         """Compiles a program that is new; notes that it runs."""
-        given, tree = jax.tree.flatten((leaves, args))
-        key = program, kind, tree, tuple(sorted(static.items())), tuple((v.shape, v.dtype, getattr(v, "sharding", None)) for v in given)
+        key = signature(program, kind, leaves, args, static)
         with self.lock:
             new = key not in self.compiled
             future = self.compiled.setdefault(key, Future())

@@ -24,8 +24,7 @@ from gp_jax.config.vision import VisionConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.flops import Cost, Workload, segments, stages
 from gp_jax.inference.decoding import Rows
-from gp_jax.inference.engine import CutInput
-from gp_jax.inference.requests import sampling_settings
+from gp_jax.inference.requests import Batch, CutInput, sampling_settings
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.processing.layout import Sample
@@ -260,9 +259,9 @@ def walk(engine: CompilingEngine, plan: Plan, samples: list[Sample], slots: int,
     batch = engine.ladders.batch.fit(len(samples))
     zeros = np.zeros(batch, np.int32)
     limits = KeepLimits(np.float32(0), zeros, zeros, zeros, zeros, np.zeros((batch, slots), bool))
-    filled = engine.prefill(samples, plan, [CutInput(limits, None) for _ in plan])
+    filled = engine.prefill(Batch(samples, plan, [CutInput(limits, None) for _ in plan], zeros, batch, slots))
     settings = sampling_settings(engine.config, 0.0, 0, 1.0, 0, "auto", batch)
-    rows = Rows.behind(engine, engine.prefix(filled, zeros), settings, new, np.zeros(batch, bool), new)
+    rows = Rows.behind(engine, engine.prefix(filled), settings, new, np.zeros(batch, bool), new)
     caches = [array for layer in rows.kv for array in (layer.key, layer.value)] + [array for pair in rows.state.new_kv for array in pair]
     size = sum(shard_bytes(array) for array in caches)
     rows.generate()

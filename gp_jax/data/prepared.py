@@ -147,11 +147,11 @@ def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:
 
 
 def _check_shards(folder: Path, paths: list[Path]) -> None:
-    """Raises: GlimpseError unless every shard has the size that was written. A folder without a list of sizes is not checked."""
+    """Raises: GlimpseError unless every shard has the size that was written. A folder that TFDS itself wrote has no list of sizes."""
     try:
-        sizes = read_as(dict[str, Natural], read_bytes(folder / SIZES, MAX_JSON)) if kind_of(folder / SIZES) is not None else {}
+        sizes = read_as(dict[str, Natural], read_bytes(folder / SIZES, MAX_JSON))
     except (GlimpseError, ValueError) as error:
-        say(f"{folder / SIZES}: is damaged ({one_line(error)}); whether shards are complete is only seen when they are read")
+        say(f"{folder / SIZES}: is missing or damaged ({one_line(error)}); whether shards are complete is only seen when they are read")
         sizes = {}
     for path in paths:
         if not os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep):

@@ -126,12 +126,12 @@ class VisionBlock(nnx.Module):
         return received, keys
 
 
-def pooled(_: None, x: Array, unit: int) -> Array:
+def pooled(x: Array, unit: int) -> Array:
     """Mean over every merge group, (B, S, C) -> (B, M, C)."""
     return rearrange(x, "b (m u) c -> b m u c", u=unit).astype(jnp.float32).mean(axis=2).astype(x.dtype)
 
 
-def patch_angles(_: None, patch_hw: Array, head_dim: int) -> Array:
+def patch_angles(patch_hw: Array, head_dim: int) -> Array:
     """(B, S, 2) -> (B, S, H / 2) float32."""
     return grid_angles(patch_hw, head_dim)
 
@@ -179,7 +179,7 @@ class VisionTower(nnx.Module):
         """
         config, unit, window = self.config, self.config.merge_unit, self.config.merge_unit * self.config.window_side**2
         x = call(PatchEmbed.__call__, self.patch_embed, vision.patches)
-        angles = call(patch_angles, None, vision.patch_hw, head_dim=config.head_dim)
+        angles = call(patch_angles, vision.patch_hw, head_dim=config.head_dim)
         seen, received, keys = {}, {}, {}
         for index, block in enumerate(self.blocks):
             if index in watch:
@@ -189,5 +189,5 @@ class VisionTower(nnx.Module):
             else:
                 x = call(VisionBlock.in_windows, block, x, angles, vision.patch_window, window=window, remat=remat, donate=(0,))
             if index in condition_layers:
-                seen[index] = call(pooled, None, x, unit=unit)
+                seen[index] = call(pooled, x, unit=unit)
         return VisionFeatures(call(PatchMerger.__call__, self.merger, x), tuple(seen[i] for i in condition_layers), received, keys)

@@ -231,15 +231,13 @@ def build(config: TrainConfig, progress: Progress) -> Run:
 def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int, weights: str) -> dict[str, Any]:
     """What a resumed run must share with the one it goes on from: all that changes its numbers; not the devices it runs on.
 
-    Args: weights: digest of the base model's. Checkpoints without what came later (`checkpoint.LATER`) go on.
+    Args: weights: digest of the base model's.
     """
     fields = ("model", "glimpse_from", "loss", "optim", "dtype", "batch_size", "accumulation", "seed")
     chosen = {name: value for name, value in plain(config).items() if name in fields}
     data = plain(config.data)
     for name in ("validation", "own", "workers", "threads", "prefetch"):
         del data[name]
-    if not data["released_boxes"]:  # runs that were begun before there was this setting go on
-        del data["released_boxes"]
     records = repr([source.entries for source in feed.sources])  # ids, questions, answers, sizes
     data["records"] = {"count": sum(len(s.entries) for s in feed.sources), "digest": hashlib.sha256(records.encode()).hexdigest()[:16]}
     if evidence := [source.made_from for source in feed.sources if isinstance(source, PreparedSource)]:

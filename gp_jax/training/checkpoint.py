@@ -83,13 +83,11 @@ def saving(what: object) -> Iterator[None]:
         raise GlimpseError(f"{what}: cannot be written ({one_line(error, 600)})") from error
 
 
-LATER = ("weights", "evidence")  # what checkpoints of earlier versions do not say; it is in those that go on from them
-
-
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Messages about the fields in which two configurations (nested dicts) differ."""
+    """Messages about the fields in which two configurations (nested dicts) differ. A field that only one of them has and that is off there
+    (False, 0, empty) is no difference: runs that do not use a setting continue after the program has got it."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old and key not in LATER)]
+        keys = [key for key in old | new if (key in old and key in new) or old.get(key) or new.get(key)]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [line for i, pair in enumerate(zip(old, new, strict=True)) for line in differences(*pair, f"{name}[{i}]")]
@@ -178,10 +176,10 @@ class Checkpoints:
             try:
                 with quiet():
                     metadata = ocp.metadata(self.folder / str(step)).custom_metadata
-                    identity, expected, facts = metadata["identity"], metadata["checksum"], metadata.get("facts", {})
+                    identity, expected, facts = metadata["identity"], metadata["checksum"], metadata["facts"]
                 if text_checksum(identity) != metadata["identity_checksum"]:
                     raise ValueError("its configuration does not match its checksum")
-                if facts and text_checksum(facts) != metadata["facts_checksum"]:
+                if text_checksum(facts) != metadata["facts_checksum"]:
                     raise ValueError("its facts do not match their checksum")
                 rated = self._check_metrics(step)
             except Exception as error:  # whatever a damaged file makes the libraries raise

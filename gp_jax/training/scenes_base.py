@@ -138,11 +138,8 @@ def identity(config: BaseConfig, folder: Path) -> dict[str, Any]:
     chosen = {name: value for name, value in plain(config).items() if name in fields}
     for name in ("threads", "prefetch"):
         del chosen["scenes"][name]
-    for owner, name in ((chosen, "start"), (chosen["scenes"], "relations"), (chosen["scenes"], "anchored")):
-        if not owner[name]:  # runs that were begun before there was this setting go on
-            del owner[name]
     if not chosen["loss"]["reading_weight"]:
-        del chosen["loss"]["reading_weight"], chosen["loss"]["reading_layer"]
+        del chosen["loss"]["reading_layer"]  # nothing is read there
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja"))
     digest = hashlib.sha256(b"".join(read_bytes(path, 1 << 30) for path in files)).hexdigest()[:16]
     return {"stage": "base", "model": digest} | chosen

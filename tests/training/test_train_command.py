@@ -230,11 +230,11 @@ def fail(capsys, monkeypatch, *argv: str) -> str:
     "argv, message",
     [
         ([], "--model is missing"),
-        (["--train"], "--model is missing"),
-        (["--train", "--model", "9b"], "--model 9b: is not 3b, 7b, "),
-        (["--train", "--model", "7b", "--batch", "0"], "--batch 0 must be positive"),
+        (["--what", "train"], "--model is missing"),
+        (["--what", "train", "--model", "9b"], "--model 9b: is not 3b, 7b, "),
+        (["--what", "train", "--model", "7b", "--batch", "0"], "--batch 0 must be positive"),
         (
-            ["--train", "--model", "7b", "--topology", "v0:9x9"],
+            ["--what", "train", "--model", "7b", "--topology", "v0:9x9"],
             "--topology v0:9x9: is not GENERATION:CHIPS of a TPU that is known here (v4:",
         ),
         (["--model", "7b", "--retention", "2"], "--retention 2.0 is not in 0..1"),
