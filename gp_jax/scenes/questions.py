@@ -1,7 +1,7 @@
-"""Questions with one right answer each, and the things that show it.
+"""Questions with exactly one right answer, and the things in the picture that are its evidence.
 
-A question is listed only where picture and words leave one answer: names are unique, orders are clear, and nothing outside the boxes
-is needed. `docs/scenes.md` has the rules in words.
+A question is asked only if picture and words allow one answer: names are unique, orders are clear, and nothing outside the boxes is
+needed. `docs/scenes.md` explains the rules.
 """
 
 import itertools
@@ -16,8 +16,8 @@ from gp_jax.scenes.stencils import shape_area
 from gp_jax.scenes.things import DIRECTIONS, Box, Scene, Thing, neighbors
 
 FAMILIES = ("attribute", "relation", "text", "chart", "comparison", "detail")
-YES_SHARE = 0.8  # where yes and no can both be had; often only no can, and then it is asked half as often
-APART = 12  # pixels between centres that have an order from left to right
+YES_SHARE = 0.8  # share of yes where both answers are possible; where only no is, the question is asked half as often
+APART = 12  # least distance in pixels of two centres that are called left and right of each other
 PHRASES = {
     "kind": ("describe the {}.", "what does the {} look like?"),
     "fill": ("what is the {} object?", "name the {} object."),
@@ -33,17 +33,17 @@ PHRASES = {
     "tiny": ("what is the tiny object?", "name the tiny object."),
     "tinies": ("name the tiny objects from left to right.", "list the tiny objects from left to right."),
 }
-PHRASES["different"] = PHRASES["same"]  # the same question with the answer no; apart because yes is rare
-LARGER = 1.2  # times the area, at least
-# Topics that call a shape by one word. A tag and a bar are rectangles of one color and a chart stands on a white square: with a red tag
-# or bar in the picture nobody is asked for "the red shape", with a chart for "the square", "the white shape" or "the white square".
+PHRASES["different"] = PHRASES["same"]  # the same question with the answer no; a topic of its own because yes is rare
+LARGER = 1.2  # least ratio of two areas of which one is called larger
+# Topics that name a shape by one word. A tag and a bar are rectangles of one color and a chart has a white square as its panel: if there is
+# a red tag or bar, no question says "the red shape"; if there is a chart, none says "the square", "the white shape" or "the white square".
 LOOSE = ("kind", "color", "larger", "same", "different", "row")
 SIDES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question in words. Boxes are those of `things`, numbers in the scene, in the order of question or answer."""
+    """A question in words. things: their numbers in the scene, in the order of question or answer; boxes: the boxes of these things."""
 
     family: str
     question: str
@@ -55,7 +55,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A question before it is put into words. `target` are the things it is about: what is asked for, without a mere anchor."""
+    """A question before it is put into words. target: the things that are asked for, without an anchor that only locates them."""
 
     family: str
     topic: str
@@ -65,21 +65,21 @@ class Draft:
     target: tuple[int, ...]
 
     def phrase(self, scene: Scene, number: int = 0) -> Question:
-        """In one of its phrasings."""
+        """The question in one of its phrasings."""
         question = PHRASES[self.topic][number].format(*self.words)
         boxes = tuple(scene.things[i].box for i in self.things)
         return Question(self.family, question, self.answer, boxes, self.things, self.topic)
 
 
 def questions(scene: Scene) -> list[Question]:
-    """All that can be asked, in their first phrasing."""
+    """All questions about a scene, in their first phrasing."""
     return [ask.phrase(scene) for ask in asks(scene)]
 
 
 def pick(scene: Scene, rng: np.random.Generator, count: int, relations: float = 0.0) -> list[Question]:
-    """Up to so many different questions, as equally many of each family as there are, in random phrasing and order.
+    """Up to `count` different questions, spread evenly over the families, in random phrasing and order.
 
-    Args: relations: share of them that are first taken from the relations.
+    Args: relations: share of the questions that is taken from the relations first, if there are enough.
     """
     piles: dict[str, list[Draft]] = {}
     for ask in asks(scene):
@@ -95,7 +95,7 @@ def pick(scene: Scene, rng: np.random.Generator, count: int, relations: float = 
 
 
 def pick_one(scene: Scene, rng: np.random.Generator, pile: list[Draft]) -> Question:
-    """One question of a family, taken off the pile: first a topic, each as likely, then one of it."""
+    """Takes one question of a family off the pile: first a topic, all equally likely, then a question of the topic."""
     topics = list(dict.fromkeys(ask.topic for ask in pile))
     mixed = "same" in topics and "different" in topics
     if mixed or ("different" in topics and len(topics) > 1 and rng.random() < 0.5):
@@ -109,7 +109,7 @@ def pick_one(scene: Scene, rng: np.random.Generator, pile: list[Draft]) -> Quest
 
 
 def asks(scene: Scene) -> list[Draft]:
-    """All that can be asked, not yet in words."""
+    """All questions about a scene, not yet in words."""
     named = [(i, thing) for i, thing in enumerate(scene.things) if thing.is_named]
     found = [*_attribute(named), *_relation(scene, named), *_comparison(named), *_detail(named)]
     for i, thing in enumerate(scene.things):
@@ -136,7 +136,7 @@ def _attribute(named: Named) -> Iterator[Draft]:
         color, kind, fill = thing.color_word, thing.kind_word, thing.fill_word
         if kinds[thing.kind] == 1:
             yield Draft("attribute", "kind", (kind,), f"{fill} {color}", (i,), (i,))
-        if thing.fill and fills[thing.fill] == 1:  # "the plain object" could be a tag
+        if thing.fill and fills[thing.fill] == 1:  # not for plain things: "the plain object" could be a tag
             yield Draft("attribute", "fill", (FILLS[thing.fill],), f"{color} {kind}", (i,), (i,))
         if colors[thing.color] == 1:
             yield Draft("attribute", "color", (color,), f"{fill} {kind}", (i,), (i,))
@@ -144,7 +144,7 @@ def _attribute(named: Named) -> Iterator[Draft]:
 
 def _relation(scene: Scene, named: Named) -> Iterator[Draft]:
     pairs = Counter((thing.color, thing.kind) for _, thing in named)
-    for i, thing in named:  # beside a tiny one would be a question of detail as well
+    for i, thing in named:  # not for tiny things: that would be a question of the family detail as well
         if thing.group == "shape" and pairs[thing.color, thing.kind] == 1:
             for direction, j in zip(DIRECTIONS, neighbors(scene.things, thing), strict=True):
                 if j is not None:
@@ -181,7 +181,7 @@ def _comparison(named: Named) -> Iterator[Draft]:
     for i, thing in named:
         by_color.setdefault(thing.color, []).append((i, thing))
     for color, members in by_color.items():
-        # With a tiny one among them "shapes" could be read in two ways.
+        # If one of them were tiny, "shapes" would be ambiguous.
         if 2 <= len(members) <= 3 and all(thing.group == "shape" for _, thing in members) and (row := _in_order(members)):
             numbers = tuple(i for i, _ in row)
             yield Draft("comparison", "row", (COLORS[color],), ", ".join(thing.kind_word for _, thing in row), numbers, numbers)
@@ -203,14 +203,14 @@ def _detail(named: Named) -> Iterator[Draft]:
 
 
 def _in_order(members: Named) -> Named | None:
-    """From left to right; None where two are too close to say."""
+    """The members from left to right; None if two of them are too close to be ordered."""
     row = sorted(members, key=lambda member: member[1].centre[0])
     close = any(b.centre[0] - a.centre[0] < APART for (_, a), (_, b) in itertools.pairwise(row))
     return None if close else row
 
 
 def _area(thing: Thing) -> float:
-    """Pixels."""
+    """Area of a thing in pixels."""
     return shape_area(thing.kind, thing.box[2] - thing.box[0])
 
 
