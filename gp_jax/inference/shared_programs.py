@@ -13,6 +13,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from gp_jax.runtime.clock import COMPILES
+
 
 class Kind:
     """What modules of equal structure have in common. Compared by identity, so that a call need not compare graphs."""
@@ -63,8 +65,8 @@ class Parts:
 
     def __call__(self, function: Callable, part: nnx.Module | None, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
         """Args: part: whose parameters are arguments, None: no parameters; donate: which of `args` the program may overwrite."""
-        kind, leaves = self.take(part)
-        with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+        with COMPILES.call(), jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+            kind, leaves = self.take(part)
             return self.execute(self.program(function, tuple(static), donate), function, kind, leaves, args, static)
 
     def execute(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> Any:
