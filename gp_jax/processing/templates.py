@@ -17,6 +17,7 @@ from typing import Any
 from gp_jax.errors import GlimpseError, one_line, some
 from gp_jax.processing import template_worker
 from gp_jax.processing.template_worker import LONGEST, SECONDS
+from gp_jax.runtime.clock import COMPILES
 from gp_jax.runtime.disk import kind_of, read_json, read_text
 
 MORE = "additional_chat_templates"
@@ -95,7 +96,8 @@ class Worker:
         """Returns: {"text": ...} or {"reason": ...}."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
-                self._start()
+                with COMPILES.once():
+                    self._start()
             try:
                 self._pipe.send_bytes(json.dumps(request).encode())
                 return _reply(self._pipe, WAIT)
