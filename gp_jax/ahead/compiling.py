@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from gp_jax.sharding import batch_sharding, replicated
 from gp_jax.trees import DecodeState, VisionFeatures
 
 VISION, PREFILL, FIRST, DECODE = STAGES = ("vision", "decoder prefill", "first token", "decode token")
+T = TypeVar("T")
 
 
 @dataclass
@@ -182,6 +183,8 @@ class CompilingEngine(Engine):
     It also says which stage a program belongs to, since it knows what it calls it for, whatever the model's parts are called.
     """
 
+    call: Compiler
+
     def __init__(self, *args: Any, parts: Compiler, slots: int, kept: Sequence[int], **options: Any):
         super().__init__(*args, parts=parts, **options)
         self.slots, self.kept = slots, list(kept)
@@ -198,11 +201,11 @@ class CompilingEngine(Engine):
         with self.call.stage(DECODE):
             return super().advance(*args, **options)
 
-    def split(self, tree: object, samples: int, axis: int = 0) -> object:
+    def split(self, tree: T, samples: int, axis: int = 0) -> T:
         split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
         return jax.tree.map(lambda x: Value(np.shape(x), x.dtype, split if np.ndim(x) > axis else whole, self.call.memory), tree)
 
-    def place(self, tree: object) -> object:
+    def place(self, tree: T) -> T:
         return jax.tree.map(lambda x: Value(np.shape(x), x.dtype, replicated(self.mesh), self.call.memory), tree)
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:

@@ -45,6 +45,8 @@ class Prefilled:
 class Engine(Stages):
     """Compiles on first use and keeps what it compiled."""
 
+    call: Parts
+
     def __init__(
         self,
         model: LVLM,
@@ -86,16 +88,16 @@ class Engine(Stages):
         """Vision slots of a patches rung."""
         return slots_of(patches, self.config)
 
-    def split(self, tree: object, samples: int, axis: int = 0) -> object:
+    def split(self, tree: T, samples: int, axis: int = 0) -> T:
         """Host arrays to the devices, samples (along `axis`) split over the mesh; scalars are replicated."""
         split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
         return jax.tree.map(lambda x: put(x, split if np.ndim(x) > axis else whole), tree)
 
-    def place(self, tree: object) -> object:
+    def place(self, tree: T) -> T:
         """Host arrays to the devices, the same on each."""
         return jax.tree.map(lambda x: put(x, replicated(self.mesh)), tree)
 
-    def fetch(self, tree: object) -> object:
+    def fetch(self, tree: Any) -> Any:
         """Device arrays as numpy, the same and whole in every process: what the host decides by them is decided alike everywhere."""
         return fetch(tree, self.mesh)
 
