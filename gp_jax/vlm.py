@@ -95,10 +95,9 @@ class GlimpseVLM:
         check_quantised(hf_config, folder / "config.json")
         generation = read_json(folder / "generation_config.json", required=False)
         config = model_config(hf_config, generation, str(folder / "config.json"))
-        own = glimpse is None
-        home = folder if own else files.find_folder(glimpse, ("*.json", files.GLIMPSE_TENSORS, files.GLIMPSE_TORCH))
+        home = folder if glimpse is None else files.find_folder(glimpse, ("*.json", files.GLIMPSE_TENSORS, files.GLIMPSE_TORCH))
         extra = settings = None
-        if not own or files.has_glimpse(home):
+        if glimpse is not None or files.has_glimpse(home):
             extra = files.glimpse_source(home)
             settings = glimpse_config(read_json(home / "config.json"), config, str(home / "config.json"))
         processor = load_processor(folder, config)
@@ -219,7 +218,8 @@ class GlimpseVLM:
 
         def show(tokens: np.ndarray) -> None:
             pieces.append(int(tokens[0]))
-            on_text(self.processor.text(np.array(pieces)))
+            if on_text:
+                on_text(self.processor.text(np.array(pieces)))
 
         done = self.generate(**prepared.inputs, **options, stream=show if on_text else None, timed=clock)
         answers = answers_of(done, prepared, self.processor)

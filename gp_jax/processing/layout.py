@@ -116,7 +116,7 @@ ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "imag
 
 def read_samples(
     config: ModelConfig,
-    input_ids: np.ndarray,
+    input_ids: np.ndarray | None,
     attention_mask: np.ndarray | None,
     pixel_values: np.ndarray | None,
     image_grid_thw: np.ndarray | None = None,
