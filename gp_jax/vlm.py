@@ -1,10 +1,11 @@
 """GlimpseVLM, the front door: load, generate, answer, look, save."""
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +35,7 @@ from gp_jax.runtime.clock import Clock
 from gp_jax.runtime.disk import read_json
 from gp_jax.trees import Prefix
 
+T = TypeVar("T")
 VIDEO_HINT = ": only still images are supported"
 DTYPES = ("float32", "bfloat16", "float16")
 ALL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.pt")
@@ -60,11 +62,10 @@ class GlimpseVLM:
 
     def with_model(self, model: LVLM) -> "GlimpseVLM":
         """The same front door with another model behind it, e.g. one whose glimpse was trained."""
-        engine = self.engine
-        options = dict(
-            folder=self.folder, mesh=engine.mesh, ladders=engine.ladders, attention=engine.attention, nested_keys=self.nested_keys
-        )
-        return GlimpseVLM(model, self.hf_config, self.processor, **options)
+        other, engine = copy.copy(self), self.engine
+        other.model, other.config, other.glimpse_config = model, model.config, model.glimpse_config
+        other.engine = Engine(model, engine.ladders, engine.mesh, engine.attention)
+        return other
 
     @classmethod
     def from_pretrained(
@@ -102,9 +103,8 @@ class GlimpseVLM:
             settings = glimpse_config(read_json(home / "config.json"), config, str(home / "config.json"))
         processor = load_processor(folder, config)
         base = base_source(folder, config)
-        bar = (lambda items: tqdm(items, desc="loading weights", unit="tensor")) if progress else iter
         dtype = None if dtype is None else jnp.dtype(dtype)
-        model = params.load(config, settings, base, extra, dtype=dtype, mesh=mesh, progress=bar)
+        model = params.load(config, settings, base, extra, dtype=dtype, mesh=mesh, progress=_bar("loading weights", "tensor", progress))
         nested = any(key.startswith("model.language_model.") for key in base.shapes)
         return cls(model, hf_config, processor, folder=folder, mesh=mesh, ladders=ladders, attention=attention, nested_keys=nested)
 
@@ -268,7 +268,7 @@ class GlimpseVLM:
     def _resolve(self, prune: Prune | str | None) -> Pruning:
         return resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
 
-    def _prepare(self, images: Any, questions: str | Sequence[str], system: str | None, max_image_pixels: int) -> Prepared:
+    def _prepare(self, images: Any, questions: str | Sequence[str] | None, system: str | None, max_image_pixels: int) -> Prepared:
         return self.processor(*as_batch(images, questions), system, max_image_pixels)
 
     def warm_up(
@@ -289,8 +289,11 @@ class GlimpseVLM:
         """
         plan = self._resolve(prune).plan
         settings = partial(sampling_settings, self.config, 0.0, 0, 1.0, 0, AUTO)
-        bar = (lambda items: tqdm(items, desc="compiling", unit="bucket")) if progress else iter
-        WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(bar)
+        WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(_bar("compiling", "bucket", progress))
+
+
+def _bar(label: str, unit: str, progress: bool) -> Callable[[list[T]], Iterable[T]]:
+    return lambda items: tqdm(items, desc=label, unit=unit, disable=not progress)
 
 
 def _check_names(function: str, unknown: Iterable[str]) -> None:

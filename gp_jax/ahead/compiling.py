@@ -16,9 +16,11 @@ import jax
 import numpy as np
 
 from gp_jax.ahead.hlo import Facts, read
+from gp_jax.buckets import Ladders
 from gp_jax.errors import GlimpseError
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.shared_programs import Kind, Parts, Programs, signature
+from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.target import targeting
 from gp_jax.processing.layout import Sample
 from gp_jax.sharding import batch_sharding, replicated
@@ -146,9 +148,7 @@ class Compiler(Parts):
         """In the order in which they were begun."""
         return tuple(future.result()[0] for future in self.compiled.values())
 
-    def compile(
-        self, name: str, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict
-    ) -> tuple:
+    def compile(self, name: str, program: Any, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> tuple:
         """Returns: the record and the outputs as shapes with shardings."""
         args = jax.tree.map(lambda v: v.plain if isinstance(v, Value) else v, args)
         start = time.perf_counter()
@@ -185,8 +185,8 @@ class CompilingEngine(Engine):
 
     call: Compiler
 
-    def __init__(self, *args: Any, parts: Compiler, slots: int, kept: Sequence[int], **options: Any):
-        super().__init__(*args, parts=parts, **options)
+    def __init__(self, model: LVLM, ladders: Ladders, mesh: jax.sharding.Mesh, compiler: Compiler, slots: int, kept: Sequence[int]):
+        super().__init__(model, ladders, mesh, parts=compiler)
         self.slots, self.kept = slots, list(kept)
 
     def see(self, *args: Any, **options: Any) -> VisionFeatures:

@@ -1,6 +1,6 @@
 """Compiling ahead of the first request: every program is run once on empty inputs of every bucket."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -57,7 +57,7 @@ class WarmUp:
         )
         self.patch_rungs = tuple(rung for rung in patch_rungs if engine.slots_of(rung))
 
-    def run(self, progress: Callable[[list], Iterator] = iter) -> None:
+    def run(self, progress: Callable[[list], Iterable] = iter) -> None:
         """Compiles everything. `progress` wraps the list of (batch, prompt rung) steps."""
         seen: dict[tuple[int, int], tuple[VisionInput, VisionFeatures]] = {}
         for batch, length in progress([(b, t) for b in self.batches for t in self.prompt_rungs]):

@@ -6,7 +6,7 @@ Linear weights keep their layout; only the patch embedding is a convolution ther
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -158,7 +158,7 @@ def load(
     *,
     dtype: jnp.dtype | None,
     mesh: Mesh | None,
-    progress: Callable[[Iterator], Iterator] = iter,
+    progress: Callable[[list], Iterable] = iter,
 ) -> LVLM:
     """Builds the model, each tensor read, cast and put straight to its place on the mesh.
 

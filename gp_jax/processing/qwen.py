@@ -44,7 +44,7 @@ Area = tuple[float, float, float, float]
 class Prepared:
     """`inputs` is what `generate` takes; the rest is for showing the answer."""
 
-    inputs: dict[str, np.ndarray | None]
+    inputs: dict[str, Any]  # numpy arrays or None
     images: list[list[Image.Image]]  # per sample and view, upright RGB
     grids: list[tuple[tuple[int, int], ...]]  # per sample and view: (rows, columns) of visual tokens
 
