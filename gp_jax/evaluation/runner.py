@@ -29,8 +29,8 @@ from gp_jax.evaluation.tasks import Task
 from gp_jax.flops import Workload, stages
 from gp_jax.inference.requests import resolve
 from gp_jax.inference.results import Answer
-from gp_jax.runtime.clock import COMPILE
 from gp_jax.pruning.rule import Prune
+from gp_jax.runtime.clock import COMPILE
 from gp_jax.sharding import wait_for_all
 from gp_jax.vlm import GlimpseVLM
 
@@ -184,7 +184,9 @@ class Runner:
         each = zip(group, ratios, answers, strict=True)
         return [self.prediction(plan, ratio, one, answer, seconds) for one, ratio, answer in each]
 
-    def timed(self, pictures: Sequence[Sequence[Image]], questions: Sequence[str], rule: Prune | None) -> tuple[list[Answer], dict[str, float]]:
+    def timed(
+        self, pictures: Sequence[Sequence[Image]], questions: Sequence[str], rule: Prune | None
+    ) -> tuple[list[Answer], dict[str, float]]:
         """A batch's answers and the seconds that each took, per stage, once all programs had been made. "compile": what passes before
         that took more. Without stages when every pass made programs.
         """
