@@ -152,7 +152,8 @@ def report(args: Ask, answer: "Answer", loading: float, shown: str) -> None:
     print(answer.text.removeprefix(shown))
     print(f"\nvisual tokens  {answer.kept} of {answer.total} kept ({answer.retention:.1%})")
     print("seconds        " + "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.timings.items() if stage != COMPILE))
-    print(f"before it      loading {loading:.1f} s  first call {answer.timings[COMPILE]:.1f} s (tracing, compiling, loading programs)")
+    print(f"first call     {answer.timings[COMPILE]:.1f} s of tracing, compiling and loading programs, not in the seconds above")
+    print(f"model loaded   in {loading:.1f} s")
     save_overlay(answer, args.overlay)
     if args.overlay:
         print(f"overlay        {args.overlay}")

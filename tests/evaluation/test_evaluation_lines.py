@@ -190,9 +190,8 @@ def test_all_costs_are_in_all_tables(everything, tallied, page):
     assert "glimpse\n" in tables.text(rows) and "+35.0 (" in tables.text(rows) and "+35.0 (" in marked and "+35.0" in words
     (*_, weak) = csv.DictReader(io.StringIO(exports.as_csv(rows)))
     assert (weak["tokens"], weak["peak"], weak["kv_bytes"], weak["seconds_n"]) == ("3.0", "1599", "2048.0", "600")
-    assert float(weak["seconds_vision_median"]) == pytest.approx(0.1) and float(
-        weak["exact_match_glimpse_minus_plan_mean"]
-    ) == pytest.approx(0.35)
+    assert float(weak["seconds_vision_median"]) == pytest.approx(0.1)
+    assert float(weak["exact_match_glimpse_minus_plan_mean"]) == pytest.approx(0.35)
     loaded = json.loads(exports.as_json(rows))[2]
     assert loaded["glimpse_minus_plan"]["exact_match"]["n"] == 600 and loaded["task_retention"] == pytest.approx(0.15625)
     unknown = dataclasses.replace(rows[0], peak=None)
