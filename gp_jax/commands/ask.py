@@ -127,13 +127,16 @@ def run(args: Ask) -> None:
         on_stage=next_stage,
     )
     bar.close()
-    report(args, answer, {"loading": loading} | answer.timings, shown if live else "")
+    report(args, answer, loading, shown if live else "")
     if prune is None and args.prune and not args.json:
         print("no pruning: no glimpse was given (--glimpse) and the model folder has none")
 
 
-def report(args: Ask, answer: "Answer", timings: dict[str, float], shown: str) -> None:
-    """Prints the answer (less what was shown while it grew) and its facts; writes the overlay."""
+def report(args: Ask, answer: "Answer", loading: float, shown: str) -> None:
+    """Prints the answer (less what was shown while it grew) and its facts; writes the overlay. loading: seconds."""
+    from gp_jax.runtime.clock import COMPILE
+
+    timings = {"loading": loading} | answer.timings
     if args.json:
         facts = {
             "answer": answer.text,
@@ -148,7 +151,9 @@ def report(args: Ask, answer: "Answer", timings: dict[str, float], shown: str) -
         return save_overlay(answer, args.overlay)
     print(answer.text.removeprefix(shown))
     print(f"\nvisual tokens  {answer.kept} of {answer.total} kept ({answer.retention:.1%})")
-    print("seconds        " + "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in timings.items()))
+    print("seconds        " + "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.timings.items() if stage != COMPILE))
+    print(f"first call     {answer.timings[COMPILE]:.1f} s of tracing, compiling and loading programs, not in the seconds above")
+    print(f"model loaded   in {loading:.1f} s")
     save_overlay(answer, args.overlay)
     if args.overlay:
         print(f"overlay        {args.overlay}")

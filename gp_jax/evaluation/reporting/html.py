@@ -1,6 +1,5 @@
 """The report of an evaluation: one HTML file that holds everything, numbers, plots and pictures."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,9 +16,11 @@ from gp_jax.runtime.disk import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing from outside
 MEMORY = (
-    "Prefill time: stages glimpse and finish. Peak memory: of the whole process or its first device while it answered the plan, with "
-    "weights, compilation and what earlier plans left behind; plans that each had a run of their own can be compared. n/a: hidden by an "
-    "earlier plan's peak, or not measured."
+    "Times: the median over answers, in brackets the quartiles; of a batch, every answer has the same share. Plans answer each batch one "
+    "after the other, another one first each time. What only a first call costs (tracing, compiling, reading and loading programs) is "
+    "not in them: a batch in which it happened was asked again. Prefill time: stages glimpse and finish. Peak memory: of the whole "
+    "process or its first device while it answered for the plan, with weights and compilation. n/a: hidden by the peak of another plan, "
+    "or not measured; a plan in a run of its own has no other beside it."
 )
 RETENTION = (
     "Retention, decode cache: share of all visual tokens that the cache holds while the answer is written; mean of samples: the mean of "
@@ -52,7 +53,7 @@ def write_report(
     number = {row.plan: i for i, row in enumerate(rows)}
     plans = list(dict.fromkeys([*number, *(p for s in samples for p in s.predictions), *(p.plan for p in lines.predictions)]))
     plots = [retention_plot(rows, metric)]
-    if any(math.isfinite(row.seconds) for row in rows):
+    if any(row.seconds for row in rows):
         plots += [time_retention_plot(rows), time_plot(rows, metric)]
     legend = "".join(f"<span>{chip(i)} {safe(plan)}</span>" for plan, i in number.items())
     links = _Links(plans, metric_names(lines), lines.by)
