@@ -89,3 +89,7 @@ class Ladders:
     def kept_for(self, need: int, prompt: int) -> int:
         """Rung for `need` surviving rows of a stream that is `prompt` long: never longer than the stream itself."""
         return min(self.kept.fit(need), prompt) if need <= self.kept.rungs[-1] else prompt
+
+    def kept_rungs(self, prompt: int) -> tuple[int, ...]:
+        """All rungs that `kept_for` can return for a stream that is `prompt` long."""
+        return (*(rung for rung in self.kept.rungs if rung < prompt), prompt)

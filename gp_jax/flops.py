@@ -91,7 +91,8 @@ def segments(vision: Vision, work: Workload) -> tuple[list[int], list[int]]:
     return [unit * h * w for heights, widths in parts for h in heights for w in widths], [unit * h * w for h, w in work.grids]
 
 
-def _windowed(config: VisionConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:
+def windowed_tower(config: VisionConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:
+    """Qwen2.5-VL's windowed ViT, all of whose blocks run, and its merger."""
     (windows, images), width, inner = segments(config, work), config.hidden_size, config.intermediate_size
     rows, group, heads = batch * sum(windows), width * config.merge_unit, (config.num_heads, config.num_heads)
     block = _linear(rows, itemsize, (width, 3 * width), (width, width), (width, inner), (width, inner), (inner, width))
@@ -102,7 +103,8 @@ def _windowed(config: VisionConfig, work: Workload, batch: int, itemsize: int, d
     return tower, merger
 
 
-def _clip(config: ClipConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:
+def clip_tower(config: ClipConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:
+    """CLIP's blocks up to the deepest hidden state that is read, and LLaVA's projector."""
     windows, _ = segments(config, work)
     full, width, inner, out = config.window_side**2, config.hidden_size, config.intermediate_size, config.out_hidden_size
     tiles = batch * sum(-(-n // full) for n in windows)  # a tile is seen whole, whatever of it becomes visual tokens
@@ -113,12 +115,9 @@ def _clip(config: ClipConfig, work: Workload, batch: int, itemsize: int, deepest
     return tower, _linear(rows, itemsize, (width, out), (out, out))
 
 
-TOWERS = {VisionConfig: _windowed, ClipConfig: _clip}
-
-
-def _vision(config: Vision, work: Workload, batch: int, itemsize: int, deepest: int) -> dict[str, Cost]:
+def _vision(config: ModelConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> dict[str, Cost]:
     """Tower and merger or projector. deepest: hidden state that somebody reads besides."""
-    costs = TOWERS[type(config)](config, work, batch, itemsize, deepest) if work.visual else (Cost(), Cost())
+    costs = config.family.cost.load()(config.vision, work, batch, itemsize, deepest) if work.visual else (Cost(), Cost())
     return dict(zip(("vision", "merger"), costs, strict=True))
 
 
@@ -178,7 +177,7 @@ def stages(
     cuts = cuts if work.visual else ()  # as in the engine: without an image there is nothing to prune
     text, ladders, batch = config.text, work.ladders, work.ladders.batch.fit(work.batch) if work.ladders else work.batch
     deepest = max(glimpse.selected_visual_layers) if glimpse else 0
-    costs = defaultdict(Cost, _vision(config.vision, work, batch, itemsize, deepest))
+    costs = defaultdict(Cost, _vision(config, work, batch, itemsize, deepest))
 
     def layers(between: range, length: int) -> Cost:
         pairs, rows = length * (length + 1) // 2 if triangle else length * length, batch * length

@@ -6,16 +6,20 @@ A position axes (3 under M-RoPE), D decoder width, C ViT width, N query heads, K
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+
+Array: TypeAlias = Any  # of JAX or numpy, or its shape or sharding: the leaves of one tree are each of these on their way
+T = TypeVar("T")
 
 
-def tree(cls):
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def tree(cls: type[T]) -> type[T]:
     """A frozen dataclass that is a pytree; fields with `metadata={"static": True}` are compile-time constants."""
     cls = dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # mypy does not see that the line above made it one
     static = [f.name for f in fields if f.metadata.get("static")]
     return jax.tree_util.register_dataclass(cls, [f.name for f in fields if f.name not in static], static)
 

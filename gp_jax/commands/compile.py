@@ -40,8 +40,6 @@ class Compile:
 
     what: Literal["generate", "train"] = "generate"
     """The programs of generation; or the step of training the glimpse, with the released settings."""
-    train: bool = False
-    """Short for --what train."""
     model: str = ""
     """3b, 7b, 32b or 72b (Qwen2.5-VL), llava-1.5-7b, llava-1.5-13b, or a model folder, of which only config.json is read."""
     topology: str = "v5e:4x4"
@@ -128,7 +126,7 @@ def run(args: Compile) -> None:
     model = model_named(args.model)
     with warnings.catch_warnings():
         warnings.showwarning = note
-        (train if args.train or args.what == "train" else generate)(args, *model, sizes)
+        (train if args.what == "train" else generate)(args, *model, sizes)
 
 
 def note(message: Warning | str, *_: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gp_jax.config.choices import NORMS, PREDICTORS
+from gp_jax.config.families import Family, family_of
 from gp_jax.config.schema import LARGEST, Count, Layer, Layers, Number, RopeBase, Several, Share, Size, Small, TokenId, Width, checked
 from gp_jax.config.vision import Activation as Activation
 from gp_jax.config.vision import ClipConfig as ClipConfig
@@ -51,6 +52,11 @@ class ModelConfig:
     video_token_id: TokenId | None = None
     eos_token_ids: Several[TokenId] = ()
     pad_token_id: TokenId = 0
+
+    @property
+    def family(self) -> Family:
+        """What the package needs to know of its kind. Raises: GlimpseError when no family has this `model_type`."""
+        return family_of(self.model_type)
 
     @property
     def position_axes(self) -> int:

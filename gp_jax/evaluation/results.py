@@ -118,8 +118,8 @@ class Prediction:
             for name in ("grid", "keep"):
                 values[name] = tuple(values[name])
             for name in ("boxes", "cuts", "more_grids", "sizes"):
-                values[name] = tuple(tuple(one) for one in values.get(name, ()))
-            made = checked(cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}), "the line")
+                values[name] = tuple(tuple(one) for one in values[name])
+            made = checked(cls(**{f.name: values[f.name] for f in fields(cls)}), "the line")
             made.check()
             return made
         except (ValueError, TypeError, AttributeError, KeyError) as error:

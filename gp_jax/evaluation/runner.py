@@ -24,7 +24,7 @@ from gp_jax.evaluation.memory import Peak
 from gp_jax.evaluation.metrics import iou, recall
 from gp_jax.evaluation.plans import POOLED, EvalPlan
 from gp_jax.evaluation.results import Prediction, Saved, merge_predictions, part_path, write_predictions
-from gp_jax.evaluation.samples import Loaded, Samples
+from gp_jax.evaluation.samples import LoadedRecord, Samples
 from gp_jax.evaluation.tasks import Task
 from gp_jax.flops import Workload, stages
 from gp_jax.inference.requests import resolve
@@ -152,7 +152,7 @@ class Runner:
                         yield prediction
                     bar.update(sum(names[n] not in done[plan.name] for n in part))
 
-    def tried(self, plan: EvalPlan, group: Sequence[Loaded], ratios: Sequence[float | None]) -> list[Prediction]:
+    def tried(self, plan: EvalPlan, group: Sequence[LoadedRecord], ratios: Sequence[float | None]) -> list[Prediction]:
         """A batch's predictions. If it fails its samples are asked one by one, and those that fail alone are left out.
 
         Raises: GlimpseError when unexpected errors do not end.
@@ -170,7 +170,7 @@ class Runner:
                 raise GlimpseError(f"{GIVE_UP} questions one after the other could not be answered, the last: {reason(error)}") from error
             return []
 
-    def asked(self, plan: EvalPlan, group: Sequence[Loaded], ratios: Sequence[float | None]) -> list[Prediction]:
+    def asked(self, plan: EvalPlan, group: Sequence[LoadedRecord], ratios: Sequence[float | None]) -> list[Prediction]:
         """A batch's predictions. ratios: what is to be kept, for plans that are told."""
         pictures = [one.pictures for one in group]
         if plan.shrink:
@@ -203,7 +203,9 @@ class Runner:
             seconds = {COMPILE: spent}
         return answers, {stage: value / len(questions) for stage, value in seconds.items()}
 
-    def prediction(self, plan: EvalPlan, ratio: float | None, one: Loaded, answer: Answer, seconds: Mapping[str, float]) -> Prediction:
+    def prediction(
+        self, plan: EvalPlan, ratio: float | None, one: LoadedRecord, answer: Answer, seconds: Mapping[str, float]
+    ) -> Prediction:
         """What is written down of an answer. seconds: of `timed`."""
         number, record, masks = one.number, one.record, one.evidence
         total = sum(rows * columns for rows, columns in one.grids)

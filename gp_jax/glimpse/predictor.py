@@ -101,7 +101,7 @@ class ImportancePredictor(nnx.Module):
             x = call(predictor_layer, layer, x, seen, vision.token_hw, place, present, **static)
             if head is not None:
                 outs.append(call(read_out, head, x))
-        return call(stacked, None, tuple(outs))
+        return call(stacked, tuple(outs))
 
 
 def project_maps(project: Linear, maps: Array) -> Array:
@@ -135,12 +135,12 @@ def read_out(head: Linear, x: Array) -> Array:
     return head(x)[..., 0]
 
 
-def stacked(_: None, outs: tuple[Array, ...]) -> Array:
+def stacked(outs: tuple[Array, ...]) -> Array:
     """One array of all."""
     return jnp.stack(outs)
 
 
-def mean_of_maps(_: None, maps: Array) -> Array:
+def mean_of_maps(maps: Array) -> Array:
     """(B, M, A) -> (1, B, M)."""
     return jnp.mean(maps.astype(jnp.float32), axis=-1)[None]
 
@@ -158,7 +158,7 @@ class MeanOfMaps(nnx.Module):
         call: Callable = at_once,
     ) -> Array:
         """As `ImportancePredictor`."""
-        return call(mean_of_maps, None, maps)
+        return call(mean_of_maps, maps)
 
 
 def make_predictor(config: GlimpseConfig, model: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:

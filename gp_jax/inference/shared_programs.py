@@ -40,6 +40,13 @@ class Programs:
 SHARED = Programs()
 
 
+def signature(program: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> tuple:
+    """What tells calls apart that are compiled apart: the program, its parameters' and arguments' shapes, types and places."""
+    given, tree = jax.tree.flatten((leaves, args))
+    shapes = tuple((v.shape, v.dtype, getattr(v, "weak_type", False), getattr(v, "sharding", None)) for v in given)
+    return program, kind, tree, tuple(sorted(static.items())), shapes
+
+
 class Known(NamedTuple):
     """A module that was seen before. Its parameters are not held: they are asked for at every call, as they are then."""
 
@@ -56,27 +63,28 @@ class Known(NamedTuple):
 
 
 class Parts:
-    """Calls `function(part, *args, **static)` as a program: see `ops.layers.at_once`."""
+    """Calls `function(*args, **static)` as a program: see `ops.layers.at_once`."""
 
     def __init__(self, mesh: Mesh | None = None, programs: Programs = SHARED):
         """programs: its own where what is traced depends on more than the arguments, such as another platform than this machine's."""
         self.mesh, self.programs = mesh, programs
         self.known: dict[int, Known] = {}  # by id
 
-    def __call__(self, function: Callable, part: nnx.Module | None, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
-        """Args: part: whose parameters are arguments, None: no parameters; donate: which of `args` the program may overwrite."""
+    def __call__(self, function: Callable, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
+        """Args: args: a part of the model first, if the function takes one, whose parameters are then arguments of the program; donate:
+        which of the others the program may overwrite."""
         with COMPILES.call(), jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
-            kind, leaves = self.take(part)
+            kind, leaves = None, ()
+            if args and isinstance(args[0], nnx.Module):
+                (kind, leaves), args = self.take(args[0]), args[1:]
             return self.execute(self.program(function, tuple(static), donate), function, kind, leaves, args, static)
 
     def execute(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> Any:
         """Runs a program. (`ahead.compiling` compiles it instead.)"""
         return program(leaves, *args, kind=kind, **static)
 
-    def take(self, part: nnx.Module | None) -> tuple[Kind | None, tuple]:
+    def take(self, part: nnx.Module) -> tuple[Kind, tuple]:
         """A module as its kind and its parameters, as they are now."""
-        if part is None:
-            return None, ()
         known = self.known.get(id(part))
         if known is None or not known.as_it_was():
             known = self.known[id(part)] = self.look(part)
@@ -100,7 +108,7 @@ class Parts:
         if key not in self.programs.jitted:
 
             def call(leaves: tuple, *args: Any, kind: Kind | None, **static: Any) -> Any:
-                return function(kind and kind.module(leaves), *args, **static)
+                return function(*args, **static) if kind is None else function(kind.module(leaves), *args, **static)
 
             call.__name__ = getattr(function, "__name__", "program")
             donated = tuple(n + 1 for n in donate)

@@ -81,7 +81,7 @@ class ClipBlock(nnx.Module):
         return share.reshape(batch, -1), keys.reshape(batch, -1, keys.shape[-1])
 
 
-def patches_only(_: None, x: Array, batch: int) -> Array:
+def patches_only(x: Array, batch: int) -> Array:
     """(B * t, 1 + n, C) -> (B, t * n, C): a row per sample, without class tokens."""
     return x[:, 1:].reshape(batch, -1, x.shape[-1])
 
@@ -130,7 +130,7 @@ class ClipTower(nnx.Module):
 
         def see(index: int) -> None:
             if index in wanted:
-                states[index] = call(patches_only, None, x, batch=batch)
+                states[index] = call(patches_only, x, batch=batch)
 
         see(0)
         for index, block in enumerate(self.blocks[: max(wanted | {last + 1 for last in watch})], start=1):

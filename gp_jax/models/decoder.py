@@ -131,7 +131,7 @@ def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible
     return rearrange(out, "r k g u h -> r (k g) u h").astype(q.dtype)
 
 
-def row_angles(_: None, positions: Array, config: TextConfig) -> Array:
+def row_angles(positions: Array, config: TextConfig) -> Array:
     """(A, B, T) int -> (B, T, H / 2) float32."""
     return text_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)
 
@@ -154,7 +154,7 @@ class Decoder(nnx.Module):
 
     def angles(self, positions: Array) -> Array:
         """(A, B, T) int -> (B, T, H / 2) float32."""
-        return row_angles(None, positions, self.config)
+        return row_angles(positions, self.config)
 
     def logits(self, hidden: Array) -> Array:
         """Final norm and output head: (..., D) -> (..., vocabulary) float32."""

@@ -179,8 +179,8 @@ def rematerialised(block: Callable) -> Callable:
     return jax.checkpoint(block, policy=policy)
 
 
-def at_once(function: Callable, part: nnx.Module | None, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
-    """How a stage calls a function of one of the model's parts unless told otherwise: here and now. Jitted, the stage is then one program
-    with its layers unrolled, which training differentiates; `parts.Parts` in its place makes a program of each kind of part, which may
-    overwrite the arguments to `donate`."""
-    return function(part, *args, **static)
+def at_once(function: Callable, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
+    """How a stage calls a function unless told otherwise: directly. Jitted, the stage is then one program with its layers unrolled, which
+    training differentiates. `shared_programs.Parts` in its place makes a program of the function; a part of the model, if there is one, is
+    the first of `args`, and the program may overwrite those of the others that `donate` numbers."""
+    return function(*args, **static)

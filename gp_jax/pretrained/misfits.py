@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gp_jax.config import families
 from gp_jax.errors import GlimpseError, printable, some
 from gp_jax.pretrained.names import Names
 
@@ -18,15 +19,12 @@ KINDS = (
     (r"\.(absmax|nested_absmax|quant_map|nested_quant_map|SCB|weight_format)$|\.quant_state\.", QUANTISED.format("bitsandbytes")),
     (r"lora_|\.base_layer\.|\.modules_to_save\.", "it holds a LoRA adapter that is not merged into its base (peft: merge_and_unload)"),
 )
-# Other models by their keys, each with the model types whose own keys these are: there they are no cause.
+# Models that are not supported, by their keys.
 OTHERS = (
-    (r"visual\.blocks\.\*\.mlp\.gate_proj\.", "Qwen2.5-VL", ("qwen2_5_vl",)),
-    (r"deepstack_merger", "Qwen3-VL", ()),
-    (r"visual\.blocks\.\*\.mlp\.fc1\.", "Qwen2-VL", ()),
-    (r"mm_projector\.", "LLaVA in its own layout (model_type llava_llama)", ("llava_llama",)),
-    (r"multi_modal_projector\.", "LLaVA in the layout of transformers (model_type llava)", ("llava", "llava_next")),
-    (r"^(thinker|talker)\.", "Qwen2.5-Omni", ()),
-    (r"^mlp1\.|^vision_model\.", "InternVL", ()),
+    (r"deepstack_merger", "Qwen3-VL"),
+    (r"visual\.blocks\.\*\.mlp\.fc1\.", "Qwen2-VL"),
+    (r"^(thinker|talker)\.", "Qwen2.5-Omni"),
+    (r"^mlp1\.|^vision_model\.", "InternVL"),
 )
 LOOKED_AT = 4000  # keys; all of any real checkpoint
 
@@ -75,9 +73,10 @@ def cause(found: Iterable[str], wanted: Iterable[str], names: Names | None = Non
     for style in (wanted, {names.nested_key(key) for key in wanted} if names else set()):
         if prefix := _prefix(style - set(found), set(found), None):
             return f". Likely cause: its keys lack the beginning '{printable(prefix, 60)}'"
-    for pattern, family, own in OTHERS if names else ():
-        if model_type not in own and any(re.search(pattern, key) for key in unknown):
-            return f". Likely cause: the weights are {family}, config.json says model_type '{model_type}'"
+    others = [(family.key, family.title) for family in families.FAMILIES if model_type not in family.model_types]
+    for pattern, title in (*others, *OTHERS) if names else ():
+        if any(re.search(pattern, key) for key in unknown):
+            return f". Likely cause: the weights are {title}, config.json says model_type '{model_type}'"
     if names and wanted and not any(re.search(r"visual\.|vision", key) for key in found):
         return ". Likely cause: the file holds a language model alone, without a vision tower"
     return ""

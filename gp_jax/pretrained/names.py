@@ -1,7 +1,9 @@
-"""Parameter names here and in checkpoints: one table per model type, read in both directions."""
+"""Parameter names here and in checkpoints: one table per layout, read in both directions."""
 
 import fnmatch
 from dataclasses import dataclass
+
+from gp_jax.config.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ LLAVA = Names(
     ),
     ignored=CLIP_BUFFERS,
 )
-NAMES = {"qwen2_5_vl": QWEN, "llava_llama": LLAVA_ORIGINAL, "llava": LLAVA, "llava_next": LLAVA}
+
+
+def names_of(config: ModelConfig) -> Names:
+    """The names in checkpoints of a model's family."""
+    return config.family.names.load()
 
 
 def checkpoint_name(path: str, rules: tuple[Rule, ...] = GLIMPSE) -> str:

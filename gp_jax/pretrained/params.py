@@ -6,7 +6,8 @@ Linear weights keep their layout; only the patch embedding is a convolution ther
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax.config.model import GlimpseConfig, ModelConfig
-from gp_jax.errors import GlimpseError, some
+from gp_jax.errors import GlimpseError, printable, some
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.misfits import cause, misfits
-from gp_jax.pretrained.names import GLIMPSE, NAMES, checkpoint_name, is_glimpse
+from gp_jax.pretrained.names import GLIMPSE, checkpoint_name, is_glimpse, names_of
 from gp_jax.pretrained.sources import TensorSource
-from gp_jax.sharding import parameter_sharding, spread
+from gp_jax.sharding import parameter_sharding, put, spread
 
 MISFIT = "weights do not fit the config"
 BLOCK = 1 << 22  # values of a tensor that are compared at a time
@@ -34,6 +35,39 @@ def checkpoint_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> 
 def flat_params(state: nnx.State) -> dict[str, jax.Array]:
     """A model's parameters by dotted path."""
     return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
+
+
+def replace_params(model: LVLM, params: Mapping[str, Any]) -> None:
+    """Puts new parameters, all or some, in the places of a model's old ones, whose memory is free as soon as nobody else holds them.
+
+    Args: params: nested dicts of arrays by the names of `flat_params`; an array that lies where the old one lies is taken as it is.
+    Raises: GlimpseError that names the parameter, before anything is replaced.
+    """
+    own = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
+    new = dict(_flat(params))
+    for name, value in new.items():
+        if name not in own:
+            raise GlimpseError(f"params: {printable(name, 120)} is not a parameter of this model")
+        old, shape, dtype = own[name].get_raw_value(), getattr(value, "shape", None), getattr(value, "dtype", None)
+        if shape != old.shape or dtype != old.dtype:
+            raise GlimpseError(f"params: {name} has the shape {shape} and type {dtype}, this model's has {old.shape} and {old.dtype}")
+    for name, value in new.items():
+        own[name].set_raw_value(_in_place_of(own[name].get_raw_value(), value))
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _in_place_of(old: jax.Array, value: Any) -> jax.Array:
+    """An array with the place and the kind of another one, so that programs take it as they took that."""
+    if getattr(value, "weak_type", False):
+        value = np.asarray(value)
+    return put(value, old.sharding)
 
 
 def flat_paths(model: LVLM) -> list[str]:
@@ -66,7 +100,7 @@ class BaseKeys:
     """A base model's tensors by the names of the rules."""
 
     def __init__(self, config: ModelConfig, source: TensorSource):
-        self.source, self.names = source, NAMES[config.model_type]
+        self.source, self.names = source, names_of(config)
         keys = [key for key in source.shapes if not self.names.skips(key)]
         self.keys = {self.names.canonical(key): key for key in keys}
         self.twice = sorted(key for key in keys if self.keys[self.names.canonical(key)] != key)
@@ -124,7 +158,7 @@ def load(
     *,
     dtype: jnp.dtype | None,
     mesh: Mesh | None,
-    progress: Callable[[Iterator], Iterator] = iter,
+    progress: Callable[[list], Iterable] = iter,
 ) -> LVLM:
     """Builds the model, each tensor read, cast and put straight to its place on the mesh.
 
@@ -188,7 +222,7 @@ def _keys(path: str) -> Iterator[str | int]:
 
 def export_base(model: LVLM, nested: bool) -> dict[str, jax.Array]:
     """The base's tensors by checkpoint key, in the flat or nested style."""
-    tensors, names = {}, NAMES[model.config.model_type]
+    tensors, names = {}, names_of(model.config)
     for path, value in flat_params(nnx.state((model.vision, model.decoder), nnx.Param)).items():
         path = ("vision", "decoder")[int(path[0])] + path[1:]
         name, shape = checkpoint_name(path, names.rules), checkpoint_shape(path, value.shape, model.config)

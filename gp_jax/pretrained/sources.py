@@ -48,7 +48,7 @@ class TensorSource(Protocol):
         """A rectangle of a tensor; () for all of it."""
 
 
-class Entry(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a tensor lies."""
 
     path: Path
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
     start: int  # byte
 
 
-def _entries(path: Path) -> dict[str, Entry]:
+def _entries(path: Path) -> dict[str, TensorPlace]:
     """What a safetensors file says it holds. Raises: GlimpseError when that cannot be true."""
     check_regular(path)
     try:
@@ -79,7 +79,7 @@ def _entries(path: Path) -> dict[str, Entry]:
             numbers = numbers and len(shape) <= MOST_AXES and math.prod(max(1, n) for n in shape) <= MOST_VALUES
             if not (numbers and start <= end <= size - length) or (dtype and end - start != dtype.itemsize * math.prod(shape)):
                 raise ValueError(f"{key} is not where it should be")
-            entries[key] = Entry(path, entry["dtype"], shape, 8 + length + start)
+            entries[key] = TensorPlace(path, entry["dtype"], shape, 8 + length + start)
         return entries
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise GlimpseError(f"{path}: is not a readable safetensors file ({one_line(error)})") from error

@@ -11,7 +11,7 @@ import numpy as np
 from gp_jax.config.model import ModelConfig
 from gp_jax.errors import GlimpseError, shown
 from gp_jax.pretrained import files
-from gp_jax.pretrained.names import NAMES, checkpoint_name
+from gp_jax.pretrained.names import checkpoint_name, names_of
 from gp_jax.runtime.disk import kind_of, path_of, read_json
 
 NAME, PROCESSOR = "mm_vision_tower", "preprocessor_config.json"
@@ -96,7 +96,7 @@ def base_source(folder: Path, config: ModelConfig) -> files.TensorSource:
     base, name = files.base_source(folder), read_json(folder / "config.json").get(NAME)
     if name is None:
         return base
-    prefix = checkpoint_name("vision.class_embedding", NAMES[config.model_type].rules).removesuffix("embeddings.class_embedding")
+    prefix = checkpoint_name("vision.class_embedding", names_of(config).rules).removesuffix("embeddings.class_embedding")
     if any(key.startswith(prefix) for key in base.shapes):
         return base
     own = files.base_source(find_tower(name, folder, weights=True))

@@ -42,7 +42,7 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int = MAX_PIXELS) -
 
 
 @dataclass(frozen=True)
-class Picture:
+class EncodedPicture:
     """An encoded picture whose header is read. stored: as its file holds it; orientation: EXIF's number, 1 for upright."""
 
     name: str
@@ -66,7 +66,7 @@ class Picture:
             return picture.transpose(UPRIGHT[self.orientation]) if self.orientation in UPRIGHT else picture
 
 
-def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int = MAX_PIXELS) -> EncodedPicture:
     """Reads the header of an encoded picture, or of a file. Raises: GlimpseError with this name, of the file by default."""
     name = printable(source, 300) if name is None else name
     with _within_memory(name):
@@ -79,7 +79,7 @@ def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int 
         raise GlimpseError(f"{name}: is truncated or damaged ({one_line(error)})") from error
     if opened is None:
         raise GlimpseError(f"{name}: is not an image in a known format ({', '.join(formats())})")
-    picture = Picture(name, *opened)
+    picture = EncodedPicture(name, *opened)
     check_size(picture.size, name, max_pixels)
     return picture
 

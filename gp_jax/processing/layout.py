@@ -15,7 +15,7 @@ import numpy as np
 
 from gp_jax.config.model import ModelConfig
 from gp_jax.errors import GlimpseError
-from gp_jax.processing.views import Picture, numeric, read_pictures
+from gp_jax.processing.views import Picture, numeric
 from gp_jax.trees import PromptInput, VisionInput
 
 
@@ -116,7 +116,7 @@ ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "imag
 
 def read_samples(
     config: ModelConfig,
-    input_ids: np.ndarray,
+    input_ids: np.ndarray | None,
     attention_mask: np.ndarray | None,
     pixel_values: np.ndarray | None,
     image_grid_thw: np.ndarray | None = None,
@@ -132,7 +132,7 @@ def read_samples(
     """
     prompts = _prompts(config, input_ids, attention_mask)
     tokens = sum(int((prompt == config.image_token_id).sum()) for prompt in prompts)
-    pictures = read_pictures(config.vision, tokens, pixel_values, image_grid_thw, image_sizes)
+    pictures: list[Picture] = config.family.pictures.load()(config.vision, tokens, pixel_values, image_grid_thw, image_sizes)
     one_each = tokens == len(pictures)
     samples, image = [], 0
     for row, kept in enumerate(prompts):

@@ -44,12 +44,12 @@ Area = tuple[float, float, float, float]
 class Prepared:
     """`inputs` is what `generate` takes; the rest is for showing the answer."""
 
-    inputs: dict[str, np.ndarray | None]
+    inputs: dict[str, Any]  # numpy arrays or None
     images: list[list[Image.Image]]  # per sample and view, upright RGB
     grids: list[tuple[tuple[int, int], ...]]  # per sample and view: (rows, columns) of visual tokens
 
 
-def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], list[str]]:
+def as_batch(images: Any, questions: str | Sequence[str] | None) -> tuple[list[list], list[str]]:
     """One question about a picture (or None) or several, or a list of them, as lists. Raises: GlimpseError when they do not match."""
     if isinstance(questions, str):
         images, questions = [images], [questions]

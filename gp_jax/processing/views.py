@@ -6,12 +6,12 @@ one tile and the picture cut into several, whose visual tokens stand in rows tha
     overview  24 x 24      detail  48 x 72 of 2 x 3 tiles, less the padding that made the picture fit them
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gp_jax.config.vision import ClipConfig, Vision, VisionConfig
+from gp_jax.config.vision import ClipConfig, VisionConfig
 from gp_jax.errors import GlimpseError, one_line, printable
 
 Grid = tuple[int, int]  # rows, columns
@@ -107,7 +107,11 @@ def check_count(images: int, tokens: int, by: str) -> None:
 
 
 def read_grids(vision: VisionConfig, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
-    """Pictures of any size in patches, one after the other: pixel_values (patches, patch_dim), image_grid_thw (images, 3)."""
+    """Pictures of any size in patches, one after the other: pixel_values (patches, patch_dim), image_grid_thw (images, 3).
+
+    Args: tokens: image tokens of the prompts, at least one per picture. Returns: the pictures, in order. Raises: GlimpseError that names
+    the argument at fault.
+    """
     if image_sizes is not None:
         raise GlimpseError("image_sizes is not an input of this model: its pictures are sized by image_grid_thw")
     if (pixel_values is None) != (image_grid_thw is None):
@@ -134,7 +138,10 @@ def read_grids(vision: VisionConfig, tokens: int, pixel_values: object, image_gr
 
 def read_tiles(vision: ClipConfig, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
     """Pictures of one tile each: pixel_values (images, channels, side, side). With pinpoints of several tiles: pixel_values (images, tiles,
-    channels, side, side), padded behind, and image_sizes (images, 2), rows and columns of the pictures as they came."""
+    channels, side, side), padded behind, and image_sizes (images, 2), rows and columns of the pictures as they came.
+
+    Args, returns, raises: as of `read_grids`.
+    """
     if image_grid_thw is not None:
         raise GlimpseError("image_grid_thw is not an input of this model: its pictures come in tiles of one size")
     if vision.pinpoints and (pixel_values is None) != (image_sizes is None):
@@ -202,14 +209,3 @@ def tiled(vision: ClipConfig, height: int, width: int) -> Plot:
         left = (columns - int(round(width * (rows / height), 7))) // 2
     detail = (top, left, rows - 2 * top, columns - 2 * left)
     return Plot(((side, side), (rows, columns)), ((0, 0, side, side), detail), (False, True))
-
-
-READERS: dict[type, Callable[..., list[Picture]]] = {VisionConfig: read_grids, ClipConfig: read_tiles}
-
-
-def read_pictures(vision: Vision, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
-    """A processor's pictures, in order. tokens: image tokens of the prompts, at least one per picture.
-
-    Raises: GlimpseError that names the argument at fault.
-    """
-    return READERS[type(vision)](vision, tokens, pixel_values, image_grid_thw, image_sizes)

@@ -23,9 +23,9 @@ from gp_jax.trees import Stream
 Plan = tuple[Cut, ...]
 
 SCORERS = {
-    "glimpse": Scorer(glimpse.score, glimpse=True),
+    "glimpse": Scorer(glimpse.score, glimpse=True, in_parts=True),
     "attention": Scorer(attention.score, attention=True),
-    "given": Scorer(given.score),
+    "given": Scorer(given.score, given=True),
     "fastv": Scorer(fastv.score, attention=True),
     "pyramiddrop": Scorer(pyramiddrop.score),
     "visionzip": Scorer(visionzip.score, blocks=visionzip.blocks, merge=visionzip.merge),
@@ -89,22 +89,23 @@ def make_plan(prune: Prune, config: GlimpseConfig | None, depth: int) -> Plan:
     """
     if prune.reference_masks is None and prune.method in PUBLISHED:
         return _published(prune, depth)
-    scorer = "given" if prune.reference_masks is not None else SCORER_OF[prune.method]
-    if scorer == "glimpse" and config is None:
+    name = "given" if prune.reference_masks is not None else SCORER_OF[prune.method]
+    scorer = SCORERS[name]
+    if scorer.glimpse and config is None:
         raise GlimpseError("prune is set, but no glimpse is loaded: pass glimpse=... to from_pretrained, or prune=None")
     after = config.reduce_layer if config else middle_layer(depth)
     if prune.after is not None:
         after = prune.after
-    first = -1 if scorer == "given" else 0
+    first = -1 if scorer.given else 0
     if not first <= after < depth:
         raise GlimpseError(f"after={after} is not one of the model's {depth} layers ({first}..{depth - 1})")
-    if scorer == "glimpse":
+    if scorer.glimpse:
         if config.use_ref_masks:
             raise GlimpseError("this glimpse config has use_ref_masks=true: pass Prune(reference_masks=...)")
         if prune.after not in (None, config.reduce_layer):
             raise GlimpseError(f"after={after}: this glimpse was trained for layer {config.reduce_layer}")
-        scorer = "given" if config.use_zero_masks else "glimpse"
-    return (Cut(after, scorer),)
+        name = "given" if config.use_zero_masks else name
+    return (Cut(after, name),)
 
 
 def _published(prune: Prune, depth: int) -> Plan:

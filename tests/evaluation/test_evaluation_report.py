@@ -15,7 +15,7 @@ from report_tools import NASTY, PREDICTIONS, Page, made
 
 from gp_jax import GlimpseError
 from gp_jax.evaluation.reporting import exports, tables
-from gp_jax.evaluation.reporting.gallery import Sample, shown_size
+from gp_jax.evaluation.reporting.gallery import Example, shown_size
 from gp_jax.evaluation.reporting.html import write_report
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.plan_rows import aggregate, breakdown
@@ -46,12 +46,11 @@ def test_predictions_come_back(tmp_path):
     assert [p.prediction for p in read_predictions(path)] == ["again", "Red.", "\ud800"]
     assert line_numbers(path) == {("scenes", "1", "dense"): 4, ("scenes", "2", "dense"): 2, ("scenes", "3", "dense"): 3}
 
-    old = json.loads(PREDICTIONS[0].to_json())
-    del old["peak"]
-    assert Prediction.from_json(json.dumps(old)).peak is None, "written before there was one"
+
+WITHOUT_PEAK = json.dumps({name: value for name, value in vars(PREDICTIONS[0]).items() if name != "peak"})
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "null", "{", json.dumps(vars(PREDICTIONS[0]) | {"metrics": 3})])
+@pytest.mark.parametrize("line", ["{}", "[]", "null", "{", json.dumps(vars(PREDICTIONS[0]) | {"metrics": 3}), WITHOUT_PEAK])
 def test_a_bad_line_is_named(tmp_path, line):
     path = tmp_path / "predictions.jsonl"
     path.write_text(PREDICTIONS[0].to_json() + "\n" + line + "\n")
@@ -158,7 +157,7 @@ def report(tmp_path_factory):
         said = {"dense": "red", NASTY: ["", NASTY, "red\x00\ud800"][number]}
         right, lines = {"dense": True, NASTY: False}, {"dense": number + 1, NASTY: number + 4}
         words = (f"question {number} {NASTY}", "red", f"family {number % 2}")
-        samples.append(Sample(*words, picture, keeps, said, right, task="scenes", id=str(number + 1), lines=lines))
+        samples.append(Example(*words, picture, keeps, said, right, task="scenes", id=str(number + 1), lines=lines))
     predictions = [dataclasses.replace(p, plan=NASTY if p.plan == "cut" else p.plan) for p in PREDICTIONS]
     notes = [f"command: {NASTY}", "seed: 0", "no colon"]
     write_predictions(path.parent / "out" / "predictions.jsonl", predictions)
@@ -219,7 +218,7 @@ def test_pictures_can_be_seen(page):
 def test_the_overlay_dims_what_was_dropped(tmp_path):
     keep = np.zeros((2, 2), bool)
     keep[0, 1] = True
-    sample = Sample("q", "a", "f", Image.new("RGB", (32, 32), (200, 40, 40)), {"cut": keep}, {"cut": "a"}, {"cut": True})
+    sample = Example("q", "a", "f", Image.new("RGB", (32, 32), (200, 40, 40)), {"cut": keep}, {"cut": "a"}, {"cut": True})
     write_report(tmp_path / "r.html", "t", [], {}, [sample], [], Lines())
     uri = Page((tmp_path / "r.html").read_text()).all("img")[0]["src"]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), int)

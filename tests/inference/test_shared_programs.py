@@ -66,7 +66,7 @@ def test_equal_layers_share_a_program(vlm):
     assert len({float(out.sum()) for out in outs}) == len(outs), "with weights of their own"
     parts(mlp, vlm.model.decoder.layers[0], x[:, :4])
     assert len(calls) == 2, "and once per shape"
-    assert float(parts(lambda _, x: x.sum(), None, x)) == x.size
+    assert float(parts(lambda x: x.sum(), x)) == x.size
 
 
 def test_models_of_equal_structure_share_their_programs(vlm, tmp_path):
@@ -84,7 +84,7 @@ def test_models_of_equal_structure_share_their_programs(vlm, tmp_path):
 
 def test_donated_arguments_are_used_up():
     parts, x = Parts(programs=Programs()), jnp.ones(4)
-    parts(lambda _, x: x + 1, None, x, donate=(0,))
+    parts(lambda x: x + 1, x, donate=(0,))
     assert x.is_deleted()
 
 

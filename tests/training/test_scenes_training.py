@@ -24,7 +24,7 @@ from gp_jax.scenes.source import packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 from gp_jax.training import forward
 from gp_jax.training.base_losses import exact_turns
-from gp_jax.training.base_settings import BaseConfig
+from gp_jax.training.base_settings import BaseConfig, BaseLossConfig
 from gp_jax.training.build import attach_glimpse, glimpse_config
 from gp_jax.training.loop import train
 from gp_jax.training.scenes_base import build_base, export_base_run, identity
@@ -284,12 +284,12 @@ def test_base_settings_that_cannot_be(architecture, tmp_path):
             dataclasses.replace(good, **changes).check()
 
 
-def test_settings_that_came_later_are_not_in_the_way_of_older_runs(architecture, tmp_path):
-    plain = identity(base_config(architecture, tmp_path), architecture)
-    assert "start" not in plain and not {"relations", "anchored"} & set(plain["scenes"])
+def test_a_run_is_known_by_its_settings(architecture, tmp_path):
     scenes = dataclasses.replace(base_config(architecture, tmp_path).scenes, relations=0.5, anchored=0.1)
     chosen = identity(base_config(architecture, tmp_path, start="other", scenes=scenes), architecture)
     assert (chosen["start"], chosen["scenes"]["relations"], chosen["scenes"]["anchored"]) == ("other", 0.5, 0.1)
+    unread = identity(base_config(architecture, tmp_path, loss=BaseLossConfig(reading_layer=-2)), architecture)
+    assert unread == identity(base_config(architecture, tmp_path), architecture), "without a reading loss its layer is no setting"
 
 
 def test_sizes_move_from_early_to_late(vlm):

@@ -15,7 +15,7 @@ from etils import epath
 from run_tools import full_disk
 
 from gp_jax import GlimpseError
-from gp_jax.data.feed import Loaded
+from gp_jax.data.feed import LoadedBatch
 from gp_jax.runtime.lock import only_one
 from gp_jax.training import loop
 from gp_jax.training.checkpoint import Checkpoints, run_folder
@@ -36,7 +36,7 @@ class Feed:
     """Micro-batch n holds n."""
 
     def load(self, start: int, end: int):
-        return (Loaded(n, None, Batch(np.float32([n])), (0,)) for n in range(start, end))
+        return (LoadedBatch(n, None, Batch(np.float32([n])), (0,)) for n in range(start, end))
 
     def counts(self, step: int) -> None:
         return None

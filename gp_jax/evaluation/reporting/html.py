@@ -6,7 +6,7 @@ from pathlib import Path
 from etils import epath
 
 from gp_jax.evaluation.reporting.chips import chip
-from gp_jax.evaluation.reporting.gallery import Sample, cards, safe
+from gp_jax.evaluation.reporting.gallery import Example, cards, safe
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.listing import listing, metric_names, places
 from gp_jax.evaluation.reporting.page import CSS, JS
@@ -35,7 +35,7 @@ def write_report(
     title: str,
     rows: Sequence[PlanRow],
     breakdown: Mapping[str, Sequence[PlanRow]],
-    samples: Sequence[Sample],
+    samples: Sequence[Example],
     notes: Sequence[str],
     lines: Lines,
     metric: str = MAIN,
@@ -148,7 +148,7 @@ def _breakdown(groups: Mapping[str, Sequence[PlanRow]], plans: Sequence[str], me
     )
 
 
-def _samples(samples: Sequence[Sample], plans: Sequence[str], lines: Lines, metric: str, link: str) -> list[str]:
+def _samples(samples: Sequence[Example], plans: Sequence[str], lines: Lines, metric: str, link: str) -> list[str]:
     """The list of answers, the cards, and what filters both."""
     if not samples and not lines.predictions:
         return []

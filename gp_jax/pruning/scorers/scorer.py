@@ -6,17 +6,22 @@ B samples, T stream rows, M vision slots, D decoder width.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from gp_jax.config.vision import Vision
 from gp_jax.models.lvlm import LVLM
+from gp_jax.ops.layers import at_once
 from gp_jax.trees import KeepLimits, Stream, VisionFeatures, VisionInput
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Cut:
-    """after: last layer that sees everything (-1: cut before layer 0). past: also cut the cache of layers 0 .. after."""
+    """Where a plan prunes, and by which scorer. A jitted function takes it as it is: it is part of the program.
+
+    after: last layer that sees everything (-1: cut before layer 0). past: also cut the cache of layers 0 .. after."""
 
     after: int
     scorer: str
@@ -34,6 +39,7 @@ class Scoring:
     features: VisionFeatures
     limits: KeepLimits
     given: Array | None = None  # (B, M): the request's own array for this cut
+    call: Callable = at_once  # see `ops.layers.at_once`
 
     @property
     def slots(self) -> int:
@@ -57,15 +63,19 @@ class Scorer:
 
     score: Scoring -> (B, M) float32 logits. A method that chooses a set, not a ranking, puts the set in front.
     glimpse: it reads the glimpse's attention, so the prompt needs glimpse rows; the cut drops them.
+    given: it ranks by an array that comes with the request (`Scoring.given`), so it may also cut in front of layer 0.
     attention: it reads the last prompt row's attention in the cut's layer.
     blocks: vision blocks (with full attention) in which it reads the attention that visual tokens receive, and their keys.
+    in_parts: `score` calls its own parts by `Scoring.call`, as programs of their own; otherwise it is one program with the keep rule.
     merge: Scoring, keep (B, M) bool -> (B, M, D), what kept tokens become before they go on (cuts before layer 0 only).
     """
 
     score: Callable[[Scoring], Array]
     glimpse: bool = False
+    given: bool = False
     attention: bool = False
     blocks: Callable[[Vision], tuple[int, ...]] = no_blocks
+    in_parts: bool = False
     merge: Callable[[Scoring, Array], Array] | None = None
 
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gp_jax.config.vision import ClipConfig, Vision
+from gp_jax.config.vision import Vision
 from gp_jax.ops.ranking import best
 from gp_jax.pruning.compact import take_rows
 from gp_jax.pruning.scorers.scorer import Scoring
@@ -57,7 +57,7 @@ def parts(x: Scoring) -> tuple[Array, Array]:
     order = raster(x.vision)
     (block,) = blocks(x.model.config.vision)
     received, present = (take_rows(a, order) for a in (x.features.received[block], x.present))
-    one = partial(choose, class_token=isinstance(x.model.config.vision, ClipConfig))
+    one = partial(choose, class_token=x.model.config.vision.class_token)
     return tuple(take_rows(part, back(order)) for part in jax.vmap(one)(received, present, x.limits.fixed))
 
 
