@@ -33,10 +33,10 @@ class CompileWatch:
         jax.monitoring.register_event_duration_secs_listener(self._note)
         jax.monitoring.register_event_listener(self._note_read)
 
-    def _note(self, event: str, duration: float, **_: object) -> None:
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
         self.count += event == COMPILE_EVENT
         if event in MAKING:
-            self._add(time.perf_counter() - duration)  # JAX reports a span when it ends
+            self._add(time.perf_counter() - duration_secs)  # JAX reports a span when it ends
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
@@ -65,7 +65,7 @@ class CompileWatch:
             self._spans.append((start, end))
             self.seconds += end - start
 
-    def _note_read(self, event: str, **_: object) -> None:
+    def _note_read(self, event: str, **_: str | int) -> None:
         self.read += event == READ_EVENT
 
 
