@@ -189,7 +189,9 @@ class Saved:
     """Predictions in the files of all processes, as these grow: what was read is not read again."""
 
     def __init__(self, path: Path):
-        self.path, self._ends, self._found = path, {}, {}
+        self.path = path
+        self._ends: dict[Path, int] = {}
+        self._found: dict[tuple[str, str, str], Prediction] = {}
 
     def read(self) -> list[Prediction]:
         """As `read_predictions`."""

@@ -172,12 +172,12 @@ class Runner:
 
     def asked(self, plan: EvalPlan, group: Sequence[LoadedRecord], ratios: Sequence[float | None]) -> list[Prediction]:
         """A batch's predictions. ratios: what is to be kept, for plans that are told."""
-        pictures = [one.pictures for one in group]
+        pictures, told = [one.pictures for one in group], [ratio for ratio in ratios if ratio is not None]
         if plan.shrink:
-            small = [[shrunk_grid(grid, ratio) for grid in one.grids] for one, ratio in zip(group, ratios, strict=True)]
+            small = [[shrunk_grid(grid, ratio) for grid in one.grids] for one, ratio in zip(group, told, strict=True)]
             fitted = self.vlm.processor.fitted
             pictures = [[fitted(p, g) for p, g in zip(own, to, strict=True)] for own, to in zip(pictures, small, strict=True)]
-        rule = plan.rule([one.reference for one in group], ratios if plan.matched == "sample" else ratios[0])
+        rule = plan.rule([one.reference for one in group], told if plan.matched == "sample" else ratios[0])
         if self._measured != plan.name:
             self._measured, self._memory = plan.name, Peak()
         answers, seconds = self.timed(pictures, [one.question for one in group], rule)
@@ -190,9 +190,11 @@ class Runner:
         """A batch's answers and the seconds that each took, per stage, once all programs had been made. "compile": what passes before
         that took more. Without stages when every pass made programs.
         """
+        answers: list[Answer] = []
         spent = 0.0
         for _ in range(PASSES):
-            answers = self.vlm.answer(pictures, questions, prune=rule, max_new_tokens=self.task.max_new_tokens)
+            found = self.vlm.answer(pictures, questions, prune=rule, max_new_tokens=self.task.max_new_tokens)
+            answers = found if isinstance(found, list) else [found]
             seconds = answers[0].timings
             took = sum(seconds.values())
             if not seconds.get(COMPILE):
@@ -226,7 +228,7 @@ class Runner:
             metrics=self.task.score(number, answer.text) | covered,
             boxes=record.boxes[0] if record.boxes else (),
             grid=tuple(answer.keep[0].shape) if answer.keep else (0, 0),
-            more_grids=tuple(tuple(keep.shape) for keep in answer.keep[1:]),
+            more_grids=tuple((keep.shape[0], keep.shape[1]) for keep in answer.keep[1:]),
             keep=tuple(np.flatnonzero(keep).tolist()),
             tokens=len(answer.tokens),
             seconds=dict(seconds),

@@ -65,7 +65,7 @@ class CompileWatch:
             self._spans.append((start, end))
             self.seconds += end - start
 
-    def _note_read(self, event: str, **_: object) -> None:
+    def _note_read(self, event: str, **_: str | int) -> None:
         self.read += event == READ_EVENT
 
 

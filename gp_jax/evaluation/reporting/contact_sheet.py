@@ -30,8 +30,8 @@ def wrap(text: str, width: int, pen: ImageDraw.ImageDraw, size: int) -> list[str
 def tile(sample: Example, plan: str) -> Image.Image:
     """Picture and overlay beside each other, scaled to one height, over question and answer."""
     keep, scale = sample.keeps[plan], TILE / max(sample.picture.size)
-    size = tuple(max(1, round(side * scale)) for side in sample.picture.size)
-    picture = sample.picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * scale)) for side in sample.picture.size)
+    picture = sample.picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     made = Image.new("RGB", (2 * TILE + GAP, TILE + 4 * LINE), GROUND)
     made.paste(picture, (0, 0))
     made.paste(overlay(picture, keep), (TILE + GAP, 0))

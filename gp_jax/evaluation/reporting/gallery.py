@@ -87,7 +87,7 @@ def cards(samples: Sequence[Example], plans: Sequence[str], places: Mapping[tupl
 def _card(sample: Example, plans: Sequence[str], place: int | None) -> str:
     known = {number: plan for number, plan in enumerate(plans) if plan in sample.predictions}
     width, height = shown_size(sample.picture.size)
-    figures = []
+    figures: list[str] = []
     for number, plan in known.items():
         boxes = sample.boxes if not figures else ()
         keep, right = sample.keeps.get(plan), sample.right.get(plan)

@@ -16,7 +16,7 @@ from gp_jax.runtime.disk import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing from outside
 MEMORY = (
-    "Times: the median over answers, in brackets the quartiles; of a batch, every answer has the same share. Plans answer each batch one "
+    "Times: the median over answers, with the quartiles; of a batch, every answer has the same share. Plans answer each batch one "
     "after the other, another one first each time. What only a first call costs (tracing, compiling, reading and loading programs) is "
     "not in them: a batch in which it happened was asked again. Prefill time: stages glimpse and finish. Peak memory: of the whole "
     "process or its first device while it answered for the plan, with weights and compilation. n/a: hidden by the peak of another plan, "
@@ -71,8 +71,8 @@ def write_report(
         "<h2>Accuracy against cost</h2>",
         f'<div class="plots">{"".join(f"<figure>{plot}</figure>" for plot in plots)}</div>',
         f'<div class="legend">{legend}</div>',
-        '<p class="caption">Bars: 95 % intervals. Plans whose bars would cover each other stand side by side. The scale of retention is a '
-        "square root.</p>",
+        '<p class="caption">Bars: 95 % intervals of accuracies, quartiles of times. Plans whose bars would cover each other stand '
+        "side by side. The scale of retention is a square root.</p>",
         _breakdown(breakdown, plans, metric, links) if breakdown else "",
         *_samples(samples, plans, lines, metric, safe(lines.link(Path(path).parent))),
     ]
@@ -96,7 +96,7 @@ class _Links:
         self.by, self.plans, self.metrics = by, {p: i for i, p in enumerate(plans)}, {m: i for i, m in enumerate(metrics)}
 
     def __call__(self, cell: str, plan: str | None = None, metric: str | None = None, against: str | None = None, group: str = "") -> str:
-        found = {"plan": self.plans.get(plan), "metric": self.metrics.get(metric), "against": self.plans.get(against)}
+        found = {"plan": self.plans.get(plan or ""), "metric": self.metrics.get(metric or ""), "against": self.plans.get(against or "")}
         data = "".join(f' data-{name}="{value}"' for name, value in found.items() if value is not None)
         data += f' data-{self.by}="{safe(group)}"' if group else ""
         return f'<a href="#samples"{data}>{cell}</a>' if self.metrics and cell != MISSING else cell
@@ -133,9 +133,12 @@ def _breakdown(groups: Mapping[str, Sequence[PlanRow]], plans: Sequence[str], me
         count, cells = max((row.samples for row in rows.values()), default=0), []
         for _, plan in used:
             found = rows[plan].metrics.get(metric) if plan in rows else None
-            n = "" if found is None or found.n == count else f", n = {found.n}"
-            below = found and f"<small>{percent(found.low, 0)} to {percent(found.high, 0)}{n}</small>"
-            cells.append(links(percent(found.mean) + below, plan, metric, group=name) if found else percent(None))
+            if found is None:
+                cells.append(MISSING)
+                continue
+            n = "" if found.n == count else f", n = {found.n}"
+            below = f"<small>{percent(found.low, 0)} to {percent(found.high, 0)}{n}</small>"
+            cells.append(links(percent(found.mean) + below, plan, metric, group=name))
         lines.append(
             f'<tr><th scope="row">{safe(name)}</th><td>{links(str(count), group=name)}</td>'
             f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -95,14 +95,16 @@ def _row(plan: str, own: Answers, plans: Mapping[str, Answers], flops: Costs | N
     mine, dense, glimpse = list(own.values()), plans.get(DENSE, {}), plans.get(GLIMPSE, {})
     pairs = [(p, dense[key]) for key, p in own.items() if key in dense]
     rivals = [(glimpse[key], p) for key, p in own.items() if key in glimpse]
-    metrics, differences, leads = {}, {}, {}
+    metrics: dict[str, Interval] = {}
+    differences: dict[str, Interval] = {}
+    leads: dict[str, Interval] = {}
     for name in dict.fromkeys(name for p in mine for name in p.metrics):
         if values := [p.metrics[name] for p in mine if _has(p, name)]:
             metrics[name] = bootstrap(values, seed=seed)
         for table, couples, itself in ((differences, pairs, DENSE), (leads, rivals, GLIMPSE)):
             both = [(p.metrics[name], q.metrics[name]) for p, q in couples if _has(p, name) and _has(q, name)]
             if both and plan != itself:
-                table[name] = paired_difference(*zip(*both, strict=True), seed=seed)
+                table[name] = paired_difference([one for one, _ in both], [other for _, other in both], seed=seed)
     total = sum(p.total for p in mine)
     timed = [p for p in mine if p.timed]
     stages = {stage: (stage,) for p in timed for stage in p.seconds if stage != COMPILE}

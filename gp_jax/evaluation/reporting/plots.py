@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ from gp_jax.evaluation.reporting.tables import MAIN, label
 INK = "#010203"  # stands for the text color of the page, whichever that is
 APART = 7.0  # points between plans that would lie on top of each other
 NEAR = 0.02  # of the axis: closer than this they would
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's types list every name
     "svg.fonttype": "none",
     "svg.hashsalt": "gp_jax",
     "font.family": "sans-serif",
@@ -69,7 +70,7 @@ def time_retention_plot(rows: Sequence[PlanRow]) -> str:
 
     title, places = "visual tokens kept in the decode cache, %", [row.retention for row in rows]
     spreads = [row.seconds for row in rows]
-    times = [s and Interval(s.median * factor, s.low * factor, s.high * factor, s.n) for s in spreads]
+    times = [Interval(s.median * factor, s.low * factor, s.high * factor, s.n) if s else None for s in spreads]
     return _plot("time-retention", title, f"median time per answer, {unit}", places, times, scale, limits=False)
 
 
@@ -106,9 +107,10 @@ def _plot(
         shifts = _shifts(axes, [x for _, x, _ in shown], [found for *_, found in shown])
         for (i, x, found), shift in zip(shown, shifts, strict=True):
             ends = [[found.mean - found.low], [found.high - found.mean]]
-            mark = {"fmt": MARKERS[i % len(MARKERS)], "color": COLORS[i % len(COLORS)], "markersize": 7, "capsize": 3, "clip_on": False}
+            mark, color = MARKERS[i % len(MARKERS)], COLORS[i % len(COLORS)]
             move = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
-            axes.errorbar([x], [found.mean], np.maximum(ends, 0), **mark, transform=axes.transData + move, zorder=3)
+            look: dict[str, Any] = {"markersize": 7, "clip_on": False, "transform": axes.transData + move, "zorder": 3}  # of the mark
+            axes.errorbar([x], [found.mean], np.maximum(ends, 0), fmt=mark, color=color, capsize=3, **look)
         if limits:
             lows, highs = [found.low for *_, found in shown] or [0.0], [found.high for *_, found in shown] or [100.0]
             room = max(1.0, 0.08 * (max(highs) - min(lows)))
@@ -121,7 +123,8 @@ def _plot(
 def _shifts(axes: Axes, places: Sequence[float], intervals: Sequence[Interval]) -> list[float]:
     """Points to the right per place, so that plans whose bars would cover each other stand side by side."""
     across = axes.transAxes.inverted().transform(axes.transData.transform([(x, 0) for x in places] or [(0, 0)]))[:, 0]
-    shifts, groups = [0.0] * len(places), []
+    shifts = [0.0] * len(places)
+    groups: list[list[int]] = []
     for i in sorted(range(len(places)), key=lambda i: across[i]):
         for group in groups:
             if any(across[i] - across[k] < NEAR and _overlap(intervals[i], intervals[k]) for k in group):
