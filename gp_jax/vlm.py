@@ -27,7 +27,7 @@ from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_confi
 from gp_jax.pretrained.misfits import check_quantised
 from gp_jax.pretrained.tower import base_source
 from gp_jax.processing.images import MAX_PIXELS, ImageLike
-from gp_jax.processing.layout import ARRAYS, read_samples
+from gp_jax.processing.layout import ARRAYS, Sample, read_samples
 from gp_jax.processing.qwen import Prepared, Processor, as_batch
 from gp_jax.processing.table import load_processor
 from gp_jax.pruning.rule import Prune
@@ -186,8 +186,7 @@ class GlimpseVLM:
         Args: prune, inputs: as for `generate`. Raises: GlimpseError likewise.
         """
         _check_names("prefill", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
-        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
-        return self.engine.prefix(self.engine.prefill(self.engine.batch(samples, self._resolve(prune))))
+        return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self._resolve(prune))))
 
     def answer(
         self,
@@ -234,9 +233,7 @@ class GlimpseVLM:
         Returns: for one question a list with a (rows, columns) float32 map per image; for several (or `inputs`) a list of lists.
         """
         pruning = self._resolve(Prune())
-        if inputs is None:
-            inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
-        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
+        samples = self._read(inputs or self._prepare(images, questions, None, MAX_PIXELS).inputs)
         filled = self.engine.prefill(self.engine.batch(samples, pruning), scores_only=True)
         _, logits = per_token(self.engine.fetch(filled.scores), samples)
         maps = [split_tokens(1 / (1 + np.exp(-row)), sample.grids) for row, sample in zip(logits, samples, strict=True)]
@@ -262,11 +259,13 @@ class GlimpseVLM:
         if inputs is None:
             own, questions = as_batch(images, questions)
             return fitting_inputs(self.processor, own, questions, self.glimpse_config, rule, buckets, shrink=shrink)[1]
-        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
-        return inference_inputs(samples, self.config, self.glimpse_config, rule, buckets)
+        return inference_inputs(self._read(inputs), self.config, self.glimpse_config, rule, buckets)
 
     def _resolve(self, prune: Prune | str | None) -> Pruning:
         return resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
+
+    def _read(self, inputs: Mapping[str, Any]) -> list[Sample]:
+        return read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
 
     def _prepare(self, images: Any, questions: str | Sequence[str] | None, system: str | None, max_image_pixels: int) -> Prepared:
         return self.processor(*as_batch(images, questions), system, max_image_pixels)
