@@ -39,7 +39,10 @@ class TensorSource(Protocol):
     """Named tensors of which only what is asked for is read."""
 
     where: str  # for error messages
-    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every tensor, by key."""
 
     def dtype(self, key: str) -> np.dtype:
         """Stored dtype of a tensor. Raises: GlimpseError unless weights of this dtype can be loaded."""

@@ -26,7 +26,7 @@ ADDED = 1 << 18  # characters beside what it was given, twice: prompts become to
 class GenerationBlock(Extension):
     """`{% generation %}` marks what an assistant said, for those who train on it; the text stays."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
