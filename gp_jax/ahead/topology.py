@@ -15,7 +15,7 @@ WEIGHTS_SHARE = 0.6  # of a chip's memory that weights may fill before the model
 
 
 @dataclass(frozen=True)
-class Generation:
+class ChipGeneration:
     """hbm_gib: that programs can use per device, as the compiler's own messages state it. examples: slices that exist. options: of
     the compiler, when its default is not how the generation is used."""
 
@@ -27,10 +27,10 @@ class Generation:
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")
 GENERATIONS = {
-    "v4": Generation(30.75, CUBES, (("chip_config_name", "megacore"),)),  # one device per chip, not one per core
-    "v5e": Generation(15.75, FLAT),
-    "v5p": Generation(95.74, CUBES),
-    "v6e": Generation(31.25, FLAT),
+    "v4": ChipGeneration(30.75, CUBES, (("chip_config_name", "megacore"),)),  # one device per chip, not one per core
+    "v5e": ChipGeneration(15.75, FLAT),
+    "v5p": ChipGeneration(95.74, CUBES),
+    "v6e": ChipGeneration(31.25, FLAT),
 }
 
 
@@ -39,7 +39,7 @@ def known() -> str:
     return "; ".join(f"{name}: {' '.join(generation.examples)} ..." for name, generation in GENERATIONS.items())
 
 
-def generation_of(topology: str) -> Generation:
+def generation_of(topology: str) -> ChipGeneration:
     """The generation of a topology such as v5e:2x4. Raises: GlimpseError that lists the known ones."""
     name, _, chips = topology.lower().partition(":")
     if name not in GENERATIONS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", chips):

@@ -1,12 +1,11 @@
 """The training step as two programs: `accumulate` (one per bucket shape) adds a micro-batch's gradients, `update` applies them.
 
-Gradients are of sums divided by the whole step's counts, so that a step's result does not depend on how it is cut into
+The loss is a sum divided by the counts of the whole step, so that a step's result does not depend on how it is divided into
 micro-batches, devices or processes.
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,43 +16,39 @@ import optax
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
-from jax.tree_util import register_dataclass
 
 from gp_jax.models.lvlm import LVLM
 from gp_jax.sharding import batch_sharding, replicated, spread
 from gp_jax.training import forward
 from gp_jax.training.losses import bce, dice, language_sum, mask_metrics
 from gp_jax.training.settings import LossConfig
-from gp_jax.trees import TrainBatch
+from gp_jax.trees import TrainBatch, tree
 
-TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that learn; the rest is frozen
+TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that are trained; the rest is frozen
 
 
-@register_dataclass
-@dataclass(frozen=True)
+@tree
 class Counts:
-    """What a whole step (all its micro-batches) holds; the denominators of its losses."""
+    """Counts over a whole step (all its micro-batches): the denominators of its losses."""
 
     tokens: Array  # () float: answer tokens
     samples: Array  # () float: samples with at least one visual token
 
 
-@register_dataclass
-@dataclass(frozen=True)
+@tree
 class TrainState:
-    """Everything that changes while training; donated from step to step."""
+    """Everything that changes during training; donated from step to step."""
 
     params: Any  # trainable parameters, float32
     opt: Any  # optimiser state, for these parameters only
-    step: Array  # () int: updates made
-    bad: Array  # () int: first step whose loss or gradient was not finite, -1: none; nothing changes any more after it
+    step: Array  # () int: number of updates so far
+    bad: Array  # () int: first step whose loss or gradient was not finite, -1: none; after it nothing changes any more
     rng: Array  # (2,) uint32: key data of the run; a step's key is folded from it and `step`
 
 
-@register_dataclass
-@dataclass(frozen=True)
+@tree
 class Gathered:
-    """A step on its way: gradients and metric sums of the micro-batches so far."""
+    """An unfinished step: sums of gradients and metrics over its micro-batches so far."""
 
     grads: Any
     sums: dict[str, Array]
@@ -63,14 +58,14 @@ METRICS = ("loss", "language", "dice", "bce", "precision", "recall", "f1", "iou"
 
 
 def is_trainable(path: tuple, _: object = None) -> bool:
-    """nnx filter: whether a parameter learns."""
+    """nnx filter: whether a parameter is trained."""
     return path[0] in TRAINABLE
 
 
 def losses(
     model: LVLM, batch: TrainBatch, counts: Counts, key: Array | None, config: LossConfig, remat: bool, attention: str
 ) -> tuple[Array, tuple[dict[str, Array], Array]]:
-    """Loss of a micro-batch as its share of the step, with metric sums and the importance logits (B, M) that decide."""
+    """A micro-batch's share of the loss of its step, the sums of its metrics, and the importance logits (B, M) that decide what is kept."""
     logits, maps = forward.forward_train(
         model, batch, key, remat=remat, implementation=attention, answer_in_denominator=config.answer_in_denominator
     )
@@ -92,8 +87,8 @@ def losses(
     return loss, (sums | {"loss": loss}, maps[-1])
 
 
-class Programs:
-    """What a step runs, compiled once per bucket shape. What is frozen is an argument of the programs, never a constant inside them."""
+class StepPrograms:
+    """The programs of a step, compiled once per bucket shape. Frozen parameters are arguments of the programs, never constants in them."""
 
     def __init__(
         self,
@@ -108,7 +103,7 @@ class Programs:
         mesh: Mesh | None = None,
         dropout: bool = False,
     ):
-        """Args: trains: filter of the parameters that learn; losses: (module, batch, counts, key) -> loss, (metric sums, one array per
+        """Args: trains: nnx filter of the trained parameters; losses: (module, batch, counts, key) -> loss, (metric sums, one array per
         sample); dropout: whether `losses` takes a key."""
         self.mesh, self.optimizer, self.schedule, self.metrics, self.seed = mesh, optimizer, schedule, tuple(metrics), seed
         graph, self.params, self.frozen = nnx.split(module, trains, ...)
@@ -169,7 +164,7 @@ class Programs:
         return after, jax.tree.map(jnp.zeros_like, gathered), metrics | {"bad": bad}
 
     def start(self) -> tuple[TrainState, Gathered]:
-        """State before the first step, on the devices."""
+        """The state before the first step, on the devices."""
         whole = replicated(self.mesh)
         params = spread(self.params, whole)  # copies: the state is donated
         opt = jax.jit(self.optimizer.init, out_shardings=whole)(params)
@@ -179,12 +174,12 @@ class Programs:
         return TrainState(params, opt, step, bad, rng), Gathered(grads, sums)
 
     def model(self, params: Any) -> Any:
-        """The whole module with these trainable parameters, for export."""
+        """The whole module with these trained parameters, for export."""
         return nnx.merge(self.graph, params, self.frozen)
 
 
-class TrainingStep(Programs):
-    """The step of the glimpse: glimpse rows and predictor learn, the base is frozen."""
+class TrainingStep(StepPrograms):
+    """The step that trains the glimpse rows and the predictor; the base model is frozen."""
 
     def __init__(
         self,
