@@ -175,7 +175,7 @@ class Processor:
             raise GlimpseError("this model folder has no tokenizer files: use generate with ready-made inputs")
         return self.tokenizer
 
-    def refusal(self, question: object) -> str | None:
+    def refusal(self, question: Any) -> str | None:
         """Why a text cannot be asked, as the end of a sentence that begins with "the question"; None: it can.
 
         What stands for a picture in another model's prompts is plain text here.
@@ -219,7 +219,7 @@ class Processor:
         """What stands for a picture in a prompt. Raises: GlimpseError when the tokenizer has nothing that does."""
         number, tokenizer = self.config.image_token_id, self._tokenizer()
         found = tokenizer.convert_ids_to_tokens(number)
-        if not found or self.tokenize([found], prompts=False)[0] != [number]:
+        if not isinstance(found, str) or not found or self.tokenize([found], prompts=False)[0] != [number]:
             raise GlimpseError(f"{tokenizer.name_or_path}: the tokenizer does not fit the model: no text becomes its image token {number}")
         return found
 
