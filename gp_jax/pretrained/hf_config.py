@@ -1,4 +1,4 @@
-"""Hugging Face `config.json` to our config and back, by the family that reads the file."""
+"""Conversion of a Hugging Face `config.json` to a ModelConfig and back, by the model's family."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def family_of_file(hf: Mapping[str, Any], where: str) -> Family:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's `config.json`, complete."""
+    """A model folder's `config.json`, with the configs that it refers to."""
     path = folder / "config.json"
     hf = read_json(path)
     complete = family_of_file(hf, str(path)).complete
@@ -48,7 +48,7 @@ def glimpse_config(hf: Mapping[str, Any], model: ModelConfig, where: str = "conf
 
 
 def flat_hf_config(hf: Mapping[str, Any], glimpse: GlimpseConfig) -> dict[str, Any]:
-    """`config.json` of a folder that holds a glimpse: as transformers and the released code read it."""
+    """`config.json` of a folder with a glimpse, in the layout that transformers and the released code read."""
     flat = family_of_file(hf, "config.json").flat
     base = flat.load()(hf) if flat else dict(hf)
     return base | {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(glimpse).items()}

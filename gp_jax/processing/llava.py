@@ -26,11 +26,11 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 END = "</s>"
-MOST_PADDED = 2 * MAX_PIXELS  # of a picture with what is added to make it a square
+MOST_PADDED = 2 * MAX_PIXELS  # of a picture after padding to a square
 
 
 def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The prompt of LLaVA-1.5: pictures in front of the text of their turn, generation prompt included."""
+    """The prompt of LLaVA-1.5: pictures come before the text of their turn; with the generation prompt."""
     system, turns = SYSTEM, []
     for message in messages:
         parts = parts_of(message)
@@ -50,7 +50,7 @@ def _vision(config: ModelConfig) -> ClipConfig:
 
 
 class LlavaProcessor(Processor):
-    """The layout of transformers: its image processors as the folder sets them up, its chat template."""
+    """The layout of transformers: its image processors, configured by the folder, and its chat template."""
 
     shrinks: ClassVar[bool] = False
 
@@ -59,7 +59,7 @@ class LlavaProcessor(Processor):
         vision = _vision(config)
         side = vision.image_size
         sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-        if vision.pinpoints:  # pictures of a batch that need fewer tiles are padded, whatever the file says
+        if vision.pinpoints:  # always padded, so that pictures with fewer tiles fit into a batch
             points = {"image_grid_pinpoints": [list(point) for point in vision.pinpoints]}
             check_model(settings, points, path)
             made = build(TILES, ClipPictures, settings | {"do_pad": True}, sizes | points, path)
@@ -75,7 +75,7 @@ class LlavaProcessor(Processor):
         return made
 
     def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "LlavaProcessor":
-        """Itself: its pictures have the visual tokens they have. Raises: GlimpseError when these can be more."""
+        """Itself: the number of visual tokens cannot be changed. Raises: GlimpseError when it can exceed the limit."""
         most = _vision(self.config).most_tokens
         if most > max_visual_tokens:
             raise GlimpseError(f"max_visual_tokens={max_visual_tokens}: this model's pictures have up to {most}, which nothing can change")
@@ -94,7 +94,7 @@ class LlavaProcessor(Processor):
         return tiled(vision, height, width) if vision.pinpoints else whole((vision.window_side,) * 2)
 
     def _check_uncropped(self, width: int, height: int) -> None:
-        """Raises: GlimpseError for a picture that nothing makes as large as the tower's."""
+        """Raises: GlimpseError for a picture that is not resized or cropped to the tower's size."""
         settings, side = self.image_processor, _vision(self.config).image_size
         wide, high = (max(width, height),) * 2 if settings.do_pad else (width, height)
         if settings.do_resize and not settings.size.shortest_edge:
@@ -124,7 +124,7 @@ class LlavaProcessor(Processor):
         return ((starts[0], starts[1], ends[0], ends[1]),)
 
     def _detail(self, width: int, height: int) -> Area:
-        """What LLaVA-NeXT's detail covers: about the whole picture, for its padding goes away in whole visual tokens."""
+        """The area of LLaVA-NeXT's detail view: approximately the whole picture, since padding is removed in whole visual tokens."""
         vision = _vision(self.config)
         high, wide = best_pinpoint(vision.pinpoints, height, width)
         scale = min(wide / width, high / height)
@@ -149,21 +149,21 @@ class LlavaProcessor(Processor):
         text = self.config.text
         if self.template is not None:
             return super().render(messages)
-        if text.num_key_value_heads != text.num_attention_heads:  # Vicuna shares no key heads; Mistral and Yi do
+        if text.num_key_value_heads != text.num_attention_heads:  # Vicuna has no grouped key-value heads; Mistral and Yi do
             raise GlimpseError("this model folder has no chat template and its decoder is no Vicuna, whose prompt is known")
         return vicuna_v1(conversation(messages))
 
     def _for_template(self, messages: list[Message]) -> list[Message]:
-        return [{**message, "content": parts_of(message)} for message in messages]  # its templates know lists of parts only
+        return [{**message, "content": parts_of(message)} for message in messages]  # templates of this family expect lists of parts
 
 
 class OriginalLlavaProcessor(LlavaProcessor):
     """The layout of LLaVA's own code: CLIP's image processor on a picture padded to a square with the mean colour, vicuna_v1, and text
-    tokenized between pictures, which have a token that is in no vocabulary."""
+    that is tokenized between pictures, since their token is not part of the vocabulary."""
 
     @classmethod
     def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]] | None:
-        """As `Processor.settings`; the tower's file where the folder has none, as LLaVA's own code reads it, or its published values."""
+        """As `Processor.settings`; if the folder has no file, the tower's, as in LLaVA's own code, or its published values."""
         hf = read_json(folder / "config.json", required=False)
         if found := read_settings(folder):
             path, settings = found
@@ -186,10 +186,10 @@ class OriginalLlavaProcessor(LlavaProcessor):
         found = []
         for text in texts:
             first, *others = (tokenizer(part)["input_ids"] for part in text.split(IMAGE))
-            start = int(bool(first) and first[0] == tokenizer.bos_token_id)  # of every part, but it begins the prompt only
+            start = int(bool(first) and first[0] == tokenizer.bos_token_id)  # the tokenizer adds it to every part; only the first keeps it
             found.append([*first, *(token for part in others for token in (self.config.image_token_id, *part[start:]))])
         return found
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """vicuna_v1, whatever template the tokenizer may bring."""
+        """Always vicuna_v1, even if the tokenizer has a template."""
         return vicuna_v1(conversation(messages))
