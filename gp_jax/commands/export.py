@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gp_jax.pruning.rule import Prune
 
 PLATFORMS = ("cpu", "tpu", "cuda")
-NOT_FIXED = ("oracle", "downsample")  # plans that depend on more than a picture and a question
+NOT_FIXED = ("oracle", "downsample")  # plans that need more than a picture and a question
 
 
 @dataclass(frozen=True)
@@ -24,47 +24,47 @@ class Export:
     gp-jax export MODEL --to DIR --platforms cpu,tpu,cuda
 
     The program takes pixels and a prompt in fixed sizes and returns the tokens of `generate` (greedy), the keep mask and the importance
-    map. DIR/README.md has the ten lines that load and call it with jax and orbax alone, and says how to make inputs of one's own:
+    map. DIR/README.md has the ten lines that load and call it with jax and orbax alone, and explains how to make your own inputs:
     gp_jax.artifact_inputs(DIR, picture, question), a dict of arrays for np.savez.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder or Hugging Face Hub id of the base model."""
     to: Path | None = None
-    """The folder to write; an earlier export there is replaced."""
+    """Folder to write; an earlier export in it is replaced."""
     platforms: str = "cpu,tpu,cuda"
-    """For which it must run."""
+    """Platforms that the program must run on."""
     glimpse: str | None = None
     """Folder or Hub id of the glimpse; by default the model folder's own, if it has one."""
     plan: str | None = None
-    """dense, glimpse, glimpse-11.1 (at most so many percent stay), glimpse-fixed-11.1 (exactly), nothing, or attention-11.1,
+    """Pruning plan: dense, glimpse, glimpse-11.1 (keeps at most 11.1 %), glimpse-fixed-11.1 (exactly 11.1 %), nothing, or attention-11.1,
     fastv-11.1, pyramiddrop-, visionzip-, divprune-, cdpruner-, vscan-11.1. [default: glimpse if there is one, else dense]"""
     batch: int = 1
-    """Samples of a call; fewer are padded."""
+    """Samples per call; smaller batches are padded."""
     visual_tokens: tuple[int, ...] = ()
-    """Visual tokens of a sample, at most. Several sizes: the program takes the smallest that is enough. [default: 1024; LLaVA: those of
+    """Most visual tokens of a sample. Of several sizes the program uses the smallest one that is enough. [default: 1024; LLaVA: that of
     its largest pictures]"""
     prompt_length: tuple[int, ...] = ()
-    """Rows of a prompt, visual tokens and glimpse included; as above. [default: the visual tokens and 128]"""
+    """Most rows of a prompt, visual tokens and glimpse included; one or several sizes. [default: the visual tokens and 128]"""
     kept: tuple[int, ...] = ()
-    """Sizes of what is left behind a cut, to choose from. [default: a few parts of the prompt]"""
+    """Sizes for the rows that remain after a cut; the program uses the smallest that is enough. [default: some fractions of the prompt]"""
     max_new_tokens: int = 128
-    """Length limit of the answer."""
+    """Length limit of the answer, in tokens."""
     dtype: str | None = None
     """Weights and activations: float32 or bfloat16. [default: as stored]"""
     attention: Literal["auto", "xla"] = "auto"
-    """auto: on TPU the splash kernel; xla: none, for programs that several TPU chips share."""
+    """Attention. auto: the splash kernel on TPU; xla: no kernel, for programs that several TPU chips share."""
     image: Path | None = None
     """Picture of the example. [default: a drawn one]"""
     shrink: bool = True
-    """Scale the example's picture down where it has more visual tokens than the program holds; otherwise that is an error."""
+    """Scale the example's picture down if it has too many visual tokens for the program; otherwise that is an error."""
     question: str = "What is there?"
     """Question of the example."""
     example: bool = True
     """Answer the example here and check that the program's tokens are those of `generate`."""
 
     def check(self) -> tuple[str, ...]:
-        """What can be wrong before anything is loaded. Returns: the platforms."""
+        """Checks everything that can be checked before anything is loaded. Returns: the platforms. Raises: GlimpseError."""
         if self.to is None:
             raise GlimpseError("--to is missing: the folder to write")
         platforms = tuple(dict.fromkeys(name.strip() for name in self.platforms.split(",")))
@@ -90,7 +90,7 @@ class Export:
 
 
 def named_plan(name: str | None, glimpse: "GlimpseConfig | None") -> "tuple[str, Prune | None]":
-    """The plan's name and its keep rule. Raises: GlimpseError when it is not one that a picture and a question decide."""
+    """The plan's name and its keep rule. Raises: GlimpseError when the plan needs more than a picture and a question."""
     from gp_jax.evaluation.plans import make_plan
 
     name = name or ("glimpse" if glimpse else "dense")
@@ -108,7 +108,7 @@ def named_plan(name: str | None, glimpse: "GlimpseConfig | None") -> "tuple[str,
 def run(args: Export) -> None:
     """Runs `gp-jax export`."""
     platforms = args.check()
-    from gp_jax.processing.images import open_image  # light; the picture is checked before the model is loaded
+    from gp_jax.processing.images import open_image  # quick to import; the picture is checked before the model is loaded
 
     picture = open_image(args.image) if args.image else None
     from tqdm import tqdm
