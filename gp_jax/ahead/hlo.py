@@ -58,7 +58,9 @@ class _Computation:
 
 def _read(text: str) -> tuple[dict[str, _Computation], str, set[str]]:
     """Computations by name, the entry's name, and those whose arrays are never stored (bodies of fusions, reducers)."""
-    found, entry, inner, current = {}, "", set(), None
+    found: dict[str, _Computation] = {}
+    inner: set[str] = set()
+    entry, current = "", None
     for line in text.splitlines():
         if head := COMPUTATION.match(line):
             current = found.setdefault(head.group(2), _Computation())

@@ -69,8 +69,8 @@ def _stages(generation: Generation) -> Iterator[str]:
             line += f"{values + (f' {ratio:.1%}' if ratio else ''):>26}"
         yield line
     caches = " / ".join(f"{plan.cache / GIB:.3f}" for plan in generation.plans.values())
-    ratio = f" ({compared['kv cache']['bytes']:.1%})" if compared else ""
-    yield f"{' / '.join(generation.plans)}; keys and values on a chip: {caches} GiB{ratio}"
+    less = f" ({compared['kv cache']['bytes']:.1%})" if compared else ""
+    yield f"{' / '.join(generation.plans)}; keys and values on a chip: {caches} GiB{less}"
 
 
 def verdict(generation: Generation) -> str:

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -54,7 +55,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
     generation = generation_of(topology)
     topology = topology.lower()
     sides = [int(n) for n in topology.partition(":")[2].split("x")]
-    options = dict(generation.options)
+    options: dict[str, Any] = dict(generation.options)
     if sides[0] % 2 or sides[1] % 2:  # a host has 2x2 chips; a smaller slice is a part of one host
         options["chips_per_host_bounds"] = [*sides, 1][:3] if math.prod(sides) == 1 else None
     try:

@@ -148,6 +148,7 @@ def compile_training(
             raise
         raise GlimpseError(f"the training step on {topology} {short}") from error
     memory = compiled.memory_analysis()
+    assert memory is not None, "the TPU compiler reports memory"
     opt_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt))
     arguments = memory.argument_size_in_bytes + opt_bytes  # the optimiser's state stays in memory while gradients are accumulated
     unaliased = memory.output_size_in_bytes - memory.alias_size_in_bytes

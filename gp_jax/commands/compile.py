@@ -8,7 +8,7 @@ import time
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
 
 import tyro
 
@@ -129,7 +129,9 @@ def run(args: Compile) -> None:
         (train if args.what == "train" else generate)(args, *model, sizes)
 
 
-def note(message: Warning | str, *_: Any) -> None:
+def note(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
     """Prints a warning as one line."""
     with ticking.lock:
         print(f"note: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
@@ -155,12 +157,12 @@ def train(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes:
     """Compiles the training step and reports it. The settings are the released ones, not those of the folder's glimpse."""
     from gp_jax.ahead.training import compile_training, facts, report
 
-    sizes = {"data": 1, "fsdp": -1 if -1 not in sizes.values() else 1, "tensor": 1} | sizes
+    mesh: dict[str, Any] = {"data": 1, "fsdp": -1 if -1 not in sizes.values() else 1, "tensor": 1} | sizes
     visual_tokens = args.visual_tokens or config.vision.most_tokens or 2048
-    options = {"batch": args.batch or 16, "visual_tokens": visual_tokens, "answer_tokens": args.answer_tokens or 32}
+    options: dict[str, Any] = {"batch": args.batch or 16, "visual_tokens": visual_tokens, "answer_tokens": args.answer_tokens or 32}
     options |= {"prompt_tokens": args.prompt_tokens, "dtype": args.dtype, "remat": args.remat}
     with ticking(f"the training step of {args.model} for {args.topology} (minutes)"):
-        fit = compile_training(config, args.topology, **options, **sizes)
+        fit = compile_training(config, args.topology, **options, **mesh)
     show(args, facts(fit), report(fit))
     if not fit.fits:
         needs = f"needs {fit.total / 2**30:.2f} GiB of {fit.limit / 2**30:.2f} GiB per chip"

@@ -108,6 +108,7 @@ def named_plan(name: str | None, glimpse: "GlimpseConfig | None") -> "tuple[str,
 def run(args: Export) -> None:
     """Runs `gp-jax export`."""
     platforms = args.check()
+    assert args.to is not None, "checked"
     from gp_jax.processing.images import open_image  # quick to import; the picture is checked before the model is loaded
 
     picture = open_image(args.image) if args.image else None
@@ -127,11 +128,10 @@ def run(args: Export) -> None:
     visual_tokens = args.visual_tokens or (most or 1024,)
     if most and max(visual_tokens) < most:
         raise GlimpseError(f"--visual-tokens {max(visual_tokens)}: this model's pictures have up to {most}, which nothing can change")
-    sizes = dict(batch=args.batch, visual_tokens=visual_tokens, prompt=args.prompt_length, kept=args.kept, cuts=len(plan))
-    buckets = inference_buckets(vlm.config, **sizes)
+    prompt, kept, cuts = args.prompt_length, args.kept, len(plan)
+    buckets = inference_buckets(vlm.config, batch=args.batch, visual_tokens=visual_tokens, prompt=prompt, kept=kept, cuts=cuts)
     program = Program(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
-    if args.example and picture is None:
-        picture = draw()
+    example = (draw() if picture is None else picture, args.question) if args.example else None
     bar = tqdm(total=len(STEPS), bar_format="{desc} ({n}/{total}) {elapsed}", leave=False, disable=not sys.stderr.isatty())
 
     def tell(step: str) -> None:
@@ -140,7 +140,7 @@ def run(args: Export) -> None:
         if bar.disable:
             print(f"{step} ...", file=sys.stderr)
 
-    done = export(vlm, program, args.to, (picture, args.question) if args.example else None, args.shrink or not args.image, tell)
+    done = export(vlm, program, args.to, example, args.shrink or not args.image, tell)
     bar.close()
     print(f"wrote {args.to}: {done['bytes'] / 1e6:.1f} MB for {', '.join(platforms)}, plan {name}")
     if done.get("equal") is not None:

@@ -57,6 +57,7 @@ class Prepare:
 def run(args: Prepare) -> None:
     """Runs `gp-jax prepare`."""
     args.check()
+    assert args.images is not None and args.out is not None, "checked"
     from gp_jax.data.prepare import TooManyBad
     from gp_jax.data.prepare import prepare as run
 

@@ -40,7 +40,7 @@ class Facts:
 def described(rule: Prune | None, buckets: Ladders, **facts: Any) -> dict[str, Any]:
     """The content of the file."""
     rungs = {name: list(getattr(buckets, name).rungs) for name in BUCKETS}
-    return dataclasses.asdict(Facts(prune=rule and dataclasses.asdict(rule), buckets=rungs, **facts))
+    return dataclasses.asdict(Facts(prune=dataclasses.asdict(rule) if rule else None, buckets=rungs, **facts))
 
 
 def read_facts(folder: Path) -> tuple[Facts, Prune | None, Ladders]:

@@ -111,12 +111,13 @@ def export(
         tell(STEPS[0])
         exported, params, shapes = lower(vlm, program)
         (scratch / PROGRAM).write_bytes(exported.serialize())
-        vendor = Path(importlib.util.find_spec("flatbuffers").origin).parent
-        shutil.copytree(vendor, scratch / VENDOR / "flatbuffers", ignore=shutil.ignore_patterns("__pycache__"))
+        vendor = importlib.util.find_spec("flatbuffers")
+        assert vendor is not None and vendor.origin is not None, "found by check_target"
+        shutil.copytree(Path(vendor.origin).parent, scratch / VENDOR / "flatbuffers", ignore=shutil.ignore_patterns("__pycache__"))
         tell(STEPS[1])
         ocp.save(scratch / PARAMS, params)
         done = {}
-        if asked:
+        if asked and example:
             tell(STEPS[2])
             done = answer(vlm, program, exported, params, asked, scratch) | {"question": example[1]}
         (scratch / "README.md").write_text(readme(facts, shapes, done))
@@ -138,8 +139,8 @@ def export(
 
 def lower(vlm: GlimpseVLM, program: Program) -> tuple[jax.export.Exported, dict, dict[str, jax.ShapeDtypeStruct]]:
     """The exported function, its parameters and the shapes of its inputs."""
-    options = dict(glimpse=vlm.glimpse_config, attention=program.attention)
-    infer = inference_fn(vlm.config, program.prune, program.buckets, program.max_new_tokens, **options)
+    glimpse, attention = vlm.glimpse_config, program.attention
+    infer = inference_fn(vlm.config, program.prune, program.buckets, program.max_new_tokens, glimpse=glimpse, attention=attention)
     params = inference_params(vlm.model)
     empty = inference_inputs([], vlm.config, vlm.glimpse_config, program.prune, program.buckets)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in empty.items()}
@@ -161,7 +162,8 @@ def answer(
     done = vlm.generate(**raw, prune=program.prune, max_new_tokens=program.max_new_tokens)
     tokens = np.full((program.buckets.batch.rungs[-1], program.max_new_tokens), vlm.config.pad_token_id, np.int32)
     tokens[:1, : done.tokens.shape[1]] = done.tokens
-    outputs, equal = {"tokens": tokens}, None
+    outputs: dict[str, Any] = {"tokens": tokens}
+    equal = None
     if {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) in program.platforms:
         outputs = {name: np.asarray(x) for name, x in jax.jit(exported.call)(params, inputs).items()}
         equal = bool((outputs["tokens"] == tokens).all())
