@@ -38,6 +38,7 @@ test: lint
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Writes the lock again after a change of pyproject.toml; versions that still fit stay. `make lock UPGRADE=--upgrade` takes the newest.
 # One version of a package for every system and every Python, so that what was tested is what everybody gets.
