@@ -34,8 +34,8 @@ TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that are trained; the 
 class Counts:
     """Counts over a whole step (all its micro-batches): the denominators of its losses."""
 
-    tokens: Array  # () float: answer tokens
-    samples: Array  # () float: samples with at least one visual token
+    tokens: Array | np.floating  # () float: answer tokens
+    samples: Array | np.floating  # () float: samples with at least one visual token
 
 
 @register_dataclass
