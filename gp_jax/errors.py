@@ -41,9 +41,9 @@ def reason(error: Exception, most: int = 300) -> str:
 
 def some(names: Iterable[object], most: int = 4) -> str:
     """The first few of many names, and how many more there are."""
-    names = [printable(name, 120) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    texts = [printable(name, 120) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def shown(value: object, most: int = 80) -> str:

@@ -186,7 +186,7 @@ def stages(
     looking, visual, low, key = glimpse if cuts else None, work.visual, 0, text.num_key_value_heads * text.head_dim
     need = work.text + visual + (looking.rows if looking else 0)
     length, bare = (ladders.prompt.fit(n) if ladders else n for n in (need, work.text + visual))  # with and without glimpse rows
-    held = []  # rows in every layer's cache
+    held: list[int] = []  # rows in every layer's cache
     for after, share in (*cuts, (text.num_hidden_layers - 1, None)):
         between, low = range(low, after + 1), after + 1
         held = [length if past else n for n in held] + [length] * len(between)

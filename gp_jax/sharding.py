@@ -79,9 +79,9 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None, tex
     units = {"heads": text.num_attention_heads, "kv_heads": text.num_key_value_heads}
     split = []
     for size, name in zip(shape, logical, strict=False):
-        axis = RULES.get(name)
+        axis = RULES.get(name) if name else None
         parts = mesh.shape.get(axis, 1) if axis else 1
-        if axis and units.get(name, size) % parts:
+        if axis and units.get(str(name), size) % parts:
             if name == "kv_heads":
                 _warn_once(f"{text.num_key_value_heads} key-value heads do not divide over tensor={parts}: they are replicated")
             axis = None
@@ -107,7 +107,7 @@ def constrained(x: jax.Array, *logical: str | None) -> jax.Array:
         return x
     split = []
     for size, name in zip(x.shape, logical, strict=False):
-        axes = RULES.get(name, ())
+        axes = RULES.get(name, ()) if name else ()
         parts = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
         split.append(axes if axes and size % parts == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*split))
@@ -186,4 +186,5 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
         raise GlimpseError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: sizes are positive, at most one is -1")
     if -1 in sizes and devices % known:
         raise GlimpseError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not divide {devices} devices")
-    return tuple(devices // known if size == -1 else size for size in sizes)
+    data, fsdp, tensor = (devices // known if size == -1 else size for size in sizes)
+    return data, fsdp, tensor

@@ -10,21 +10,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from gp_jax.ahead.hlo import Facts, read
+from gp_jax.buckets import Ladders
 from gp_jax.errors import GlimpseError
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.shared_programs import Kind, Parts, Programs, signature
+from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.target import targeting
 from gp_jax.processing.layout import Sample
 from gp_jax.sharding import batch_sharding, replicated
 from gp_jax.trees import DecodeState, VisionFeatures
 
 VISION, PREFILL, FIRST, DECODE = STAGES = ("vision", "decoder prefill", "first token", "decode token")
+T = TypeVar("T")
 
 
 @dataclass
@@ -145,9 +148,7 @@ class Compiler(Parts):
         """In the order in which they were begun."""
         return tuple(future.result()[0] for future in self.compiled.values())
 
-    def compile(
-        self, name: str, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict
-    ) -> tuple:
+    def compile(self, name: str, program: Any, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> tuple:
         """Returns: the record and the outputs as shapes with shardings."""
         args = jax.tree.map(lambda v: v.plain if isinstance(v, Value) else v, args)
         start = time.perf_counter()
@@ -182,8 +183,10 @@ class CompilingEngine(Engine):
     It also says which stage a program belongs to, since it knows what it calls it for, whatever the model's parts are called.
     """
 
-    def __init__(self, *args: Any, parts: Compiler, slots: int, kept: Sequence[int], **options: Any):
-        super().__init__(*args, parts=parts, **options)
+    call: Compiler
+
+    def __init__(self, model: LVLM, ladders: Ladders, mesh: jax.sharding.Mesh, compiler: Compiler, slots: int, kept: Sequence[int]):
+        super().__init__(model, ladders, mesh, parts=compiler)
         self.slots, self.kept = slots, list(kept)
 
     def see(self, *args: Any, **options: Any) -> VisionFeatures:
@@ -198,11 +201,11 @@ class CompilingEngine(Engine):
         with self.call.stage(DECODE):
             return super().advance(*args, **options)
 
-    def split(self, tree: object, samples: int, axis: int = 0) -> object:
+    def split(self, tree: T, samples: int, axis: int = 0) -> T:
         split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
         return jax.tree.map(lambda x: Value(np.shape(x), x.dtype, split if np.ndim(x) > axis else whole, self.call.memory), tree)
 
-    def place(self, tree: object) -> object:
+    def place(self, tree: T) -> T:
         return jax.tree.map(lambda x: Value(np.shape(x), x.dtype, replicated(self.mesh), self.call.memory), tree)
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:

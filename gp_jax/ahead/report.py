@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from gp_jax.ahead.compiling import DECODE, PREFILL, VISION, Program
-from gp_jax.ahead.generation import Compiled, Generation, Request
+from gp_jax.ahead.generation import Compiled, GenerationReport, Request
 
 GIB = 2**30
 COUNTED = (VISION, PREFILL, DECODE)  # choosing the first token takes negligible work
@@ -15,7 +15,7 @@ def parts(plan: Compiled, programs: dict[str, Program]) -> dict[str, list[tuple[
     return {stage: [(programs[name], runs) for name, runs in plan.runs.items() if programs[name].stage == stage] for stage in COUNTED}
 
 
-def totals(generation: Generation, name: str) -> dict[str, dict[str, float]]:
+def totals(generation: GenerationReport, name: str) -> dict[str, dict[str, float]]:
     """Per stage: FLOPs and bytes of all chips, as counted by XLA and computed from sizes, and bytes that a chip sends to others."""
     plan, chips = generation.plans[name], 1
     for size in generation.mesh.values():
@@ -33,7 +33,7 @@ def totals(generation: Generation, name: str) -> dict[str, dict[str, float]]:
     return table
 
 
-def ratios(generation: Generation) -> dict[str, dict[str, float]]:
+def ratios(generation: GenerationReport) -> dict[str, dict[str, float]]:
     """Costs of the pruned plan divided by those of the dense one, per stage; empty unless both were compiled."""
     if len(generation.plans) < 2:
         return {}
@@ -42,7 +42,7 @@ def ratios(generation: Generation) -> dict[str, dict[str, float]]:
     return found | {"kv cache": {"bytes": generation.plans["glimpse"].cache / generation.plans["dense"].cache}}
 
 
-def _programs(generation: Generation) -> Iterator[str]:
+def _programs(generation: GenerationReport) -> Iterator[str]:
     width = max(len(p.name) for p in generation.programs)
     heads = f"{'compile s':>10}{'args':>8}{'temp':>8}{'output':>8}{'GFLOP':>10}{'GB':>8}{'sent MB':>9}  attention"
     yield f"{'program':<{width}}{'runs':>10}{heads}"
@@ -57,7 +57,7 @@ def _programs(generation: Generation) -> Iterator[str]:
     )
 
 
-def _stages(generation: Generation) -> Iterator[str]:
+def _stages(generation: GenerationReport) -> Iterator[str]:
     compared = ratios(generation)
     tables = {name: totals(generation, name) for name in generation.plans}
     yield f"{'all chips':<18}" + "".join(f"{head:>26}" for head in ("TFLOP by XLA", "TFLOP from sizes", "GB by XLA", "GB from sizes"))
@@ -73,7 +73,7 @@ def _stages(generation: Generation) -> Iterator[str]:
     yield f"{' / '.join(generation.plans)}; keys and values on a chip: {caches} GiB{less}"
 
 
-def verdict(generation: Generation) -> str:
+def verdict(generation: GenerationReport) -> str:
     """A line that says whether the programs fit the memory."""
     most = max(generation.programs, key=lambda p: p.resident)
     fits = "fits" if generation.fits else "DOES NOT FIT"
@@ -81,7 +81,7 @@ def verdict(generation: Generation) -> str:
     return f"{sizes}: {fits} (most while '{most.name}' runs)"
 
 
-def attention(generation: Generation) -> str:
+def attention(generation: GenerationReport) -> str:
     """A line about attention: whether any program stores scores of rows x rows."""
     with_splash = sum(p.facts.splash > 0 for p in generation.programs)
     largest, squares = (max(getattr(p.facts, name) for p in generation.programs) for name in ("largest", "squares"))
@@ -92,7 +92,7 @@ def attention(generation: Generation) -> str:
     )
 
 
-def text(generation: Generation, request: Request, model: str, topology: str, dtype: str) -> str:
+def text(generation: GenerationReport, request: Request, model: str, topology: str, dtype: str) -> str:
     """The whole report as text."""
     mesh = " ".join(f"{axis}={size}" for axis, size in generation.mesh.items())
     lengths = ", ".join(f"{name} {size}" for name, size in generation.lengths.items())
@@ -109,7 +109,7 @@ def text(generation: Generation, request: Request, model: str, topology: str, dt
     return "\n".join([*lines, verdict(generation)])
 
 
-def facts(generation: Generation, request: Request, model: str, topology: str, dtype: str) -> dict:
+def facts(generation: GenerationReport, request: Request, model: str, topology: str, dtype: str) -> dict:
     """The whole report as JSON values."""
     return {
         "model": model,

@@ -16,7 +16,7 @@ WEIGHTS_SHARE = 0.6  # largest share of a chip's memory for weights; beyond it t
 
 
 @dataclass(frozen=True)
-class Generation:
+class ChipGeneration:
     """A TPU generation. hbm_gib: memory that programs can use per device, according to the compiler. examples: existing slices. options:
     compiler options, if the defaults are not how the generation is used."""
 
@@ -28,10 +28,10 @@ class Generation:
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")
 GENERATIONS = {
-    "v4": Generation(30.75, CUBES, (("chip_config_name", "megacore"),)),  # one device per chip instead of one per core
-    "v5e": Generation(15.75, FLAT),
-    "v5p": Generation(95.74, CUBES),
-    "v6e": Generation(31.25, FLAT),
+    "v4": ChipGeneration(30.75, CUBES, (("chip_config_name", "megacore"),)),  # one device per chip instead of one per core
+    "v5e": ChipGeneration(15.75, FLAT),
+    "v5p": ChipGeneration(95.74, CUBES),
+    "v6e": ChipGeneration(31.25, FLAT),
 }
 
 
@@ -40,7 +40,7 @@ def known() -> str:
     return "; ".join(f"{name}: {' '.join(generation.examples)} ..." for name, generation in GENERATIONS.items())
 
 
-def generation_of(topology: str) -> Generation:
+def generation_of(topology: str) -> ChipGeneration:
     """The generation of a topology such as v5e:2x4. Raises: GlimpseError that lists the known ones."""
     name, _, chips = topology.lower().partition(":")
     if name not in GENERATIONS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", chips):

@@ -115,9 +115,8 @@ def compile_training(
         return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
 
     frozen = [(path, sharded(path, variable)) for path, variable in nnx.to_flat_state(step.frozen)]
-    # Abstract arrays stand in for those of a real run.
-    scalar: dict[Any, Any] = {kind: jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (jnp.int32, jnp.float32)}
-    rng: Any = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=whole)
+    scalar = {kind: jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (jnp.int32, jnp.float32)}
+    rng = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=whole)
     state = TrainState(params, placed(jax.eval_shape(step.optimizer.init, params)), scalar[jnp.int32], scalar[jnp.int32], rng)
     gathered = Gathered(params, dict.fromkeys(METRICS, scalar[jnp.float32]))
     abstract, shape = example(config, batch, visual_tokens, prompt_tokens, answer_tokens, glimpse.rows)

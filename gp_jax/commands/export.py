@@ -114,7 +114,7 @@ def run(args: Export) -> None:
     picture = open_image(args.image) if args.image else None
     from tqdm import tqdm
 
-    from gp_jax.ahead.artifact.write import STEPS, Program, check_target, export
+    from gp_jax.ahead.artifact.write import STEPS, ExportSettings, check_target, export
     from gp_jax.inference.function import inference_buckets
     from gp_jax.inference.requests import resolve
     from gp_jax.tiny import picture as draw
@@ -130,7 +130,7 @@ def run(args: Export) -> None:
         raise GlimpseError(f"--visual-tokens {max(visual_tokens)}: this model's pictures have up to {most}, which nothing can change")
     prompt, kept, cuts = args.prompt_length, args.kept, len(plan)
     buckets = inference_buckets(vlm.config, batch=args.batch, visual_tokens=visual_tokens, prompt=prompt, kept=kept, cuts=cuts)
-    program = Program(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
+    program = ExportSettings(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
     example = (draw() if picture is None else picture, args.question) if args.example else None
     bar = tqdm(total=len(STEPS), bar_format="{desc} ({n}/{total}) {elapsed}", leave=False, disable=not sys.stderr.isatty())
 

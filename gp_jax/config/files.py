@@ -42,7 +42,7 @@ def _suggestion(error: Exception, kinds: tuple[type, ...]) -> str:
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     known = [value for kind in kinds for value in vars(sys.modules[kind.__module__]).values() if isinstance(value, type)]
     kind = next((k for k in known if match and k.__name__ == match[1] and dataclasses.is_dataclass(k)), None)
-    near = difflib.get_close_matches(match[2], [f.name for f in dataclasses.fields(kind)], n=1) if kind else []
+    near = difflib.get_close_matches(match[2], [f.name for f in dataclasses.fields(kind)], n=1) if kind and match else []
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

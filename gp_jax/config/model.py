@@ -2,21 +2,19 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from gp_jax.config.choices import NORMS, PREDICTORS
+from gp_jax.config.choices import Activation, Norm, PredictorKind
 from gp_jax.config.families import Family, family_of
 from gp_jax.config.schema import LARGEST, Count, Layer, Layers, Number, RopeBase, Several, Share, Size, Small, TokenId, Width, checked
-from gp_jax.config.vision import Activation as Activation
-from gp_jax.config.vision import ClipConfig as ClipConfig
-from gp_jax.config.vision import Vision as Vision
-from gp_jax.config.vision import VisionConfig as VisionConfig
+from gp_jax.config.vision import Vision
 from gp_jax.errors import GlimpseError, shown
 
-ANCHORS = ("tl", "tr", "bl", "br")
-Anchors = Several[Literal[*ANCHORS]]
+Anchor = Literal["tl", "tr", "bl", "br"]
+Anchors = Several[Anchor]
+ANCHORS = get_args(Anchor)
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,10 @@ class GlimpseConfig:
     reduce_layer: Count
     le_layers: Several[Layer] = (0,)
     le_length: Annotated[int, Field(ge=0, le=1024)] = 1
-    le_norm_type: Literal[*NORMS] = "rmsnorm"
+    le_norm_type: Norm = "rmsnorm"
     le_dropout_prob: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_attention_logits: bool = False
-    attn_fuse_type: Literal[*PREDICTORS] = "AttnFuserV1"
+    attn_fuse_type: PredictorKind = "AttnFuserV1"
     attn_fuse_size: Width = 256
     attn_fuse_num_heads: Width = 4
     attn_fuse_hidden_act: Activation = "silu"

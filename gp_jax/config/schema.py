@@ -13,7 +13,7 @@ settings, not when it is built: there it can be said where a value comes from, a
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -21,7 +21,11 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from gp_jax.errors import GlimpseError, one_line, shown
 
 LARGEST = 2**31 - 1  # of 32 bits, which arrays of numbers and token ids have
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def _python(value: Any) -> Any:
@@ -85,11 +89,11 @@ def one(kind: Any, value: Any, name: str, where: str = "") -> Any:
 
 def values(config: Any, where: str = "", names: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What a dataclass's fields hold. names: fields that are called otherwise where they come from. Raises: GlimpseError that names one."""
-    called = names or {}
-    return {name: one(hint, getattr(config, name), called.get(name, name), where) for name, hint in hints(type(config)).items()}
+    called, cls = names or {}, cast(Any, type(config))
+    return {name: one(hint, getattr(config, name), called.get(name, name), where) for name, hint in hints(cls).items()}
 
 
-def checked(config: T, where: str = "", names: Mapping[str, str] | None = None) -> T:
+def checked(config: Config, where: str = "", names: Mapping[str, str] | None = None) -> Config:
     """A dataclass whose fields hold what they are annotated with. Args, raises: as `values`."""
     return dataclasses.replace(config, **values(config, where, names))
 

@@ -3,14 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from gp_jax.config.choices import ACTIVATIONS
+from gp_jax.config.choices import Activation
 from gp_jax.config.schema import Few, Layer, Layers, Pixels, Several, Small, Width
 
-Activation = Literal[*ACTIVATIONS]
 Patch = Annotated[int, Field(ge=1, le=256)]  # pixels of its side
 Pinpoint = Annotated[Several[Pixels], Field(min_length=2, max_length=2)]
 

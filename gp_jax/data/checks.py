@@ -42,7 +42,7 @@ TO_UPRIGHT = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureFile:
     """A picture file that can be decoded. size: (width, height) of the upright picture; orientation: the EXIF tag, 1..8."""
 
     data: bytes
@@ -89,13 +89,13 @@ class Checker:
         )
         return record, tuple(picture.size for picture in pictures)
 
-    def _picture(self, path: str, dataset: str) -> Picture:
+    def _picture(self, path: str, dataset: str) -> PictureFile:
         found = self.open(self.find(path, dataset, "image"))
         if isinstance(found, str):
             raise BadRow("image broken", f"{path}: {found}")
         return found
 
-    def _mask(self, path: str, dataset: str, picture: Picture) -> bytes:
+    def _mask(self, path: str, dataset: str, picture: PictureFile) -> bytes:
         found = self.open_mask(self.find(path, dataset, "mask"))
         if isinstance(found, BadRow):
             raise BadRow(found.reason, f"{path}: {found.detail}")
@@ -150,7 +150,7 @@ def _four_numbers(boxes: Sequence[object]) -> list[tuple[float, float, float, fl
     return checked
 
 
-def _is_turned(declared: tuple[int | None, int | None], picture: Picture, path: str) -> bool:
+def _is_turned(declared: tuple[int | None, int | None], picture: PictureFile, path: str) -> bool:
     """Whether the row describes the picture as stored, before EXIF turns it upright: its declared size decides. Raises: BadRow."""
 
     def agrees(size: tuple[int, int]) -> bool:
@@ -164,7 +164,7 @@ def _is_turned(declared: tuple[int | None, int | None], picture: Picture, path: 
     raise BadRow("size disagrees", f"{path}: the row says {said}, the file is {picture.size[0]} x {picture.size[1]}")
 
 
-def _box(values: tuple[float, ...], frame: str, picture: Picture, turned: bool) -> Box:
+def _box(values: tuple[float, ...], frame: str, picture: PictureFile, turned: bool) -> Box:
     """A box as shares of the upright picture, clipped to the picture. Raises: BadRow."""
     width, height = picture.stored_size if turned else picture.size
     scale, left, top = {  # shares = (values - offset) / scale, for x and y
@@ -208,13 +208,13 @@ def _clear_frame(boxes: Sequence[tuple[float, ...]]) -> str:
     return frames.pop()
 
 
-def _read_picture(path: Path) -> Picture | str:
+def _read_picture(path: Path) -> PictureFile | str:
     """The picture, or a text that says why it cannot be used."""
     try:
         data = read_bytes(path, MAX_BYTES)
         found = read_picture(data, str(path))
         found.rgb()
-        return Picture(data, found.size, found.orientation)
+        return PictureFile(data, found.size, found.orientation)
     except GlimpseError as error:
         return _less(path, error)
 
@@ -232,7 +232,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         raise BadRow("image broken", f"{path.name}: {_less(path, error)}") from error
 
 
-def _read_mask(path: Path) -> Picture | BadRow:
+def _read_mask(path: Path) -> PictureFile | BadRow:
     found = _read_picture(path)
     if isinstance(found, str):
         return BadRow("mask broken", found)

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -62,8 +61,7 @@ def tail_input(samples: Sequence[TrainSample | None], config: ModelConfig, batch
         targets[b, lead - 1 : rows - 1] = sample.answer
         valid[b, :rows] = True
         positions[:, b, :rows] = sample.prompt.next_position - (0 if glimpse_rows else 1) + np.arange(rows)
-    leaves: Any = (ids, positions, valid, targets)  # numpy until `feed.Placer` places them
-    return TailInput(*leaves)
+    return TailInput(ids, positions, valid, targets)
 
 
 def without_last(sample: Sample) -> Sample:
@@ -86,10 +84,10 @@ def train_batch(
             continue
         reference[b, sample.prompt.slot_of_token[sample.reference]] = True
         number[b] = numbers[b]
-    leaves: dict[str, Any] = {"reference": reference, "number": number}  # numpy until `feed.Placer` places them
     return TrainBatch(
         vision=vision_input(whole, config, batch, shape.slots),
         prompt=prompt_input(prompts, config, batch, shape.prompt, 0),
         tail=tail_input(samples, config, batch, shape.tail, glimpse_rows),
-        **leaves,
+        reference=reference,
+        number=number,
     )

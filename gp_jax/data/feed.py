@@ -26,7 +26,7 @@ from gp_jax.sharding import BATCH_AXES, batch_sharding
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedBatch:
     """This process's rows of a micro-batch, in host memory."""
 
     number: int
@@ -44,7 +44,7 @@ class LoadMicroBatch(grain.transforms.Map):
         self.sources, self.maker, self.schedule = sources, maker, schedule
         self.rows, self.accumulation = tuple(rows), accumulation
 
-    def map(self, number: int) -> Loaded:
+    def map(self, number: int) -> LoadedBatch:
         planned = self.schedule[number]
         samples: list[TrainSample | None] = []
         bad: list[str] = []
@@ -57,7 +57,7 @@ class LoadMicroBatch(grain.transforms.Map):
         before = number % self.accumulation * self.schedule.batch  # samples in the step's earlier micro-batches
         numbers = [before + row for row in self.rows]
         batch = train_batch(samples, self.maker.config, len(self.rows), planned.shape, self.maker.glimpse_rows, numbers)
-        return Loaded(number, planned.shape, batch, self.rows, tuple(bad))
+        return LoadedBatch(number, planned.shape, batch, self.rows, tuple(bad))
 
     def sample(self, source: int, record: int, shape: Shape) -> TrainSample:
         """A record's training sample. Raises: BadRecord, also when it needs a larger shape than the schedule measured."""
@@ -82,7 +82,7 @@ class Numbers(grain.sources.RandomAccessDataSource):
         return int(number)
 
 
-def load(loader: grain.transforms.Map, start: int, end: int, *, threads: int, prefetch: int, workers: int) -> Iterator[Loaded]:
+def load(loader: grain.transforms.Map, start: int, end: int, *, threads: int, prefetch: int, workers: int) -> Iterator[LoadedBatch]:
     """Micro-batches start .. end-1 in order, loaded ahead. workers: processes; 0: threads only."""
     data = grain.MapDataset.source(Numbers(end)).slice(slice(start, None)).map(loader)
     if workers:

@@ -17,8 +17,8 @@ from pathlib import Path
 from gp_jax.data import builder
 from gp_jax.data.formats import FRAME_NAMES, SPLIT_NAME
 from gp_jax.data.prepared import open_prepared
-from gp_jax.data.report import KEPT, Report, read_as
 from gp_jax.data.sources import Chunk, cut, find_files, scan
+from gp_jax.data.tally import KEPT, Report, read_as
 from gp_jax.data.work import Done, Job, final_paths, finish_all, part_path
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import kind_of, path_of, read_bytes, read_json, write_text, writing

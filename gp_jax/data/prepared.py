@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gp_jax.data.builder import SIZES, SUFFIX, decode
 from gp_jax.data.record import BadRecord, Entry, Record
-from gp_jax.data.report import Natural, read_as, say
+from gp_jax.data.tally import Natural, read_as, say
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import MAX_JSON, check_regular, folder_of, kind_of, read_bytes, read_json
 

@@ -17,8 +17,8 @@ from gp_jax.data.builder import ShardWriter, encode, shard_name
 from gp_jax.data.checks import Checker
 from gp_jax.data.formats import BadRow, parse_row
 from gp_jax.data.record import Record
-from gp_jax.data.report import Natural, Report, read_as, say
 from gp_jax.data.sources import Chunk
+from gp_jax.data.tally import Natural, Report, read_as, say
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import MAX_JSON, kind_of, read_bytes, write_text
 
@@ -34,7 +34,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """Sizes of the records of one chunk and split."""
 
     examples: Natural
@@ -47,7 +47,7 @@ class Part:
 class Done:
     """The content of a chunk's sidecar."""
 
-    parts: dict[str, Part]  # by split
+    parts: dict[str, Shard]  # by split
     report: Report
 
 
@@ -195,7 +195,7 @@ def finish(chunk: Chunk, job: Job, checker: Checker) -> Done:
     for split, writer in sorted(writers.items()):
         lines = "".join(index[split]).encode()
         writer.path.with_suffix(".index").write_bytes(lines)
-        parts[split] = Part(writer.examples, writer.bytes, writer.path.stat().st_size, len(lines))
+        parts[split] = Shard(writer.examples, writer.bytes, writer.path.stat().st_size, len(lines))
     fields = {"parts": {split: dataclasses.asdict(part) for split, part in parts.items()}, "report": report.as_dict()}
     write_text(sidecar_path(job.parts, chunk.index), json.dumps(fields, ensure_ascii=False))
     return Done(parts, report)

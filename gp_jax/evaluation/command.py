@@ -19,7 +19,7 @@ PREDICTIONS, NOTES = "predictions.jsonl", "made_with.json"
 
 
 @dataclass(frozen=True)
-class Launch(EvalConfig):
+class EvalLaunch(EvalConfig):
     """Compare ways to prune: accuracy, visual tokens kept, cost. If --out holds an evaluation already, it continues where it stopped."""
 
     config: Path | None = None
@@ -30,8 +30,8 @@ def parse(argv: list[str]) -> EvalConfig:
     """Reads the command line; the configuration file sets the defaults."""
     path = given_path(argv)
     base = EvalConfig() if path is None else read_config(path, "evaluation", (EvalConfig,))
-    default = Launch(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    launch = tyro.cli(Launch, default=default, args=argv, prog="eval.py", config=(tyro.conf.HelptextFromCommentsOff,))
+    default = EvalLaunch(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+    launch = tyro.cli(EvalLaunch, default=default, args=argv, prog="eval.py", config=(tyro.conf.HelptextFromCommentsOff,))
     return EvalConfig(**{f.name: getattr(launch, f.name) for f in dataclasses.fields(EvalConfig)})
 
 

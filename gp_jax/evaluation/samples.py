@@ -20,7 +20,7 @@ from gp_jax.processing.qwen import Processor
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRecord:
     """A record that can be asked about.
 
     grids: (rows, columns) of visual tokens per picture, at its original size; evidence: a mask per grid.
@@ -96,7 +96,7 @@ class Samples:
             and all(after < self.processor.config.text.num_hidden_layers for after, _ in prediction.cuts)
         )
 
-    def load(self, number: int) -> Loaded:
+    def load(self, number: int) -> LoadedRecord:
         """Loads a record, its pictures and its prompt. Raises: any error in one of them, before the record joins a batch."""
         record = self.task.source[number]
         pictures = [decode(image, f"picture {i + 1}") for i, image in enumerate(record.images)]
@@ -106,9 +106,11 @@ class Samples:
             self.processor.check(question, plots)
             self._checked.add(number)
         grids = tuple(grid for plot in plots for grid in plot.grids)
-        return Loaded(number, record, pictures, question, grids, evidence(record, [picture.size for picture in pictures], self.processor))
+        return LoadedRecord(
+            number, record, pictures, question, grids, evidence(record, [picture.size for picture in pictures], self.processor)
+        )
 
-    def loaded(self, numbers: Sequence[int]) -> Iterator[Loaded]:
+    def loaded(self, numbers: Sequence[int]) -> Iterator[LoadedRecord]:
         """Loads the records that can be asked about; others are reported and left out."""
         for number in numbers:
             if self.task.entries[number].id not in self.left_out:

@@ -12,7 +12,7 @@ from gp_jax.data.masks import inside
 from gp_jax.errors import printable, reason
 from gp_jax.evaluation.reporting.contact_sheet import write_sheet
 from gp_jax.evaluation.reporting.exports import as_csv, as_json, grouped_csv, grouped_json
-from gp_jax.evaluation.reporting.gallery import Sample
+from gp_jax.evaluation.reporting.gallery import Example
 from gp_jax.evaluation.reporting.html import write_report
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.plan_rows import aggregate, breakdown
@@ -54,7 +54,7 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
     groups = breakdown(everything, by, cost, kv_bytes(vlm))
     metric, file = main_metric([runner for runner, _ in found]), found[0][0].path
     lines = Lines(everything, line_numbers(file), file, by)
-    print(text(rows, metric))
+    print(text(rows, metric) + times(everything))
     whole = {
         "table.md": markdown(rows, metric, lines),
         "table.csv": as_csv(rows, lines, metric),
@@ -110,12 +110,19 @@ def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
         f"metrics: {'; '.join(f'{runner.task.name} {runner.task.metrics[0]}' for runner, _ in found)}",
         f"command: {command(config)}",
         f"settings: {settings}",
-        f"device: {jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es), batches of {config.batch}; "
-        "compilation is not in the times",
+        f"device: {jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es), batches of {config.batch}",
+        times([p for _, predictions in found for p in predictions]),
     ]
 
 
-def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tuple[list[Sample], list[str]]:
+def times(predictions: Sequence[Prediction]) -> str:
+    """What is in the times, and what first calls took beside them."""
+    untimed, spent = sum(not p.timed for p in predictions), sum(p.first_calls for p in predictions)
+    left_out = f"; {untimed} of {len(predictions)} answers have no time without such a call and are left out" if untimed else ""
+    return f"first calls: {spent:.1f} s of tracing, compiling and loading programs, in no other time{left_out}"
+
+
+def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tuple[list[Example], list[str]]:
     """The first samples of every task, alternating between families. An answer that scores half or more is shown as right.
 
     Returns: the samples whose pictures can be opened, and a note about each of the others.
@@ -139,7 +146,7 @@ def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tupl
                 print(printable(missing[-1]))
                 continue
             samples.append(
-                Sample(
+                Example(
                     question=first.question,
                     answer=first.answer,
                     family=first.family,

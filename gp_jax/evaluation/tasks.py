@@ -109,7 +109,7 @@ class Task:
         return getattr(self.source, "left_out", {})
 
 
-class Part:
+class Subset:
     """A part of the records of a source."""
 
     def __init__(self, source: Source, numbers: Sequence[int]):
@@ -164,7 +164,7 @@ def _open(name: str, config: EvalConfig, progress: bool) -> list[Task]:
     for number, entry in enumerate(prepared.entries):
         sets.setdefault(entry.dataset, []).append(number)
     only = len(sets) == 1
-    return [task(name if only else f"{name}/{own}", Part(prepared, numbers[: config.limit]), own) for own, numbers in sets.items()]
+    return [task(name if only else f"{name}/{own}", Subset(prepared, numbers[: config.limit]), own) for own, numbers in sets.items()]
 
 
 def _folder(name: str) -> tuple[str, str]:

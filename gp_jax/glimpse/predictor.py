@@ -123,11 +123,12 @@ def predictor_layer(
     """One block. x: (B, M, E); condition: (B, M, F); place: (B, M) int, who attends to whom. Returns: (B, M, E)."""
     segment, angles = jnp.where(present, place, -1), grid_angles(token_hw, head_dim)
 
-    def rows(a: Array | None) -> Array | None:  # windows are blocks of equal size, as in the vision tower
-        return a if window is None or a is None else a.reshape(-1, window, *a.shape[2:])
+    def rows(a: Array) -> Array:  # windows are blocks of equal size, as in the vision tower
+        return a if window is None else a.reshape(-1, window, *a.shape[2:])
 
     block = rematerialised(layer) if remat else layer
-    return constrained(block(rows(x), rows(condition), rows(angles), rows(segment)).reshape(x.shape), "batch")
+    condition = None if condition is None else rows(condition)
+    return constrained(block(rows(x), condition, rows(angles), rows(segment)).reshape(x.shape), "batch")
 
 
 def read_out(head: Linear, x: Array) -> Array:

@@ -23,6 +23,7 @@ class GlimpsePrompt(nnx.Module):
         shape = (len(config.le_layers), config.le_length, text.hidden_size)
         self.learnable_embeddings = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
         self.le_proj = Linear(text.hidden_size, text.hidden_size, bias=True, dtype=jnp.float32, rngs=rngs, init=xavier_uniform)
+        self.le_norm: LayerNorm | RMSNorm
         if config.le_norm_type == "layernorm":
             self.le_norm = LayerNorm(text.hidden_size, dtype=jnp.float32)
         else:

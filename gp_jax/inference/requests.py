@@ -75,7 +75,7 @@ def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch
 
     Raises: GlimpseError on prompts that end with an image, anchors on several images, or reference masks that do not fit.
     """
-    if not plan:
+    if not plan or prune is None:
         return []
     for i, sample in enumerate(samples):
         if sample.image_token[-1] >= 0:
@@ -119,16 +119,16 @@ def sampling_settings(
     eos_token_id: int | Sequence[int] | str | None,
     rows: int = 1,
 ) -> Sampling:
-    """Checked sampling settings as arrays of so many rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none."""
+    """Checked sampling settings as arrays of `rows` rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none."""
     temperature, top_p = one(Temperature, temperature, "temperature"), one(TopP, top_p, "top_p")
     top_k, seed = one(Count, top_k, "top_k"), one(Count, seed, "seed")
     if isinstance(eos_token_id, str) and eos_token_id == AUTO:
-        eos = config.eos_token_ids
+        ends = config.eos_token_ids
     elif isinstance(eos_token_id, list | tuple | np.ndarray):
-        eos = one(Several[TokenId], eos_token_id, "eos_token_id")
+        ends = one(Several[TokenId], eos_token_id, "eos_token_id")
     else:
-        eos = () if eos_token_id is None else (one(TokenId, eos_token_id, "eos_token_id"),)
-    eos = np.array(eos, np.int32)
+        ends = () if eos_token_id is None else (one(TokenId, eos_token_id, "eos_token_id"),)
+    eos = np.array(ends, np.int32)
     padded = np.full(-(-max(eos.size, 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
     padded[: eos.size] = eos
     return Sampling(

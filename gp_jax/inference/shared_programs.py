@@ -13,6 +13,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from gp_jax.runtime.clock import COMPILES
+
 
 class Kind:
     """What modules of equal structure have in common. Compared by identity, so that a call need not compare graphs."""
@@ -71,10 +73,10 @@ class Parts:
     def __call__(self, function: Callable, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
         """Args: args: a part of the model first, if the function takes one, whose parameters are then arguments of the program; donate:
         which of the others the program may overwrite."""
-        kind, leaves = None, ()
-        if args and isinstance(args[0], nnx.Module):
-            (kind, leaves), args = self.take(args[0]), args[1:]
-        with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+        with COMPILES.call(), jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+            kind, leaves = None, ()
+            if args and isinstance(args[0], nnx.Module):
+                (kind, leaves), args = self.take(args[0]), args[1:]
             return self.execute(self.program(function, tuple(static), donate), function, kind, leaves, args, static)
 
     def execute(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> Any:

@@ -61,10 +61,10 @@ class ClipBlock(nnx.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, config: ClipConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width, options = config.hidden_size, dict(dtype=dtype, rngs=rngs)
+        width = config.hidden_size
         self.layer_norm1, self.layer_norm2 = (LayerNorm(width, dtype=dtype, eps=config.layer_norm_eps) for _ in range(2))
-        self.self_attn = ClipAttention(config, **options)
-        self.mlp = TwoLayers(width, config.intermediate_size, width, config.hidden_act, bias=True, **options)
+        self.self_attn = ClipAttention(config, dtype=dtype, rngs=rngs)
+        self.mlp = TwoLayers(width, config.intermediate_size, width, config.hidden_act, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, implementation: str = "auto") -> Array:
         x = x + self.self_attn(self.layer_norm1(x), implementation)
@@ -123,6 +123,7 @@ class ClipTower(nnx.Module):
             `ops.layers.at_once`.
         Returns: VisionFeatures in vision slot order, conditions in the order of `condition_layers`.
         """
+        assert vision.patches is not None, "pixels"
         batch, received, keys = vision.patches.shape[0], {}, {}
         x = call(ClipTower.embed, self, vision.patches)
         wanted = {self.config.select_layer, *condition_layers}

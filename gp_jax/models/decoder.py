@@ -8,6 +8,9 @@ A generating step reads two caches per layer and writes one row of the second:
     new cache    (R, K, n, H)  | t2 _ _ t0 t1 |  one write slot for all rows, which goes round; a row sees the slots of its own tokens
 """
 
+import functools
+import operator
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -82,10 +85,10 @@ class Layer(nnx.Module):
         Returns: x (R, 1, D) and the new cache with that slot written.
         """
         q, k, v = self.self_attn.project(self.input_layernorm(x), angles)
-        new = tuple(cache.at[:, :, slot].set(row[:, :, 0]) for cache, row in zip(new, (k, v), strict=True))
+        key, value = (cache.at[:, :, slot].set(row[:, :, 0]) for cache, row in zip(new, (k, v), strict=True))
         seen = jnp.repeat(prompt.valid, x.shape[0] // prompt.valid.shape[0], axis=0)
         visible = jnp.concatenate([seen, written], axis=1)
-        return self.finish(x, two_part_attention(q, ((prompt.key, prompt.value), new), visible[:, None])), new
+        return self.finish(x, two_part_attention(q, ((prompt.key, prompt.value), (key, value)), visible[:, None])), (key, value)
 
     def extend(self, x: Array, angles: Array, visible: Array, prompt: LayerKV) -> tuple[Array, Array, Array]:
         """Some more rows behind a prompt, all at once.
@@ -124,11 +127,11 @@ def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible
     logits = [product("pkguh,pksh->pkgus", grouped, key) for key, _ in parts]
     joined = jnp.concatenate(logits, axis=-1) * q.shape[-1] ** -0.5
     weights = nnx.softmax(jnp.where(visible[:, None, None], joined, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
-    out, start = 0.0, 0
+    out, start = [], 0
     for _, value in parts:
-        out = out + product("pkgus,pksh->pkguh", weights[..., start : start + value.shape[2]], value)
+        out.append(product("pkgus,pksh->pkguh", weights[..., start : start + value.shape[2]], value))
         start += value.shape[2]
-    return rearrange(out, "r k g u h -> r (k g) u h").astype(q.dtype)
+    return rearrange(functools.reduce(operator.add, out), "r k g u h -> r (k g) u h").astype(q.dtype)
 
 
 def row_angles(positions: Array, config: TextConfig) -> Array:

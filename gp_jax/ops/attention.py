@@ -6,6 +6,7 @@ not negative, and, if causal, s <= t. A query that sees nothing gets zeros, neve
 Letters: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys, H head width, V value width.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -52,7 +53,7 @@ def _split_batch(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Arr
     return in_slices(partial(einsum_attention, causal=causal), (q, k, v, q_segment, kv_segment), least)
 
 
-KERNELS = {
+KERNELS: dict[str, Callable[..., Array]] = {
     "einsum": einsum_attention,
     "split_batch": split_batch,
     "blockwise": blockwise_attention,

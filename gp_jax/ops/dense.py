@@ -50,8 +50,9 @@ def forward(q: Array, k: Array, v: Array, mask: Array | None, hidden: Array | No
     """
     (batch, heads, length, width), groups, size = q.shape, k.shape[1], v.shape[3]
     summed = mask is None and v.dtype.itemsize == 2
-    if mask is None:  # said by the products themselves, in another column: a pass over all scores less
+    if mask is None:  # the mask is folded into an extra column of the product, which saves a pass over the scores
         q = _with_column(q, 1.0)
+        assert hidden is not None, "without a mask the hidden keys are named"
         k = _with_column(k, jnp.where(hidden, HIDDEN, 0.0)[:, None, :, None])
     if summed:  # by the product, in another column: no weight is then kept in float32 (behind a mask that is slower)
         v = _with_column(v, 1.0)
@@ -108,7 +109,8 @@ def backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array]:
 
 
 def _backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
-    return *(d.astype(x.dtype) for d, x in zip(backward(kept, d_out), kept, strict=False)), None
+    d_q, d_k, d_v = (d.astype(x.dtype) for d, x in zip(backward(kept, d_out), kept, strict=False))
+    return d_q, d_k, d_v, None
 
 
 dense_attention.defvjp(_keep, _backward)

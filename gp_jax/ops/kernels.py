@@ -68,8 +68,8 @@ def per_device(
     if k.shape[1] % tensor and tensor % k.shape[1] == 0 and q.shape[1] % tensor == 0:
         # More devices than key-value heads: each takes its share of a head's queries, and a copy of that head.
         k, v = (jnp.repeat(x, tensor // k.shape[1], axis=1) for x in (k, v))
-    samples = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
-    samples = samples if q.shape[0] % math.prod(mesh.shape[a] for a in samples) == 0 else None
+    axes = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
+    samples = axes if q.shape[0] % math.prod(mesh.shape[a] for a in axes) == 0 else None
     heads = "tensor" if "tensor" in mesh.axis_names and k.shape[1] % tensor == 0 else None
     wide, flat = PartitionSpec(samples, heads), PartitionSpec(samples)
     local = partial(kernel, **options)

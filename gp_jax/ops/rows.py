@@ -75,8 +75,8 @@ def _forward(q: Array, k: Array, v: Array, own: Array, seen: Array, places: Arra
 
         def tile(parts: tuple[Array, ...]) -> tuple[Array, Array]:
             query, segment, place = parts
-            operands = (_floats(x, as_in.dtype)[None] for x, as_in in ((query, q), (key[None], k), (value[None], v)))
-            out, log_total = _tile(*operands, segment, seen, place)
+            one, keys, values = (_floats(x, as_in.dtype)[None] for x, as_in in ((query, q), (key[None], k), (value[None], v)))
+            out, log_total = _tile(one, keys, values, segment, seen, place)
             return _bits(out[0].astype(v.dtype)), log_total[0]
 
         return jax.lax.map(tile, (queries, segments, places))

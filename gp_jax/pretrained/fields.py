@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 from pydantic import Field
 
@@ -11,7 +11,10 @@ from gp_jax.config.model import TextConfig
 from gp_jax.config.schema import LARGEST, Several, TokenId, checked, hints, one
 from gp_jax.errors import GlimpseError, shown
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Section = dict[str, Any]
 TokenOrNone = Annotated[int, Field(ge=-1, le=LARGEST)]  # -1: none, as old Llama checkpoints say it
 
@@ -47,9 +50,9 @@ def read(kind: type[T], source: Mapping[str, Any], where: str, names: Mapping[st
     Args: names: fields that the object calls otherwise; given: fields that are not in it.
     Raises: GlimpseError that names file and field.
     """
-    names, found = names or {}, dict(given)
+    names, found, types = names or {}, dict(given), hints(cast(Any, kind))
     for field in dataclasses.fields(kind):
-        name, none = names.get(field.name, field.name), type(None) in get_args(hints(kind)[field.name])
+        name, none = names.get(field.name, field.name), type(None) in get_args(types[field.name])
         if field.name not in given and name in source and (none or source[name] is not None):
             found[field.name] = source[name]
         missing = field.name not in found and field.default is dataclasses.MISSING

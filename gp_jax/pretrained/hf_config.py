@@ -9,7 +9,8 @@ from gp_jax.config import families
 from gp_jax.config.families import Family
 from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.config.schema import checked
-from gp_jax.pretrained.fields import choice, read, refuse_if
+from gp_jax.errors import GlimpseError
+from gp_jax.pretrained.fields import choice, read
 from gp_jax.runtime.disk import read_json
 
 
@@ -19,7 +20,8 @@ def family_of_file(hf: Mapping[str, Any], where: str) -> Family:
     name = choice(hf, "model_type", known, where)
     fitting = [family for family in families.FAMILIES if name in family.file_types]
     found = next((family for family in fitting if family.needs is None or hf.get(family.needs)), None)
-    refuse_if(found is None, f"{where}: field '{fitting[0].needs}' is missing")
+    if found is None:
+        raise GlimpseError(f"{where}: field '{fitting[0].needs}' is missing")
     return found
 
 

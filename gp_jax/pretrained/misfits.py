@@ -84,7 +84,8 @@ def cause(found: Iterable[str], wanted: Iterable[str], names: Names | None = Non
 
 def _prefix(keys: Iterable[str], wanted: set[str], names: Names | None) -> str | None:
     """What most of the keys have in front of a wanted one."""
-    keys, seen = list(keys), Counter()
+    keys = list(keys)
+    seen: Counter[str] = Counter()
     for key in keys:
         for place in [match.end() for match in re.finditer(r"\.", key[:200])][:12]:
             rest = key[place:]

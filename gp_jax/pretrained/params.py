@@ -6,7 +6,7 @@ Linear weights keep their layout; only the patch embedding is a convolution ther
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -93,7 +93,7 @@ def shallow(config: ModelConfig) -> ModelConfig:
 
 def _optional(path: str, glimpse: GlimpseConfig | None) -> bool:
     """Released V2 predictors carry condition projections that nothing reads; files without them are as good."""
-    return bool(glimpse) and glimpse.attn_fuse_type == "AttnFuserV2" and path.startswith("predictor.cond_in_projs.")
+    return glimpse is not None and glimpse.attn_fuse_type == "AttnFuserV2" and path.startswith("predictor.cond_in_projs.")
 
 
 class BaseKeys:
@@ -147,7 +147,11 @@ class BaseKeys:
             return False
         rows = max(1, BLOCK // (math.prod(shape[1:]) or 1))
         blocks = ((slice(start, start + rows),) for start in range(0, shape[0], rows))
-        return all(np.array_equal(*(self.source.read(key, block).astype(dtype) for key in (one, other))) for block in blocks)
+
+        def read(key: str, block: tuple[slice, ...]) -> np.ndarray:
+            return self.source.read(key, block).astype(dtype)
+
+        return all(np.array_equal(read(one, block), read(other, block)) for block in blocks)
 
 
 def load(
@@ -158,7 +162,7 @@ def load(
     *,
     dtype: jnp.dtype | None,
     mesh: Mesh | None,
-    progress: Callable[[Iterator], Iterator] = iter,
+    progress: Callable[[list], Iterable] = iter,
 ) -> LVLM:
     """Builds the model, each tensor read, cast and put straight to its place on the mesh.
 
@@ -194,7 +198,7 @@ def load(
         name, shape = own.name(path), variable.shape
         source, key = (extra, name) if is_glimpse(path) else (base, own.keys[name])
         sharding = parameter_sharding(path, shape, mesh, config.text)
-        if key not in source.shapes:
+        if source is None or key not in source.shapes:
             return spread(np.zeros(shape, variable.dtype), sharding)
 
         def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -204,7 +208,8 @@ def load(
 
         parts: dict[tuple, np.ndarray] = {}  # JAX asks for every device and holds all it got: devices with the same part share it
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            index = index or ()
             place = tuple((own.start, own.stop) for own in index)
             if place not in parts:
                 parts[place] = read(index)
@@ -232,7 +237,7 @@ def export_base(model: LVLM, nested: bool) -> dict[str, jax.Array]:
 
 def export_glimpse(model: LVLM) -> dict[str, jax.Array]:
     """The glimpse's tensors by released name; none without one. They lie whole on every device, so any process can write them."""
-    tensors = {}
+    tensors: dict[str, jax.Array] = {}
     for part in ("glimpse", "predictor"):
         if (module := getattr(model, part)) is not None:
             own = flat_params(nnx.state(module, nnx.Param))
@@ -240,7 +245,7 @@ def export_glimpse(model: LVLM) -> dict[str, jax.Array]:
     return tensors
 
 
-def nested_glimpse(tensors: Mapping[str, jax.Array]) -> dict:
+def nested_glimpse(tensors: Mapping[str, Any]) -> dict:
     """Flat released names as the released file nests them: one dict per module, the embeddings on their own."""
     tree: dict = {}
     for key, value in tensors.items():

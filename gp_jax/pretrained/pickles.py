@@ -51,7 +51,7 @@ class Machine:
             if code == b".":
                 return self.pop()
             if code not in ACTIONS:
-                known = pickletools.code2op.get(code.decode("latin-1"))
+                known = next((op for op in pickletools.opcodes if op.code == code.decode("latin-1")), None)
                 raise Refused(f"it holds the opcode {known.name if known else code.hex()}, which torch.save does not write")
             ACTIONS[code](self)
         raise Refused(f"it takes more than {MOST_STEPS} steps to read")
@@ -149,7 +149,7 @@ class Machine:
             raise Refused("it sets attributes (opcode BUILD) of what is not an OrderedDict")
 
 
-ACTIONS: dict[bytes, Callable[[Machine], None]] = {
+ACTIONS: dict[bytes, Callable[[Machine], object]] = {
     b"\x80": lambda m: m.take(1),  # PROTO
     b"\x95": lambda m: m.take(8),  # FRAME
     b"(": Machine.mark,

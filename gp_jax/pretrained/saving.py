@@ -64,6 +64,6 @@ def write_glimpse(model: LVLM, folder: Path) -> None:
     """The glimpse in both formats; nothing without one."""
     tensors = params.export_glimpse(model)
     if tensors:
-        tensors = {key: np.asarray(value) for key, value in tensors.items()}
-        files.write_tensors(folder / files.GLIMPSE_TENSORS, tensors)
-        write_torch(folder / files.GLIMPSE_TORCH, params.nested_glimpse(tensors))
+        arrays = {key: np.asarray(value) for key, value in tensors.items()}
+        files.write_tensors(folder / files.GLIMPSE_TENSORS, arrays)
+        write_torch(folder / files.GLIMPSE_TORCH, params.nested_glimpse(arrays))

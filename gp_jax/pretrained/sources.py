@@ -39,7 +39,10 @@ class TensorSource(Protocol):
     """Named tensors of which only what is asked for is read."""
 
     where: str  # for error messages
-    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every tensor, by key."""
 
     def dtype(self, key: str) -> np.dtype:
         """Stored dtype of a tensor. Raises: GlimpseError unless weights of this dtype can be loaded."""
@@ -48,7 +51,7 @@ class TensorSource(Protocol):
         """A rectangle of a tensor; () for all of it."""
 
 
-class Entry(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a tensor lies."""
 
     path: Path
@@ -57,7 +60,7 @@ class Entry(NamedTuple):
     start: int  # byte
 
 
-def _entries(path: Path) -> dict[str, Entry]:
+def _entries(path: Path) -> dict[str, TensorPlace]:
     """What a safetensors file says it holds. Raises: GlimpseError when that cannot be true."""
     check_regular(path)
     try:
@@ -79,7 +82,7 @@ def _entries(path: Path) -> dict[str, Entry]:
             numbers = numbers and len(shape) <= MOST_AXES and math.prod(max(1, n) for n in shape) <= MOST_VALUES
             if not (numbers and start <= end <= size - length) or (dtype and end - start != dtype.itemsize * math.prod(shape)):
                 raise ValueError(f"{key} is not where it should be")
-            entries[key] = Entry(path, entry["dtype"], shape, 8 + length + start)
+            entries[key] = TensorPlace(path, entry["dtype"], shape, 8 + length + start)
         return entries
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise GlimpseError(f"{path}: is not a readable safetensors file ({one_line(error)})") from error

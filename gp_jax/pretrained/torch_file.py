@@ -67,17 +67,19 @@ class _Bounded(io.BufferedReader):
     """A file of which nothing large is read at once: zipfile reads the archive's directory, whatever its size, in one piece."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        everything = size is None or size < 0
-        if not everything and size > MOST_BYTES:
+        if size is None or size < 0:
+            return super().read(MOST_BYTES)
+        if size > MOST_BYTES:
             raise Refused("it holds more files than a file of torch.save does")
-        return super().read(MOST_BYTES if everything else size)
+        return super().read(size)
 
 
 class _Archive:
     """The zip file: one pickle and its storages, each in a place of its own."""
 
     def __init__(self, path: Path, file: _Bounded, archive: zipfile.ZipFile):
-        self.path, self.file, self.archive, self.storages = path, file, archive, {}
+        self.path, self.file, self.archive = path, file, archive
+        self.storages: dict[str, Any] = {}
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1 or len(set(names)) != len(names):
@@ -187,7 +189,8 @@ class _Writer:
     """Pickle opcodes (protocol 2) for dicts of tensors. Python's own pickler would have to import torch."""
 
     def __init__(self) -> None:
-        self.out, self.storages = bytearray(b"\x80\x02"), []
+        self.out = bytearray(b"\x80\x02")
+        self.storages: list[bytes] = []
 
     def text(self, value: str) -> None:
         data = value.encode()
@@ -245,7 +248,7 @@ def write_torch(path: Path, content: Mapping[str, Any]) -> None:
     writer.mapping(content)
     writer.out += b"."
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        parts = {"data.pkl": bytes(writer.out), "byteorder": "little"}
+        parts: dict[str, bytes | str] = {"data.pkl": bytes(writer.out), "byteorder": "little"}
         parts |= {f"data/{key}": data for key, data in enumerate(writer.storages)} | {"version": "3\n"}
         for name, data in parts.items():
             archive.writestr(zipfile.ZipInfo(f"{prefix}/{name}"), data)

@@ -58,7 +58,7 @@ def open_encoded(data: bytes) -> tuple[Image.Image, int] | None:
     Pillow's own door, `Image.open`, asks a global limit on pixels, which other threads use as well; its formats are opened here as it does.
     Raises: whatever a damaged header makes Pillow's plugins raise.
     """
-    accepted = (name for name in formats() if Image.OPEN[name][1](data[:16]) is True)
+    accepted = (name for name in formats() if (accept := Image.OPEN[name][1]) and accept(data[:16]) is True)
     name = next(accepted, None)
     if name is None:
         return None
@@ -174,7 +174,8 @@ def _png_text(kind: bytes, rest: bytes) -> bytes:
 
 def strip_webp(data: bytes) -> Stripped:
     """Without colour profile, EXIF, XMP and chunks that no version knows."""
-    end, spans, found, at, parts = min(len(data), 8 + int.from_bytes(data[4:8], "little")), [], {}, 12, 0
+    end, spans, at, parts = min(len(data), 8 + int.from_bytes(data[4:8], "little")), [], 12, 0
+    found: dict[bytes, bytes] = {}
     dropped = 0
     while at + 8 <= end:
         kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -42,7 +42,7 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int = MAX_PIXELS) -
 
 
 @dataclass(frozen=True)
-class Picture:
+class EncodedPicture:
     """An encoded picture whose header is read. stored: as its file holds it; orientation: EXIF's number, 1 for upright."""
 
     name: str
@@ -58,7 +58,9 @@ class Picture:
         """The upright picture; transparent parts become white. Raises: GlimpseError when it does not decode."""
         size = self.stored.size
         with _within_memory(self.name):
-            if self.stored.format == "TIFF" and self.stored.tile:  # where it makes room for pixels, Pillow asks its global limit
+            if self.stored.format == "TIFF" and getattr(
+                self.stored, "tile", None
+            ):  # where it makes room for pixels, Pillow asks its global limit
                 self.stored.im = Image.new(self.stored.mode, size, None).im
             picture = _rgb(self.stored, self.name)
             if picture.size != size:
@@ -66,7 +68,7 @@ class Picture:
             return picture.transpose(UPRIGHT[self.orientation]) if self.orientation in UPRIGHT else picture
 
 
-def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int = MAX_PIXELS) -> EncodedPicture:
     """Reads the header of an encoded picture, or of a file. Raises: GlimpseError with this name, of the file by default."""
     name = printable(source, 300) if name is None else name
     with _within_memory(name):
@@ -79,7 +81,7 @@ def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int 
         raise GlimpseError(f"{name}: is truncated or damaged ({one_line(error)})") from error
     if opened is None:
         raise GlimpseError(f"{name}: is not an image in a known format ({', '.join(formats())})")
-    picture = Picture(name, *opened)
+    picture = EncodedPicture(name, *opened)
     check_size(picture.size, name, max_pixels)
     return picture
 
@@ -104,7 +106,7 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "ima
         check_size(source.size, name, max_pixels)
         picture = _rgb(source, name)
         try:
-            turned = UPRIGHT.get(source.getexif().get(0x0112))
+            turned = UPRIGHT.get(source.getexif().get(0x0112, 1))
         except Exception:  # of tags that Pillow cannot read
             turned = None
         return picture.copy() if turned is None else picture.transpose(turned)
@@ -127,7 +129,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise GlimpseError(f"{name}: a floating point picture has no known range of brightness")
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # of these older Pillows make integers of 32 bits
-        least, most = image.getextrema()
+        least, most = cast(tuple[int, int], image.getextrema())  # of one channel
         if least < 0 or most > 255:
             raise GlimpseError(f"{name}: integers of 32 bits ({least} to {most}) have no known range of brightness")
         image = image.convert("L")

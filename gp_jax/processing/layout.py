@@ -55,7 +55,9 @@ def pack_windows(grids: Sequence[tuple[int, int]], side: int) -> tuple[np.ndarra
     Args: grids: (rows, columns) per image; side: of a window, in tokens.
     Returns: slots (M,) and windows (M,) as in `Sample`; M is a multiple of side^2.
     """
-    capacity, full, partial, first = side * side, [], [], 0
+    capacity, first = side * side, 0
+    full: list[np.ndarray] = []
+    partial: list[np.ndarray] = []
     for rows, columns in grids:
         tokens = np.arange(first, first + rows * columns).reshape(rows, columns)
         first += rows * columns
@@ -116,7 +118,7 @@ ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "imag
 
 def read_samples(
     config: ModelConfig,
-    input_ids: np.ndarray,
+    input_ids: np.ndarray | None,
     attention_mask: np.ndarray | None,
     pixel_values: np.ndarray | None,
     image_grid_thw: np.ndarray | None = None,
@@ -231,7 +233,7 @@ def vision_input(samples: Sequence[Sample | None], config: ModelConfig, batch: i
         patches[b, held] = sample.pixels.reshape(-1, unit, config.vision.patch_dim)[sample.groups[held]]
         token[b, sample.slot_of_token] = token_grid(sample.grids)
         window[b, : sample.windows.size] = sample.windows
-    inner = np.stack(np.indices((side, side)), axis=-1).reshape(unit, 2)
+    inner = np.moveaxis(np.indices((side, side)), 0, -1).reshape(unit, 2)
     patch_hw = token[:, :, None, 1:] * side + inner
     return VisionInput(
         patches=patches.reshape(batch, slots * unit, -1),

@@ -4,23 +4,21 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from PIL import Image
 
 from gp_jax.config.model import ModelConfig
+from gp_jax.config.vision import ClipConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.pretrained.tower import KNOWN, NAME, processor_file
 from gp_jax.processing.images import MAX_PIXELS
-from gp_jax.processing.picture_settings import CLIP, TILES, ClipPictures, build, check_model, read_settings, tried
+from gp_jax.processing.picture_settings import CLIP, TILES, ClipPictures, PictureProcessor, build, check_model, read_settings, tried
 from gp_jax.processing.prompts import Message, conversation, parts_of
 from gp_jax.processing.qwen import Area, Processor
 from gp_jax.processing.views import Plot, best_pinpoint, tiled, whole
 from gp_jax.runtime.disk import read_json
-
-if TYPE_CHECKING:
-    from transformers.image_processing_backends import PilBackend
 
 IMAGE = "<image>"
 SYSTEM = (
@@ -47,14 +45,19 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
     return f"{system} {''.join(turns)}ASSISTANT:"
 
 
+def _vision(config: ModelConfig) -> ClipConfig:
+    return cast(ClipConfig, config.vision)  # of this family's models
+
+
 class LlavaProcessor(Processor):
     """The layout of transformers: its image processors as the folder sets them up, its chat template."""
 
     shrinks: ClassVar[bool] = False
 
     @classmethod
-    def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> "PilBackend":
-        vision, side = config.vision, config.vision.image_size
+    def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> PictureProcessor:
+        vision = _vision(config)
+        side = vision.image_size
         sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
         if vision.pinpoints:  # pictures of a batch that need fewer tiles are padded, whatever the file says
             points = {"image_grid_pinpoints": [list(point) for point in vision.pinpoints]}
@@ -83,7 +86,7 @@ class LlavaProcessor(Processor):
         raise GlimpseError("this model's pictures cannot be given with fewer visual tokens: their number is fixed")
 
     def plot(self, width: int, height: int) -> Plot:
-        vision, settings = self.config.vision, self.image_processor
+        vision, settings = _vision(self.config), self.image_processor
         if not vision.pinpoints and settings.do_pad and max(width, height) ** 2 > MOST_PADDED:
             raise GlimpseError(f"a picture of {width} x {height} pixels, padded to a square, has more than {MOST_PADDED} pixels")
         if not vision.pinpoints and not settings.do_center_crop:
@@ -92,7 +95,7 @@ class LlavaProcessor(Processor):
 
     def _check_uncropped(self, width: int, height: int) -> None:
         """Raises: GlimpseError for a picture that nothing makes as large as the tower's."""
-        settings, side = self.image_processor, self.config.vision.image_size
+        settings, side = self.image_processor, _vision(self.config).image_size
         wide, high = (max(width, height),) * 2 if settings.do_pad else (width, height)
         if settings.do_resize and not settings.size.shortest_edge:
             return  # to height and width
@@ -101,7 +104,7 @@ class LlavaProcessor(Processor):
             raise GlimpseError(f"{off} false: a picture of {width} x {height} pixels does not become {side} x {side}")
 
     def areas(self, width: int, height: int) -> tuple[Area, ...]:
-        vision, settings = self.config.vision, self.image_processor
+        vision, settings = _vision(self.config), self.image_processor
         if vision.pinpoints:
             return (0, 0, width, height), self._detail(width, height)
         if getattr(settings, "do_pad", False):
@@ -118,19 +121,21 @@ class LlavaProcessor(Processor):
             resized = [settings.size.width, settings.size.height]
         starts = [(new - crop) // 2 * old / new for new, crop, old in zip(resized, across, (width, height), strict=True)]
         ends = [start + crop * old / new for start, crop, new, old in zip(starts, across, resized, (width, height), strict=True)]
-        return ((*starts, *ends),)
+        return ((starts[0], starts[1], ends[0], ends[1]),)
 
     def _detail(self, width: int, height: int) -> Area:
         """What LLaVA-NeXT's detail covers: about the whole picture, for its padding goes away in whole visual tokens."""
-        vision, (high, wide) = self.config.vision, best_pinpoint(self.config.vision.pinpoints, height, width)
+        vision = _vision(self.config)
+        high, wide = best_pinpoint(vision.pinpoints, height, width)
         scale = min(wide / width, high / height)
         top, left, rows, columns = tiled(vision, height, width).crops[1]
         patch, pad_x, pad_y = vision.patch_size, (wide - width * scale) / 2, (high - height * scale) / 2
         edges = ((left, pad_x), (top, pad_y), (left + columns, pad_x), (top + rows, pad_y))
-        return tuple((tokens * patch - pad) / scale for tokens, pad in edges)
+        x, y, right, bottom = ((tokens * patch - pad) / scale for tokens, pad in edges)
+        return x, y, right, bottom
 
     def arrays(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray | None]:
-        names = ("pixel_values", "image_sizes") if self.config.vision.pinpoints else ("pixel_values",)
+        names = ("pixel_values", "image_sizes") if _vision(self.config).pinpoints else ("pixel_values",)
         if not images:
             return dict.fromkeys(names)
         made = self.image_processor(images=list(images), return_tensors="np")

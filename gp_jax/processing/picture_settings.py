@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,9 +15,6 @@ from gp_jax.config.schema import checked
 from gp_jax.errors import GlimpseError, one_line, shown
 from gp_jax.processing.library import broken, load_class
 from gp_jax.runtime.disk import kind_of, read_json
-
-if TYPE_CHECKING:
-    from transformers.image_processing_backends import PilBackend
 
 OWN, SHARED = "preprocessor_config.json", "processor_config.json"
 MOST_PIXELS = 1 << 25  # of a resized picture: 42,800 visual tokens of Qwen2.5-VL
@@ -69,6 +66,20 @@ class ClipPictures(Pictures):
     do_pad: Switch = None
 
 
+class PictureProcessor(Protocol):
+    """What is used of a picture processor of transformers, whose settings become attributes when it is made. Some have fewer."""
+
+    size: Any
+    crop_size: Any
+    do_resize: bool
+    do_pad: bool
+    do_center_crop: bool
+    resample: Any
+
+    def __call__(self, *, images: Any, return_tensors: str, **options: Any) -> Mapping[str, Any]:
+        """Pictures to arrays."""
+
+
 def read_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The file that decides and what it says: `image_processor` of the shared file before the picture processor's own, as in transformers.
 
@@ -99,7 +110,7 @@ def check_model(settings: Mapping[str, Any], model: Mapping[str, Any], path: Pat
         raise GlimpseError(f"{path}: does not fit the model: {', '.join(wrong)}")
 
 
-def build(kind: tuple[str, str], schema: type, settings: Mapping[str, Any], more: Mapping[str, Any], path: Path) -> "PilBackend":
+def build(kind: tuple[str, str], schema: type, settings: Mapping[str, Any], more: Mapping[str, Any], path: Path) -> PictureProcessor:
     """A picture processor of transformers.
 
     Args: schema: a dataclass here; fields that it does not have mean nothing to the processor. more: what is known beside the file.
@@ -116,7 +127,7 @@ def build(kind: tuple[str, str], schema: type, settings: Mapping[str, Any], more
         raise GlimpseError(f"{path}: settings cannot be used ({one_line(error)})") from error
 
 
-def tried(processor: "PilBackend", side: int, path: Path, **options: Any) -> Mapping[str, np.ndarray]:
+def tried(processor: PictureProcessor, side: int, path: Path, **options: Any) -> Mapping[str, np.ndarray]:
     """What becomes of a square picture. Raises: GlimpseError that names the file."""
     try:
         return processor(images=Image.new("RGB", (side, side)), return_tensors="np", **options)
@@ -124,7 +135,7 @@ def tried(processor: "PilBackend", side: int, path: Path, **options: Any) -> Map
         raise GlimpseError(f"{path}: settings cannot be used ({one_line(error)})") from error
 
 
-def pixel_limits(processor: "PilBackend", path: Path) -> None:
+def pixel_limits(processor: PictureProcessor, path: Path) -> None:
     """Raises: GlimpseError unless pictures can be given a Qwen processor's least and most pixels."""
     least, most = (getattr(processor.size, name, None) for name in ("shortest_edge", "longest_edge"))
     if not least or not most:
@@ -137,7 +148,7 @@ def pixel_limits(processor: "PilBackend", path: Path) -> None:
         raise GlimpseError(f"{path}: min_pixels={least} is more than {MOST_AT_LEAST}, to which no small picture is enlarged")
 
 
-def say_default(path: Path, settings: Mapping[str, Any], processor: "PilBackend") -> None:
+def say_default(path: Path, settings: Mapping[str, Any], processor: PictureProcessor) -> None:
     """Warns when transformers' class decides about the size of pictures, which is what answers depend on most."""
     if not any(settings.get(name) is not None for name in ("size", "max_pixels")):
         warnings.warn(f"{path}: names no max_pixels: transformers' default of {processor.size.longest_edge} is used", stacklevel=2)

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
 from gp_jax.config.model import ModelConfig
+from gp_jax.config.vision import VisionConfig
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.processing.images import MAX_PIXELS, ImageLike, open_image
 from gp_jax.processing.library import guarded, load_class
 from gp_jax.processing.picture_settings import (
     QWEN,
+    PictureProcessor,
     QwenPictures,
     build,
     check_model,
@@ -33,7 +35,6 @@ from gp_jax.processing.views import Plot, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from transformers.image_processing_backends import PilBackend
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its advice to install PyTorch does not apply here
 
@@ -44,12 +45,12 @@ Area = tuple[float, float, float, float]
 class Prepared:
     """`inputs` is what `generate` takes; the rest is for showing the answer."""
 
-    inputs: dict[str, np.ndarray | None]
+    inputs: dict[str, Any]  # numpy arrays or None
     images: list[list[Image.Image]]  # per sample and view, upright RGB
     grids: list[tuple[tuple[int, int], ...]]  # per sample and view: (rows, columns) of visual tokens
 
 
-def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], list[str]]:
+def as_batch(images: Any, questions: str | Sequence[str] | None) -> tuple[list[list], list[str]]:
     """One question about a picture (or None) or several, or a list of them, as lists. Raises: GlimpseError when they do not match."""
     if isinstance(questions, str):
         images, questions = [images], [questions]
@@ -58,6 +59,10 @@ def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], l
     if not isinstance(images, list | tuple) or len(images) != len(questions):
         raise GlimpseError(f"{len(questions)} questions need a list of as many images (or lists of images, or None)")
     return [[] if own is None else list(own) if isinstance(own, list | tuple) else [own] for own in images], list(questions)
+
+
+def _vision(config: ModelConfig) -> VisionConfig:
+    return cast(VisionConfig, config.vision)  # of this family's models
 
 
 class Processor:
@@ -70,7 +75,7 @@ class Processor:
         self,
         config: ModelConfig,
         tokenizer: "PreTrainedTokenizerBase | None",
-        image_processor: "PilBackend | GlimpseError",
+        image_processor: PictureProcessor | GlimpseError,
         template: Template | None = None,
     ):
         """Args: image_processor: or why there is none."""
@@ -92,9 +97,9 @@ class Processor:
         return read_settings(folder)
 
     @classmethod
-    def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> "PilBackend":
+    def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> PictureProcessor:
         """transformers' image processor, tried. Raises: GlimpseError that names file and setting."""
-        vision = config.vision
+        vision = _vision(config)
         sizes = dict(patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size)
         check_model(settings, sizes, path)
         made = build(QWEN, QwenPictures, settings, sizes, path)
@@ -104,7 +109,7 @@ class Processor:
         return made
 
     @property
-    def image_processor(self) -> "PilBackend":
+    def image_processor(self) -> PictureProcessor:
         """Raises: GlimpseError when the folder has no settings for one."""
         if isinstance(self._image_processor, GlimpseError):
             raise GlimpseError(str(self._image_processor))
@@ -131,7 +136,7 @@ class Processor:
     @property
     def _side(self) -> int:
         """Pixels along a side of one visual token."""
-        return self.config.vision.patch_size * self.config.vision.spatial_merge_size
+        return (vision := _vision(self.config)).patch_size * vision.spatial_merge_size
 
     def _pixel_limits(self) -> tuple[int, int]:
         """Fewest and most pixels of a picture after resizing."""
@@ -158,7 +163,7 @@ class Processor:
 
     def views(self, image: Image.Image) -> list[Image.Image]:
         """What every view shows."""
-        areas = [tuple(map(round, area)) for area in self.areas(*image.size)]
+        areas = [(round(left), round(top), round(right), round(bottom)) for left, top, right, bottom in self.areas(*image.size)]
         return [image if area == (0, 0, *image.size) else image.crop(area) for area in areas]
 
     def fitted(self, image: Image.Image, grid: tuple[int, int]) -> Image.Image:

@@ -23,10 +23,10 @@ LONGEST = 4 << 20  # characters of a prompt
 ADDED = 1 << 18  # characters beside what it was given, twice: prompts become tokens, for some hundred bytes a character
 
 
-class Generation(Extension):
+class GenerationBlock(Extension):
     """`{% generation %}` marks what an assistant said, for those who train on it; the text stays."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
@@ -70,7 +70,7 @@ def _json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators
 @functools.cache
 def environment() -> ImmutableSandboxedEnvironment:
     """The one of transformers (utils/chat_template_utils.py)."""
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols])
     made.filters["tojson"] = _json
     made.globals |= {"raise_exception": _fail, "strftime_now": lambda form: datetime.now().strftime(form)}
     made.globals |= {"dict": Dict(), "namespace": Namespace}

@@ -17,6 +17,7 @@ from typing import Any
 from gp_jax.errors import GlimpseError, one_line, some
 from gp_jax.processing import template_worker
 from gp_jax.processing.template_worker import LONGEST, SECONDS
+from gp_jax.runtime.clock import COMPILES
 from gp_jax.runtime.disk import kind_of, read_json, read_text
 
 MORE = "additional_chat_templates"
@@ -89,16 +90,21 @@ class Worker:
     """The process that renders for this one: started when it is first needed, and again when a template ended it."""
 
     def __init__(self) -> None:
-        self._lock, self._process, self._pipe = threading.Lock(), None, None
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen | None = None
+        self._pipe: Connection | None = None
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Returns: {"text": ...} or {"reason": ...}."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
+            if self._process is None or self._pipe is None or self._process.poll() is not None:
+                with COMPILES.once():
+                    pipe = self._start()
+            else:
+                pipe = self._pipe
             try:
-                self._pipe.send_bytes(json.dumps(request).encode())
-                return _reply(self._pipe, WAIT)
+                pipe.send_bytes(json.dumps(request).encode())
+                return _reply(pipe, WAIT)
             except (EOFError, OSError) as error:
                 status = self._stop()
                 late = status == -signal.SIGPROF or isinstance(error, TimeoutError)
@@ -107,16 +113,18 @@ class Worker:
                 self._stop()
                 raise
 
-    def _start(self) -> None:
+    def _start(self) -> Connection:
         self._stop()
-        self._pipe, other = Pipe()
+        pipe, other = Pipe()
+        self._pipe = pipe
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         command = [sys.executable, "-P", template_worker.__file__, str(other.fileno())]
         try:
             with other:
                 self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()], env=environment)
-            _reply(self._pipe, START)
+            _reply(pipe, START)
+            return pipe
         except BaseException as error:  # one that is ready later would give that as its first answer
             self._stop()
             if not isinstance(error, (EOFError, OSError)):

@@ -4,7 +4,7 @@ Entries are 12 bytes: tag, type, number of values, and these or where they are; 
 """
 
 import struct
-from typing import ClassVar
+from typing import Any, ClassVar
 
 MAX_COUNT = 1 << 18  # entries, or values of one: a picture of sensible size has fewer strips
 SMALL_TILE = 1 << 22  # pixels
@@ -25,7 +25,8 @@ class Directory:
     TEXTS = (1, 2, 7)  # types of a byte a value
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.entries, self.order = data, {}, {b"II": "<", b"MM": ">"}.get(data[:2], "<")
+        self.data, self.order = data, {b"II": "<", b"MM": ">"}.get(data[:2], "<")
+        self.entries: dict[int, bytes] = {}
         self.big = data[2:3] == b"\x2b"
         self.size, self.head = (20, 16) if self.big else (12, 8)  # of an entry, and of the file's header
         self.long, self.short = ("Q", "Q") if self.big else ("L", "H")  # of a place, and of the number of entries
@@ -39,7 +40,7 @@ class Directory:
             entry = data[place : place + self.size]
             self.entries.setdefault(self._unpack("H", entry[:2]), entry)
 
-    def _unpack(self, letter: str, data: bytes) -> float | None:
+    def _unpack(self, letter: str, data: bytes) -> Any:
         return struct.unpack(self.order + letter, data)[0] if len(data) == struct.calcsize(self.order + letter) else None
 
     def count(self, tag: int) -> int:

@@ -14,6 +14,7 @@ from gp_jax.runtime.disk import kind_of, parse_json, read_bytes, read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MODEL = "ModelProto"  # the library makes this class at run time: type checkers do not know it
 PIECES, WHOLE, SETTINGS = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 FILES = {  # that transformers reads for the tokenizers of these models, and how many MiB they may have
     WHOLE: 32,
@@ -95,8 +96,8 @@ def _check_pieces(data: bytes, path: Path) -> None:
     """Raises: GlimpseError unless a SentencePiece file can be read, and holds what may be a vocabulary."""
     if find_spec("sentencepiece") is None:  # transformers would ask for tiktoken
         raise GlimpseError(f"{path}: cannot be read without sentencepiece (pip install sentencepiece)")
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece import sentencepiece_model_pb2
 
-    model = guarded(f"{path}: is not a SentencePiece file", lambda: ModelProto.FromString(data))
+    model = guarded(f"{path}: is not a SentencePiece file", lambda: getattr(sentencepiece_model_pb2, MODEL).FromString(data))
     if not model.pieces or any(len(piece.piece) > LONGEST_TOKEN for piece in model.pieces):
         raise GlimpseError(f"{path}: must hold tokens of at most {LONGEST_TOKEN} characters")

@@ -6,7 +6,7 @@ one tile and the picture cut into several, whose visual tokens stand in rows tha
     overview  24 x 24      detail  48 x 72 of 2 x 3 tiles, less the padding that made the picture fit them
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,15 +187,16 @@ def patches(tiles: np.ndarray, size: int) -> np.ndarray:
     return cut.transpose(0, 3, 1, 5, 2, 4, 6).reshape(rows * n * columns * n, -1)
 
 
-def best_pinpoint(pinpoints: Sequence[Grid], height: int, width: int) -> Grid:
-    """The resolution that keeps most of a picture's pixels and of these the one that wastes least; the first of equals."""
+def best_pinpoint(pinpoints: Iterable[tuple[int, ...]], height: int, width: int) -> Grid:
+    """The resolution (height, width) that keeps most of a picture's pixels and of these the one that wastes least; the first of equals."""
 
-    def fitness(point: Grid) -> tuple[int, int]:
+    def fitness(point: tuple[int, ...]) -> tuple[int, int]:
         scale = min(point[1] / width, point[0] / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - point[0] * point[1]
 
-    return max(pinpoints, key=fitness)
+    high, wide = max(pinpoints, key=fitness)
+    return high, wide
 
 
 def tiled(vision: ClipConfig, height: int, width: int) -> Plot:

@@ -16,8 +16,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.pruning.compact import take_rows
 from gp_jax.pruning.rule import Prune
 from gp_jax.pruning.scorers import attention, cdpruner, divprune, fastv, given, glimpse, pyramiddrop, visionzip, vscan
-from gp_jax.pruning.scorers.scorer import Cut as Cut
-from gp_jax.pruning.scorers.scorer import Scorer
+from gp_jax.pruning.scorers.scorer import Cut, Scorer
 from gp_jax.trees import Stream
 
 Plan = tuple[Cut, ...]
@@ -74,7 +73,7 @@ def merges(cut: Cut) -> bool:
 def tapped_layers(plan: Plan, config: GlimpseConfig | None) -> tuple[int, ...]:
     """Layers whose attention a plan's scorers read."""
     layers = {cut.after for cut in plan if SCORERS[cut.scorer].attention}
-    return tuple(sorted(layers | (set(config.selected_layers) if needs_glimpse(plan) else set())))
+    return tuple(sorted(layers | (set(config.selected_layers) if config and needs_glimpse(plan) else set())))
 
 
 def watched_blocks(plan: Plan, config: Vision) -> tuple[int, ...]:
@@ -99,7 +98,7 @@ def make_plan(prune: Prune, config: GlimpseConfig | None, depth: int) -> Plan:
     first = -1 if scorer.given else 0
     if not first <= after < depth:
         raise GlimpseError(f"after={after} is not one of the model's {depth} layers ({first}..{depth - 1})")
-    if scorer.glimpse:
+    if scorer.glimpse and config:
         if config.use_ref_masks:
             raise GlimpseError("this glimpse config has use_ref_masks=true: pass Prune(reference_masks=...)")
         if prune.after not in (None, config.reduce_layer):

@@ -123,8 +123,10 @@ def reference_mask(mask: object, grids: Sequence[tuple[int, int]], where: str) -
     shapes = [tuple(grid) for grid in grids]
     if mask is None:
         mask = []
-    one_each = isinstance(mask, list | tuple) and len(mask) == len(shapes) and (not mask or numeric(where, mask[0]).ndim > 0)
-    flat = [numeric(where, part) for part in (mask if one_each else [mask])]
+    parts: Sequence[object] = [mask]
+    if isinstance(mask, list | tuple) and len(mask) == len(shapes) and (not mask or numeric(where, mask[0]).ndim > 0):
+        parts = mask
+    flat = [numeric(where, part) for part in parts]
     if any(a.dtype.kind not in "bui" or ((a != 0) & (a != 1)).any() for a in flat if a.size):
         raise GlimpseError(f"{where}: masks must hold true and false (or 1 and 0) only")
     flat = [a.astype(bool) for a in flat]

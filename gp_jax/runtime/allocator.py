@@ -10,7 +10,9 @@ import importlib.util
 import os
 import platform
 import sys
-from importlib.machinery import PathFinder
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 # From 32 MiB on (the most that glibc takes here) buffers are mappings of their own and go back when they are freed: in the heap they leave
 # holes that stay (100 MiB of a request of the 0.5 B benchmark, which is no slower for it, nor is a training step).
@@ -43,7 +45,7 @@ class _NoTorch(PathFinder):
     """Finds what PathFinder finds, but torch."""
 
     @classmethod
-    def find_spec(cls, fullname: str, path: object = None, target: object = None) -> object:
+    def find_spec(cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         return None if fullname == "torch" else super().find_spec(fullname, path, target)
 
 

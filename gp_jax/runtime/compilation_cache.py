@@ -24,6 +24,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -59,7 +60,7 @@ def keep_compiled(folder: str | None = None) -> None:
     """
     if not isinstance(warnings.showwarning, OneLine):
         warnings.showwarning = OneLine(warnings.showwarning)
-    if folder is None and (jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache):
+    if folder is None and (_setting("jax_compilation_cache_dir") or not _setting("jax_enable_compilation_cache")):
         return
     if folder is None:
         try:
@@ -71,6 +72,10 @@ def keep_compiled(folder: str | None = None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
 
 
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)  # JAX adds its settings to `config` at run time: type checkers do not know them
+
+
 class OneLine:
     """Stands for `warnings.showwarning`: of all that JAX says about entries that it cannot read or write one line is shown, and what is
     damaged goes, since JAX would neither use nor replace it. Other warnings are shown as they were."""
@@ -78,14 +83,15 @@ class OneLine:
     SAID = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.*?)': (.*)", re.DOTALL)
 
     def __init__(self, others: Callable[..., None]):
-        self.others, self.told = others, set()
+        self.others = others
+        self.told: set[str] = set()
 
     def __call__(self, message: Warning | str, *args: object, **kwargs: object) -> None:
         found = self.SAID.match(str(message))
         if found is None:
             self.others(message, *args, **kwargs)
             return
-        (verb, program, reason), folder = found.groups(), jax.config.jax_compilation_cache_dir
+        (verb, program, reason), folder = found.groups(), _setting("jax_compilation_cache_dir")
         if verb not in self.told:
             self.told.add(verb)
             then = "such programs are compiled again" if verb == "reading" else "they are compiled again next time"
@@ -119,7 +125,7 @@ def _readable(path: Path) -> bool:
 
 def _dates_entries() -> bool:
     """Whether JAX notes when entries are used. In a folder without a largest size, which may be a user's own, it does not."""
-    return jax.config.jax_compilation_cache_max_size != -1
+    return _setting("jax_compilation_cache_max_size") != -1
 
 
 def _dated(path: Path) -> bool:

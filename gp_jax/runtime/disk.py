@@ -116,7 +116,7 @@ def parse_json(text: str | bytes, where: object) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise GlimpseError(f"{where}: is not valid JSON ({one_line(error)})") from error
-    level = [[value]]
+    level: list[dict | list] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, NESTED)]
         if not level:

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from gp_jax.data.collate import Shape
-from gp_jax.data.feed import Loaded
+from gp_jax.data.feed import LoadedBatch
 from gp_jax.processing.qwen import Processor
 from gp_jax.scenes.questions import Question
 from gp_jax.scenes.settings import Canvas, ScenesConfig
@@ -80,7 +80,7 @@ class LoadScenes(grain.transforms.Map):
         self.maker, vision = TurnMaker(processor), processor.config.vision
         self.side = vision.patch_shape[-1] * vision.spatial_merge_size  # pixels of a visual token
 
-    def map(self, number: int) -> Loaded:
+    def map(self, number: int) -> LoadedBatch:
         config, side, depth = self.config, self.side, self.maker.config.text.num_hidden_layers
         canvas = canvas_of(number, self.end, config)
         scenes, hidings, unknown = [], [], []
@@ -96,4 +96,4 @@ class LoadScenes(grain.transforms.Map):
             hidings.append(hide(scene, random, config, depth, side))
         batch = packed_batch(scenes, hidings, self.maker, canvas.questions, tail_rows(canvas, config), unknown)
         shape = Shape(batch.vision.token_image.shape[1], batch.prompt.ids.shape[1], batch.turns.ids.shape[1])
-        return Loaded(number, shape, batch, self.rows)
+        return LoadedBatch(number, shape, batch, self.rows)

@@ -54,7 +54,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Draft:
     """A question before it is put into words. target: the things that are asked for, without an anchor that only locates them."""
 
     family: str
@@ -81,7 +81,7 @@ def pick(scene: Scene, rng: np.random.Generator, count: int, relations: float = 
 
     Args: relations: share of the questions that is taken from the relations first, if there are enough.
     """
-    piles: dict[str, list[Ask]] = {}
+    piles: dict[str, list[Draft]] = {}
     for ask in asks(scene):
         piles.setdefault(ask.family, []).append(ask)
     first = min(round(relations * count), len(piles.get("relation", ())))
@@ -94,7 +94,7 @@ def pick(scene: Scene, rng: np.random.Generator, count: int, relations: float = 
     return [picked[i] for i in rng.permutation(len(picked)).tolist()]
 
 
-def pick_one(scene: Scene, rng: np.random.Generator, pile: list[Ask]) -> Question:
+def pick_one(scene: Scene, rng: np.random.Generator, pile: list[Draft]) -> Question:
     """Takes one question of a family off the pile: first a topic, all equally likely, then a question of the topic."""
     topics = list(dict.fromkeys(ask.topic for ask in pile))
     mixed = "same" in topics and "different" in topics
@@ -108,15 +108,15 @@ def pick_one(scene: Scene, rng: np.random.Generator, pile: list[Ask]) -> Questio
     return ask.phrase(scene, int(rng.integers(len(PHRASES[topic]))))
 
 
-def asks(scene: Scene) -> list[Ask]:
+def asks(scene: Scene) -> list[Draft]:
     """All questions about a scene, not yet in words."""
     named = [(i, thing) for i, thing in enumerate(scene.things) if thing.is_named]
     found = [*_attribute(named), *_relation(scene, named), *_comparison(named), *_detail(named)]
     for i, thing in enumerate(scene.things):
         if thing.group == "tag":
-            found.append(Ask("text", "number", (thing.color_word,), thing.number, (i,), (i,)))
+            found.append(Draft("text", "number", (thing.color_word,), thing.number, (i,), (i,)))
         elif thing.group == "chart":
-            found += [Ask("chart", topic, words, answer, (i,), (i,)) for topic, words, answer in _chart(thing)]
+            found += [Draft("chart", topic, words, answer, (i,), (i,)) for topic, words, answer in _chart(thing)]
     others = {thing.color_word for thing in scene.things if thing.group == "tag"}
     for chart in (thing for thing in scene.things if thing.group == "chart"):
         others |= {"square", "white", *(COLORS[bar.color] for bar in chart.bars)}
@@ -127,7 +127,7 @@ def asks(scene: Scene) -> list[Ask]:
 Named = list[tuple[int, Thing]]
 
 
-def _attribute(named: Named) -> Iterator[Ask]:
+def _attribute(named: Named) -> Iterator[Draft]:
     kinds, colors = Counter(thing.kind for _, thing in named), Counter(thing.color for _, thing in named)
     fills = Counter(thing.fill for _, thing in named if thing.group == "shape")
     for i, thing in named:
@@ -135,21 +135,21 @@ def _attribute(named: Named) -> Iterator[Ask]:
             continue
         color, kind, fill = thing.color_word, thing.kind_word, thing.fill_word
         if kinds[thing.kind] == 1:
-            yield Ask("attribute", "kind", (kind,), f"{fill} {color}", (i,), (i,))
+            yield Draft("attribute", "kind", (kind,), f"{fill} {color}", (i,), (i,))
         if thing.fill and fills[thing.fill] == 1:  # not for plain things: "the plain object" could be a tag
-            yield Ask("attribute", "fill", (FILLS[thing.fill],), f"{color} {kind}", (i,), (i,))
+            yield Draft("attribute", "fill", (FILLS[thing.fill],), f"{color} {kind}", (i,), (i,))
         if colors[thing.color] == 1:
-            yield Ask("attribute", "color", (color,), f"{fill} {kind}", (i,), (i,))
+            yield Draft("attribute", "color", (color,), f"{fill} {kind}", (i,), (i,))
 
 
-def _relation(scene: Scene, named: Named) -> Iterator[Ask]:
+def _relation(scene: Scene, named: Named) -> Iterator[Draft]:
     pairs = Counter((thing.color, thing.kind) for _, thing in named)
     for i, thing in named:  # not for tiny things: that would be a question of the family detail as well
         if thing.group == "shape" and pairs[thing.color, thing.kind] == 1:
             for direction, j in zip(DIRECTIONS, neighbors(scene.things, thing), strict=True):
                 if j is not None:
                     words = (SIDES[direction], f"{thing.color_word} {thing.kind_word}")
-                    yield Ask("relation", "side", words, _name(scene.things[j]), (i, j), (j,))
+                    yield Draft("relation", "side", words, _name(scene.things[j]), (i, j), (j,))
 
 
 def _chart(chart: Thing) -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -165,18 +165,18 @@ def _chart(chart: Thing) -> Iterator[tuple[str, tuple[str, ...], str]]:
                 yield "above", (word, words[bar]), ", ".join(others)
 
 
-def _comparison(named: Named) -> Iterator[Ask]:
+def _comparison(named: Named) -> Iterator[Draft]:
     kinds = Counter(thing.kind for _, thing in named)
     unique = [(i, thing) for i, thing in named if thing.group == "shape" and kinds[thing.kind] == 1]
     for (i, one), (j, other) in itertools.permutations(unique, 2):
         words = (one.kind_word, other.kind_word)
         small, large = sorted((one, other), key=_area)
         if small.large < large.large and _area(large) >= LARGER * _area(small):
-            yield Ask("comparison", "larger", words, f"the {_name(large)}", (i, j), (i, j))
+            yield Draft("comparison", "larger", words, f"the {_name(large)}", (i, j), (i, j))
         if one.color == other.color:
-            yield Ask("comparison", "same", words, f"yes, both are {one.color_word}", (i, j), (i, j))
+            yield Draft("comparison", "same", words, f"yes, both are {one.color_word}", (i, j), (i, j))
         else:
-            yield Ask("comparison", "different", words, f"no, {one.color_word} and {other.color_word}", (i, j), (i, j))
+            yield Draft("comparison", "different", words, f"no, {one.color_word} and {other.color_word}", (i, j), (i, j))
     by_color: dict[int, Named] = {}
     for i, thing in named:
         by_color.setdefault(thing.color, []).append((i, thing))
@@ -184,22 +184,22 @@ def _comparison(named: Named) -> Iterator[Ask]:
         # If one of them were tiny, "shapes" would be ambiguous.
         if 2 <= len(members) <= 3 and all(thing.group == "shape" for _, thing in members) and (row := _in_order(members)):
             numbers = tuple(i for i, _ in row)
-            yield Ask("comparison", "row", (COLORS[color],), ", ".join(thing.kind_word for _, thing in row), numbers, numbers)
+            yield Draft("comparison", "row", (COLORS[color],), ", ".join(thing.kind_word for _, thing in row), numbers, numbers)
 
 
-def _tags(scene: Scene) -> Iterator[Ask]:
+def _tags(scene: Scene) -> Iterator[Draft]:
     tags = [(i, thing) for i, thing in enumerate(scene.things) if thing.group == "tag"]
     for (i, one), (j, other) in itertools.permutations(tags, 2):
         larger = one if int(one.number) > int(other.number) else other
         answer = f"the {larger.color_word} tag with {larger.number}"
-        yield Ask("comparison", "tags", (one.color_word, other.color_word), answer, (i, j), (i, j))
+        yield Draft("comparison", "tags", (one.color_word, other.color_word), answer, (i, j), (i, j))
 
 
-def _detail(named: Named) -> Iterator[Ask]:
+def _detail(named: Named) -> Iterator[Draft]:
     tiny = [(i, thing) for i, thing in named if thing.group == "tiny"]
     if len(tiny) in (1, 2) and (row := _in_order(tiny)):
         numbers = tuple(i for i, _ in row)
-        yield Ask("detail", "tiny" if len(row) == 1 else "tinies", (), ", ".join(_name(thing) for _, thing in row), numbers, numbers)
+        yield Draft("detail", "tiny" if len(row) == 1 else "tinies", (), ", ".join(_name(thing) for _, thing in row), numbers, numbers)
 
 
 def _in_order(members: Named) -> Named | None:

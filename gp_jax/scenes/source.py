@@ -14,7 +14,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.scenes.draw import draw
 from gp_jax.scenes.labels import Labels, labels
 from gp_jax.scenes.palette import held_out
-from gp_jax.scenes.questions import FAMILIES, Ask, Question, asks, pick, pick_one
+from gp_jax.scenes.questions import FAMILIES, Draft, Question, asks, pick, pick_one
 from gp_jax.scenes.scene import TOKEN, make_scene
 from gp_jax.scenes.things import Scene
 
@@ -67,7 +67,7 @@ def scene_question(split: str, index: int, seed: int = 0, tokens: tuple[int, int
             return scene, pick_one(scene, rng, pile)
 
 
-def _is_unseen(scene: Scene, ask: Ask) -> bool:
+def _is_unseen(scene: Scene, ask: Draft) -> bool:
     """Whether what is asked for has a held-out pair of color and shape, or the question's family has no such pairs."""
     if ask.family in ("text", "chart"):
         return True

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -106,14 +105,11 @@ def packed_batch(
             keep[b, t, place] = hiding.keep[t]
             beside[b, t], last[b, t] = anchor_neighbors(scene, question), row + len(asked) - 1
             row += size
-    # Leaves are numpy until `feed.Placer` places them.
-    turns: Any = (ids, positions, turn, generated, targets, family, keep, seen, cut)
-    labels: Any = (*dense_labels(scenes, samples, unknown, slots, config.vision.spatial_merge_size), beside, last)
     return PackedBatch(
         vision=vision_input(samples, config, batch, slots),
         prompt=prompt_input(samples, config, batch, length, 0),
-        turns=TurnsInput(*turns),
-        labels=DenseLabels(*labels),
+        turns=TurnsInput(ids, positions, turn, generated, targets, family, keep, seen, cut),
+        labels=DenseLabels(*dense_labels(scenes, samples, unknown, slots, config.vision.spatial_merge_size), beside, last),
     )
 
 

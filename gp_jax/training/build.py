@@ -15,13 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax.config.model import GlimpseConfig, ModelConfig
-from gp_jax.data.feed import Loaded, LoadMicroBatch, load, local_rows
+from gp_jax.data.feed import LoadedBatch, LoadMicroBatch, load, local_rows
 from gp_jax.data.prepared import PreparedSource, open_prepared
 from gp_jax.data.record import Source
-from gp_jax.data.report import say
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Length, Schedule
 from gp_jax.data.settings import DataConfig, DataSource
+from gp_jax.data.tally import say
 from gp_jax.errors import GlimpseError, some
 from gp_jax.glimpse.predictor import make_predictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
@@ -92,12 +92,12 @@ class Feed:
     accumulation: int
     bad: set[str] = dataclasses.field(default_factory=set)  # error messages of records that could not be read
 
-    def load(self, start: int, end: int) -> Iterator[Loaded]:
+    def load(self, start: int, end: int) -> Iterator[LoadedBatch]:
         """This process's rows of the micro-batches start .. end-1. Raises: GlimpseError when too many records cannot be read."""
         options = dict(threads=self.config.threads, prefetch=self.config.prefetch, workers=self.config.workers)
         return map(self._note, load(self.loader, start, end, **options))
 
-    def _note(self, loaded: Loaded) -> Loaded:
+    def _note(self, loaded: LoadedBatch) -> LoadedBatch:
         for reason in loaded.bad:
             if reason not in self.bad:
                 self.bad.add(reason)

@@ -16,7 +16,7 @@ Config = TrainConfig | BaseConfig
 
 
 @dataclass(frozen=True)
-class Launch:
+class TrainLaunch:
     """The options that the command line adds to a configuration."""
 
     config: Path | None = None
@@ -31,16 +31,16 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class GlimpseLaunch(Launch, TrainConfig):
+class GlimpseLaunch(TrainLaunch, TrainConfig):
     """Train the glimpse of a frozen vision-language model. If --out holds a run already, it continues where it stopped."""
 
 
 @dataclass(frozen=True)
-class BaseLaunch(Launch, BaseConfig):
+class BaseLaunch(TrainLaunch, BaseConfig):
     """Train a whole small vision-language model on generated scenes. If --out holds a run already, it continues where it stopped."""
 
 
-def parse(argv: list[str]) -> Launch:
+def parse(argv: list[str]) -> TrainLaunch:
     """Reads the command line; the configuration file sets the defaults."""
     path = given_path(argv)
     base = TrainConfig() if path is None else read_config(path, "train", (TrainConfig, BaseConfig))

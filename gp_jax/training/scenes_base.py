@@ -15,7 +15,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from gp_jax.data.feed import Loaded, Placer, load, local_rows
+from gp_jax.data.feed import LoadedBatch, Placer, load, local_rows
 from gp_jax.errors import GlimpseError
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.hf_config import model_config
@@ -34,7 +34,7 @@ from gp_jax.training.checkpoint import read_params, run_folder
 from gp_jax.training.export import export
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.run_log import RunLog
-from gp_jax.training.step import Counts, Programs, TrainState
+from gp_jax.training.step import Counts, StepPrograms, TrainState
 
 VALIDATION_SEED = 10**6  # added to the seed of the training scenes
 
@@ -48,7 +48,7 @@ class SceneFeed:
     batch: int
     accumulation: int
 
-    def load(self, start: int, end: int) -> Iterator[Loaded]:
+    def load(self, start: int, end: int) -> Iterator[LoadedBatch]:
         """This process's rows of the micro-batches start .. end-1."""
         return load(self.loader, start, end, threads=self.config.threads, prefetch=self.config.prefetch, workers=0)
 
@@ -81,7 +81,7 @@ class BaseRun:
     mesh: Mesh | None
     feed: SceneFeed
     validation: SceneFeed
-    step: Programs
+    step: StepPrograms
     identity: dict[str, Any]
 
     @property
@@ -117,7 +117,7 @@ def build_base(config: BaseConfig) -> BaseRun:
         loader = LoadScenes(scenes, processor, rows, config.batch_size, end)
         return SceneFeed(scenes, loader, config.batch_size, config.accumulation)
 
-    step = Programs(
+    step = StepPrograms(
         module,
         lambda path, value: True,
         partial(losses, config=config.loss, remat=config.remat, attention=config.attention),

@@ -6,7 +6,6 @@ micro-batches, devices or processes.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,31 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array
 from jax.sharding import Mesh
-from jax.tree_util import register_dataclass
 
 from gp_jax.models.lvlm import LVLM
 from gp_jax.sharding import batch_sharding, replicated, spread
 from gp_jax.training import forward
 from gp_jax.training.losses import bce, dice, language_sum, mask_metrics
 from gp_jax.training.settings import LossConfig
-from gp_jax.trees import TrainBatch
+from gp_jax.trees import Array, TrainBatch, tree
 
 TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that are trained; the rest is frozen
 
 
-@register_dataclass
-@dataclass(frozen=True)
+@tree
 class Counts:
     """Counts over a whole step (all its micro-batches): the denominators of its losses."""
 
-    tokens: Array | np.floating  # () float: answer tokens
-    samples: Array | np.floating  # () float: samples with at least one visual token
+    tokens: Array  # () float: answer tokens
+    samples: Array  # () float: samples with at least one visual token
 
 
-@register_dataclass
-@dataclass(frozen=True)
+@tree
 class TrainState:
     """Everything that changes during training; donated from step to step."""
 
@@ -50,8 +45,7 @@ class TrainState:
     rng: Array  # (2,) uint32: key data of the run; a step's key is folded from it and `step`
 
 
-@register_dataclass
-@dataclass(frozen=True)
+@tree
 class Gathered:
     """An unfinished step: sums of gradients and metrics over its micro-batches so far."""
 
@@ -93,7 +87,7 @@ def losses(
     return loss, (sums | {"loss": loss}, maps[-1])
 
 
-class Programs:
+class StepPrograms:
     """The programs of a step, compiled once per bucket shape. Frozen parameters are arguments of the programs, never constants in them."""
 
     def __init__(
@@ -185,7 +179,7 @@ class Programs:
         return nnx.merge(self.graph, params, self.frozen)
 
 
-class TrainingStep(Programs):
+class TrainingStep(StepPrograms):
     """The step that trains the glimpse rows and the predictor; the base model is frozen."""
 
     def __init__(

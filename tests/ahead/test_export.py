@@ -183,9 +183,9 @@ def test_a_failed_export_leaves_the_old_one(home, monkeypatch):
     assert not (home / ".out.partial").exists()
 
 
-def small_program(**more) -> write.Program:
+def small_program(**more) -> write.ExportSettings:
     buckets = Ladders(Ladder("patches", (512,)), Ladder("prompt", (192,)), Ladder("kept", (64,)), batch=Ladder("batch", (1,)))
-    return write.Program(Prune(), **dict(buckets=buckets, max_new_tokens=2, platforms=("cpu",)) | more)
+    return write.ExportSettings(Prune(), **dict(buckets=buckets, max_new_tokens=2, platforms=("cpu",)) | more)
 
 
 @pytest.mark.parametrize("more, shrink, message", [({}, False, "ladder"), ({"max_new_tokens": 10_000}, True, "Ladders.decode")])

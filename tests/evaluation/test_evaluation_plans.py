@@ -35,7 +35,8 @@ def found(tmp_path_factory):
     vlm = GlimpseVLM.from_pretrained(folder / "model", ladders=LADDERS)
     runner = Runner(vlm, Task("scenes", ScenesSource("test", 2, 0), max_new_tokens=2), folder / "predictions.jsonl", batch=2)
     predictions = runner.run(make_plans(NAMES, vlm.glimpse_config), quiet=True)
-    assert predictions == read_predictions(folder / "predictions.jsonl"), "what is written comes back"
+    written = {p.key: p for p in read_predictions(folder / "predictions.jsonl")}
+    assert {p.key: p for p in predictions} == written and len(predictions) == len(written), "what is written comes back"
     return runner, {name: [p for p in predictions if p.plan == name] for name in NAMES}
 
 

@@ -21,8 +21,9 @@ Rung = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """The file's fields. prune: fields of the keep rule, None for a dense program; buckets: rungs of its ladders; others: see `Program`."""
+class ExportFacts:
+    """The file's fields. prune: fields of the keep rule, None for a dense program; buckets: rungs of its ladders; others: see
+    `ExportSettings`."""
 
     glimpse: bool
     plan: str
@@ -40,15 +41,19 @@ class Facts:
 def described(rule: Prune | None, buckets: Ladders, **facts: Any) -> dict[str, Any]:
     """The content of the file."""
     rungs = {name: list(getattr(buckets, name).rungs) for name in BUCKETS}
-    return dataclasses.asdict(Facts(prune=dataclasses.asdict(rule) if rule else None, buckets=rungs, **facts))
+    return dataclasses.asdict(ExportFacts(prune=dataclasses.asdict(rule) if rule else None, buckets=rungs, **facts))
 
 
-def read_facts(folder: Path) -> tuple[Facts, Prune | None, Ladders]:
+def read_facts(folder: Path) -> tuple[ExportFacts, Prune | None, Ladders]:
     """Reads the file of a folder. Returns: its fields, its keep rule and its ladders. Raises: GlimpseError that names file and field."""
     path = folder / FACTS
     found = read_json(path)
-    facts = read(Facts, found, str(path))
-    unknown = [*(found.keys() - _names(Facts)), *(facts.buckets.keys() - _names(Ladders)), *((facts.prune or {}).keys() - _names(Prune))]
+    facts = read(ExportFacts, found, str(path))
+    unknown = [
+        *(found.keys() - _names(ExportFacts)),
+        *(facts.buckets.keys() - _names(Ladders)),
+        *((facts.prune or {}).keys() - _names(Prune)),
+    ]
     if unknown:
         raise GlimpseError(f"{path}: {some(unknown)} is not known")
     if missing := [name for name in BUCKETS if name not in facts.buckets]:

@@ -31,7 +31,7 @@ STEPS = ("lowering the program", "writing the parameters", "answering the exampl
 
 
 @dataclass(frozen=True)
-class Program:
+class ExportSettings:
     """The settings of an export.
 
     platforms: names of `ops.target.PLATFORMS`; attention: as for `inference_fn`; plan, model: their names, for the README.
@@ -86,7 +86,7 @@ def check_target(folder: Path) -> None:
 
 def export(
     vlm: GlimpseVLM,
-    program: Program,
+    program: ExportSettings,
     folder: Path,
     example: tuple[ImageLike, str] | None = None,
     shrink: bool = True,
@@ -137,7 +137,7 @@ def export(
     return done | {"bytes": (place / PROGRAM).stat().st_size}
 
 
-def lower(vlm: GlimpseVLM, program: Program) -> tuple[jax.export.Exported, dict, dict[str, jax.ShapeDtypeStruct]]:
+def lower(vlm: GlimpseVLM, program: ExportSettings) -> tuple[jax.export.Exported, dict, dict[str, jax.ShapeDtypeStruct]]:
     """The exported function, its parameters and the shapes of its inputs."""
     glimpse, attention = vlm.glimpse_config, program.attention
     infer = inference_fn(vlm.config, program.prune, program.buckets, program.max_new_tokens, glimpse=glimpse, attention=attention)
@@ -148,14 +148,14 @@ def lower(vlm: GlimpseVLM, program: Program) -> tuple[jax.export.Exported, dict,
     return jax.export.export(jax.jit(infer), platforms=program.platforms)(specs, shapes), params, shapes
 
 
-def ask(vlm: GlimpseVLM, program: Program, image: ImageLike, question: str, shrink: bool) -> tuple[dict, dict]:
+def ask(vlm: GlimpseVLM, program: ExportSettings, image: ImageLike, question: str, shrink: bool) -> tuple[dict, dict]:
     """The example as inputs of `generate` and of the program. Raises: GlimpseError when it does not fit one of them."""
     vlm.engine.ladders.decode.fit(program.max_new_tokens)
     return fitting_inputs(vlm.processor, [[image]], [question], vlm.glimpse_config, program.prune, program.buckets, shrink=shrink)
 
 
 def answer(
-    vlm: GlimpseVLM, program: Program, exported: jax.export.Exported, params: dict, asked: tuple[dict, dict], folder: Path
+    vlm: GlimpseVLM, program: ExportSettings, exported: jax.export.Exported, params: dict, asked: tuple[dict, dict], folder: Path
 ) -> dict[str, Any]:
     """Writes the example and its outputs: those of the program, or of `generate` if the program cannot run here. asked: from `ask`."""
     raw, inputs = asked
@@ -182,7 +182,7 @@ def write_processor(vlm: GlimpseVLM, folder: Path) -> None:
     saving.write_config(vlm.model, vlm.hf_config, folder)
 
 
-def describe(vlm: GlimpseVLM, program: Program) -> dict[str, Any]:
+def describe(vlm: GlimpseVLM, program: ExportSettings) -> dict[str, Any]:
     """The fields of `export.json`."""
     return described(
         program.prune,

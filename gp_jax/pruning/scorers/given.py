@@ -7,4 +7,5 @@ from gp_jax.pruning.scorers.scorer import Scoring
 
 def score(x: Scoring) -> Array:
     """As given."""
+    assert x.given is not None, "logits that came with the request"
     return x.given

@@ -22,6 +22,7 @@ def importance(
 ) -> Array:
     """What the predictor makes of a stream's taps. call: see `ops.layers.at_once`. Returns: (heads, B, M) float32 logits, of which the
     last head decides."""
+    assert model.glimpse_config is not None and model.predictor is not None, "a model with a glimpse"
     taps = tuple(stream.taps[layer] for layer in model.glimpse_config.selected_layers)
     bare = dataclasses.replace(stream, kv=(), taps={})
     maps, present = call(slot_maps, taps, bare, slots=vision.token_image.shape[1])

@@ -58,7 +58,8 @@ def parts(x: Scoring) -> tuple[Array, Array]:
     (block,) = blocks(x.model.config.vision)
     received, present = (take_rows(a, order) for a in (x.features.received[block], x.present))
     one = partial(choose, class_token=x.model.config.vision.class_token)
-    return tuple(take_rows(part, back(order)) for part in jax.vmap(one)(received, present, x.limits.fixed))
+    dominant, targets = (take_rows(part, back(order)) for part in jax.vmap(one)(received, present, x.limits.fixed))
+    return dominant, targets
 
 
 def score(x: Scoring) -> Array:
