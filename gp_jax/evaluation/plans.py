@@ -61,7 +61,7 @@ class EvalPlan:
     """
 
     name: str
-    rule: Callable[[Sequence[np.ndarray], float | Sequence[float] | None], Prune | None]
+    rule: Callable[[Sequence[Sequence[np.ndarray]], float | Sequence[float] | None], Prune | None]
     matched: Literal["sample", "pooled"] | None = None
     ratio: float | None = None
     shrink: bool = False
@@ -98,7 +98,7 @@ def _at_ratio(name: str, plain: str, glimpse: GlimpseConfig | None) -> EvalPlan 
     return plan
 
 
-def _rule(masks: Sequence[np.ndarray], ratio: float | Sequence[float] | None, **settings: Any) -> Prune:
+def _rule(masks: Sequence[Sequence[np.ndarray]], ratio: float | Sequence[float] | None, **settings: Any) -> Prune:
     return Prune(fixed_remain_ratio=tuple(ratio) if isinstance(ratio, Sequence) else ratio, **settings)
 
 
