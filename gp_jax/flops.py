@@ -35,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Workload:
-    """One sample's sizes without padding; a batch is so many equal ones."""
+    """One sample's sizes without padding; a batch holds `batch` equal ones."""
 
     patches: int  # vision patches, merge_unit per visual token
     visual: int  # visual tokens
@@ -67,7 +67,7 @@ class Workload:
 
 
 def _linear(rows: int, itemsize: int, *shapes: tuple[int, int], programs: int = 1) -> Cost:
-    """Linear layers of these (in, out) sizes; so many programs read their weights."""
+    """Linear layers of these (in, out) sizes. programs: number of programs that read their weights."""
     weights, ends = sum(a * b for a, b in shapes), sum(a + b for a, b in shapes)
     return Cost(2 * rows * weights, itemsize * (rows * ends + programs * weights))
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -139,8 +139,7 @@ class SampleMaker:
             images = [decode(encoded, f"picture {i + 1}") for i, encoded in enumerate(record.images)]
             prepared = self.processor([images], [question_text(record.question, suffix)])
             answer = self.processor.tokenize([record.answer.strip()], prompts=False)[0]
-            inputs: dict[str, Any] = prepared.inputs
-            prompt = read_samples(self.config, **inputs)[0]
+            prompt = read_samples(self.config, **prepared.inputs)[0]
             parts = evidence(record, [image.size for image in images], self.processor, self.released_boxes)
         except (OSError, MemoryError):
             raise

@@ -129,8 +129,7 @@ class ChatModel:
         """A batch of answers. settings: lmms-eval's generation_kwargs. Raises: GlimpseError for unsupported ones."""
         prompts, images = zip(*map(self.prompt, conversations), strict=True)
         prepared = self.vlm.processor(images, prompts, rendered=True)
-        inputs: dict[str, Any] = prepared.inputs
-        done = self.vlm.generate(**inputs, prune=self.prune, **sampling(settings))
+        done = self.vlm.generate(**prepared.inputs, prune=self.prune, **sampling(settings))
         self.kept += sum(int(keep.sum()) for keep in done.keep)
         self.total += sum(keep.size for keep in done.keep)
         return [stop(self.vlm.processor.text(tokens), settings.get("until")) for tokens in done.tokens]

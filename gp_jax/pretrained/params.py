@@ -38,7 +38,7 @@ def flat_params(state: nnx.State) -> dict[str, jax.Array]:
 
 
 def replace_params(model: LVLM, params: Mapping[str, Any]) -> None:
-    """Puts new parameters, all or some, in the places of a model's old ones, whose memory is free as soon as nobody else holds them.
+    """Puts new parameters, all or some, in the places of a model's old ones, whose memory is freed unless the caller holds them too.
 
     Args: params: nested dicts of arrays by the names of `flat_params`; an array that lies where the old one lies is taken as it is.
     Raises: GlimpseError that names the parameter, before anything is replaced.

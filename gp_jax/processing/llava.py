@@ -76,7 +76,7 @@ class LlavaProcessor(Processor):
 
     def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "LlavaProcessor":
         """Itself: its pictures have the visual tokens they have. Raises: GlimpseError when these can be more."""
-        most = self.config.vision.most_tokens
+        most = _vision(self.config).most_tokens
         if most > max_visual_tokens:
             raise GlimpseError(f"max_visual_tokens={max_visual_tokens}: this model's pictures have up to {most}, which nothing can change")
         return self

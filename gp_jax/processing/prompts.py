@@ -61,7 +61,7 @@ def _text(text: str, where: str) -> str:
     return text
 
 
-def parts_of(message: Message) -> list[dict[str, str]]:
+def parts_of(message: Mapping[str, Any]) -> list[dict[str, str]]:
     """Its content as parts."""
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -175,14 +175,14 @@ class Processor:
             raise GlimpseError("this model folder has no tokenizer files: use generate with ready-made inputs")
         return self.tokenizer
 
-    def refusal(self, question: object) -> str | None:
+    def refusal(self, question: Any) -> str | None:
         """Why a text cannot be asked, as the end of a sentence that begins with "the question"; None: it can.
 
         What stands for a picture in another model's prompts is plain text here.
         """
         if reason := unreadable(question):
             return reason
-        ids = self.tokenize([question], prompts=False)[0]
+        ids = self.tokenize([str(question)], prompts=False)[0]
         for kind, token in (("image", self.config.image_token_id), ("video", self.config.video_token_id)):
             if token is not None and token in ids:
                 return f"holds the {kind} placeholder {self._tokenizer().convert_ids_to_tokens(token)}"
@@ -219,7 +219,7 @@ class Processor:
         """What stands for a picture in a prompt. Raises: GlimpseError when the tokenizer has nothing that does."""
         number, tokenizer = self.config.image_token_id, self._tokenizer()
         found = tokenizer.convert_ids_to_tokens(number)
-        if not found or self.tokenize([found], prompts=False)[0] != [number]:
+        if not isinstance(found, str) or not found or self.tokenize([found], prompts=False)[0] != [number]:
             raise GlimpseError(f"{tokenizer.name_or_path}: the tokenizer does not fit the model: no text becomes its image token {number}")
         return found
 

@@ -6,6 +6,7 @@ micro-batches, devices or processes.
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,18 +16,20 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.tree_util import register_dataclass
 
 from gp_jax.models.lvlm import LVLM
 from gp_jax.sharding import batch_sharding, replicated, spread
 from gp_jax.training import forward
 from gp_jax.training.losses import bce, dice, language_sum, mask_metrics
 from gp_jax.training.settings import LossConfig
-from gp_jax.trees import Array, TrainBatch, tree
+from gp_jax.trees import Array, TrainBatch
 
 TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that are trained; the rest is frozen
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Counts:
     """Counts over a whole step (all its micro-batches): the denominators of its losses."""
 
@@ -34,7 +37,8 @@ class Counts:
     samples: Array  # () float: samples with at least one visual token
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """Everything that changes during training; donated from step to step."""
 
@@ -45,7 +49,8 @@ class TrainState:
     rng: Array  # (2,) uint32: key data of the run; a step's key is folded from it and `step`
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Gathered:
     """An unfinished step: sums of gradients and metrics over its micro-batches so far."""
 

@@ -23,10 +23,12 @@ def as_csv(rows: Sequence[PlanRow], lines: Lines | None = None, metric: str | No
     return grouped_csv({None: rows}, lines=lines, metric=metric)
 
 
-Groups = Mapping[str, Sequence[PlanRow]] | Mapping[None, Sequence[PlanRow]]  # rows by a group's name; None: not in groups
-
-
-def grouped_csv(groups: Groups, by: str = "group", lines: Lines | None = None, metric: str | None = None) -> str:
+def grouped_csv(
+    groups: Mapping[str, Sequence[PlanRow]] | Mapping[None, Sequence[PlanRow]],
+    by: str = "group",
+    lines: Lines | None = None,
+    metric: str | None = None,
+) -> str:
     """The same of every group, whose names stand in a first column called `by`; a group None has no name."""
     named, everything, file_name = None not in groups, [row for rows in groups.values() for row in rows], (lines or Lines()).file.name
     metrics = list(dict.fromkeys(name for row in everything for name in row.metrics))
