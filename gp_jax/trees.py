@@ -28,20 +28,20 @@ class VisionInput:
     token_image: Array  # (B, M) int, -1 padding
 
     def without_pixels(self) -> "VisionInput":
-        """What is read behind the tower: pixels are the largest input, and need not be held until the last cut."""
+        """The same without its pixels: only the tower reads them, and they are the largest input, so they are freed early."""
         return dataclasses.replace(self, patches=None)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class VisionFeatures:
-    """What the vision tower gives: visual tokens, the predictor's conditions, what was watched, in vision slot order."""
+    """Output of the vision tower in vision slot order: visual tokens, conditions of the predictor, recorded attention and keys."""
 
     tokens: Array  # (B, M, D)
     conditions: tuple[Array, ...]  # each (B, M, C), in the order of `selected_visual_layers`; empty without a glimpse
     received: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M) attention a token receives, mean of its patches
     keys: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M, H) keys after rope, mean of patches and heads
-    line_break: Array | None = None  # (D,) what stands on a picture's rows of a prompt that are no visual token
+    line_break: Array | None = None  # (D,) embedding of the line breaks among a picture's prompt rows (LLaVA-NeXT)
 
 
 @register_dataclass
@@ -60,8 +60,8 @@ class PromptInput:
 @register_dataclass
 @dataclass(frozen=True)
 class TailInput:
-    """What follows a prompt in training: the lead (the glimpse rows, or the last prompt token where there are none), then the
-    answer. U lead and answer rows; the lead is `lead` rows long."""
+    """What follows a prompt in training: the lead (the glimpse rows, or the last prompt token if there are none), then the answer.
+    U lead and answer rows."""
 
     ids: Array  # (B, U) int: answer tokens; a placeholder on glimpse rows
     positions: Array  # (A, B, U) int
@@ -85,7 +85,7 @@ class TrainBatch:
 @dataclass(frozen=True)
 class TurnsInput:
     """Several turns (question, answer) behind one shared prompt that ends with the picture; no turn sees another. U rows of all turns,
-    Q turns, M vision slots. Every turn may have been pruned after some layer: `keep` and `cut` hide what it would no longer see."""
+    Q turns, M vision slots. `keep` and `cut` imitate pruning after some layer: they hide the pruned tokens."""
 
     ids: Array  # (B, U) int
     positions: Array  # (A, B, U) int: every turn goes on behind the prompt
@@ -101,11 +101,11 @@ class TurnsInput:
 @register_dataclass
 @dataclass(frozen=True)
 class DenseLabels:
-    """What is drawn where, -1: unknown; P merge_unit patches of a visual token."""
+    """Labels of what is drawn at each patch, -1: unknown. P = merge_unit, patches per visual token."""
 
     patch: Array  # (B, M, P, 3) int: kind, color and fill
     neighbor: Array  # (B, M, 4, 2) int: kind and color of what is left, right, above, below
-    beside: Array  # (B, Q, 4, 2) int: the same of the shape that a relation names
+    beside: Array  # (B, Q, 4, 2) int: the same around the shape that a question about a relation names
     row: Array  # (B, Q) int: last row of a question, 0 for padding
 
 
@@ -152,9 +152,9 @@ class KeepLimits:
 
     threshold: Array  # () float: keep probabilities above it
     cap_trigger: Array  # (B,) int: more kept than this ...
-    cap: Array  # (B,) int: ... and only the best so many stay
-    floor: Array  # (B,) int: the best so many always stay
-    fixed: Array  # (B,) int: exactly the best so many, -1: off
+    cap: Array  # (B,) int: ... and only this number of them stays, the best
+    floor: Array  # (B,) int: at least this number stays, the best
+    fixed: Array  # (B,) int: exactly this number stays, the best; -1: off
     always: Array  # (B, M) bool: slots that always stay (anchors)
 
 
@@ -186,11 +186,11 @@ class Prefix:
 @register_dataclass
 @dataclass(frozen=True)
 class DecodeState:
-    """Everything that changes while tokens are generated. R rows; the prompts' caches stay outside, for they are only read: of P
+    """Everything that changes while tokens are generated. R rows. The prompts' caches are not part of it, because they are only read: of P
     prompts, prompt p belongs to the rows p R / P, ..., (p + 1) R / P - 1.
 
-    All rows write to one slot of the new cache, `cursor`, which goes round: a row that has written w tokens finds them in the w slots
-    behind it. So rows of any age stand side by side, and a row that begins anew need not clear anything.
+    The new cache is a ring buffer. All rows write to the same slot, `cursor`, which advances by one per step and wraps around. The tokens
+    of a row that has written w of them are in the last w slots, so rows may start at different steps, and a new row need not clear it.
     """
 
     tokens: Array  # (R, n) int
@@ -208,5 +208,5 @@ class DecodeState:
     def written(self) -> Array:
         """(R, n) bool: slots of the new cache that hold a row's own tokens, the newest in `cursor` among them."""
         slots = self.tokens.shape[1]
-        age = (self.cursor - jnp.arange(slots)) % slots  # tokens ago that a slot was written
+        age = (self.cursor - jnp.arange(slots)) % slots  # steps since each slot was written
         return age < self.step[:, None]

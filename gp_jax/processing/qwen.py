@@ -175,7 +175,7 @@ class Processor:
             raise GlimpseError("this model folder has no tokenizer files: use generate with ready-made inputs")
         return self.tokenizer
 
-    def refusal(self, question: object) -> str | None:
+    def refusal(self, question: Any) -> str | None:
         """Why a text cannot be asked, as the end of a sentence that begins with "the question"; None: it can.
 
         What stands for a picture in another model's prompts is plain text here.
