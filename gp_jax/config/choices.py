@@ -1,4 +1,4 @@
-"""Settings that can only be some words: the words, and the check, without loading what they stand for."""
+"""Settings with a fixed set of words: the words and their check, without importing what they select."""
 
 import difflib
 from collections.abc import Iterable
