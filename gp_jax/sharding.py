@@ -149,7 +149,7 @@ def fetch(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def has_others(*given: object) -> bool:
-    """Whether this process is one of several, by what is `given` to `start_processes` and by the machine."""
+    """Whether this process is one of several, judged by the arguments of `start_processes` and by the machine."""
     on_tpu = importlib.util.find_spec("libtpu") is not None and any(glob.glob(pattern) for pattern in TPU_DEVICES)
     return on_tpu or any(value is not None for value in given) or any(name in os.environ for name in CLUSTER_SIGNS)
 

@@ -190,7 +190,7 @@ class DecodeState:
     prompts, prompt p belongs to the rows p R / P, ..., (p + 1) R / P - 1.
 
     The new cache is a ring buffer. All rows write to the same slot, `cursor`, which advances by one per step and wraps around. The tokens
-    of a row that has written w of them are in the last w slots, so rows may start at different steps, and a new row need not clear it.
+        of a row that has written w of them are in the last w slots, so rows may start at different steps, and a new row need not clear it.
     """
 
     tokens: Array  # (R, n) int

@@ -88,7 +88,7 @@ def one(kind: Any, value: Any, name: str, where: str = "") -> Any:
 
 
 def values(config: Any, where: str = "", names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Checked values of a dataclass's fields. names: of fields with another name in their source. Raises: GlimpseError that names one."""
+    """The checked values of a dataclass's fields. names: of fields that their source calls otherwise. Raises: GlimpseError."""
     called, cls = names or {}, cast(Any, type(config))
     return {name: one(hint, getattr(config, name), called.get(name, name), where) for name, hint in hints(cls).items()}
 
