@@ -189,8 +189,9 @@ class DecodeState:
     """Everything that changes while tokens are generated. R rows. The prompts' caches are not part of it, because they are only read: of P
     prompts, prompt p belongs to the rows p R / P, ..., (p + 1) R / P - 1.
 
-    The new cache is a ring buffer. All rows write to the same slot, `cursor`, which advances by one per step and wraps around. The tokens
-        of a row that has written w of them are in the last w slots, so rows may start at different steps, and a new row need not clear it.
+    The new cache is a ring buffer. All rows write to the same slot, `cursor`, which advances by one per step and wraps around. The
+    tokens of a row that has written w of them are in the last w slots, so rows may start at different steps, and a new row need not
+    clear the cache.
     """
 
     tokens: Array  # (R, n) int
