@@ -1,4 +1,4 @@
-"""Pytrees that travel through jitted programs. Every field's shape stands beside it.
+"""Pytrees that are passed between jitted programs. Every field has its shape in a comment.
 
 B samples, S vision patches of a sample, M = S / merge_unit vision slots (one visual token or padding each), T rows of the stream,
 A position axes (3 under M-RoPE), D decoder width, C ViT width, N query heads, K key-value heads, H head width, R image windows.
@@ -6,25 +6,16 @@ A position axes (3 under M-RoPE), D decoder width, C ViT width, N query heads, K
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
+from jax.tree_util import register_dataclass
 
 Array: TypeAlias = Any  # of JAX or numpy, or its shape or sharding: the leaves of one tree are each of these on their way
-T = TypeVar("T")
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def tree(cls: type[T]) -> type[T]:
-    """A frozen dataclass that is a pytree; fields with `metadata={"static": True}` are compile-time constants."""
-    cls = dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # mypy does not see that the line above made it one
-    static = [f.name for f in fields if f.metadata.get("static")]
-    return jax.tree_util.register_dataclass(cls, [f.name for f in fields if f.name not in static], static)
-
-
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class VisionInput:
     """Patches of every sample in window order, windows packed into blocks of equal size (see `layout.pack_windows`)."""
 
@@ -41,7 +32,8 @@ class VisionInput:
         return dataclasses.replace(self, patches=None)
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class VisionFeatures:
     """Output of the vision tower in vision slot order: visual tokens, conditions of the predictor, recorded attention and keys."""
 
@@ -52,7 +44,8 @@ class VisionFeatures:
     line_break: Array | None = None  # (D,) embedding of the line breaks among a picture's prompt rows (LLaVA-NeXT)
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class PromptInput:
     """Prompts, left-aligned, with glimpse rows behind the last prompt row."""
 
@@ -64,7 +57,8 @@ class PromptInput:
     tap_row: Array  # (B,) int: the row whose queries are tapped (the last glimpse row)
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class TailInput:
     """What follows a prompt in training: the lead (the glimpse rows, or the last prompt token if there are none), then the answer.
     U lead and answer rows."""
@@ -75,7 +69,8 @@ class TailInput:
     targets: Array  # (B, U) int: the token that this row must predict, -1: none
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class TrainBatch:
     """Prompts (without glimpse rows), their answers and the reference masks."""
 
@@ -86,7 +81,8 @@ class TrainBatch:
     number: Array  # (B,) int: number of the sample in its step (the seed of its dropout), -1 padding
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class TurnsInput:
     """Several turns (question, answer) behind one shared prompt that ends with the picture; no turn sees another. U rows of all turns,
     Q turns, M vision slots. `keep` and `cut` imitate pruning after some layer: they hide the pruned tokens."""
@@ -102,17 +98,19 @@ class TurnsInput:
     cut: Array  # (B,) int: first layer behind the cut; the depth: nothing is cut
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class DenseLabels:
     """Labels of what is drawn at each patch, -1: unknown. P = merge_unit, patches per visual token."""
 
     patch: Array  # (B, M, P, 3) int: kind, color and fill
-    neighbor: Array  # (B, M, 4, 2) int: kind and color of what is left, right, above, below
+    neighbor: Array  # (B, M, 4, 2) int: kind and color of the neighbor to the left, right, above and below
     beside: Array  # (B, Q, 4, 2) int: the same around the shape that a question about a relation names
     row: Array  # (B, Q) int: last row of a question, 0 for padding
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class PackedBatch:
     """Pictures with several turns each, to train a whole model."""
 
@@ -122,7 +120,8 @@ class PackedBatch:
     labels: DenseLabels
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class LayerKV:
     """Keys and values of one layer; `valid` says which slots hold a token."""
 
@@ -131,7 +130,8 @@ class LayerKV:
     valid: Array  # (B, T) bool
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Stream:
     """A prompt on its way through the decoder."""
 
@@ -145,7 +145,8 @@ class Stream:
     taps: dict[int, Array]  # layer -> (B, T, N) glimpse logits on every row
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class KeepLimits:
     """The keep rule of a cut as numbers, computed on the host (exact integer arithmetic, no recompilation)."""
 
@@ -157,7 +158,8 @@ class KeepLimits:
     always: Array  # (B, M) bool: slots that always stay (anchors)
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Sampling:
     """How every row chooses its tokens. Temperature 0 is greedy; top_k 0 and top_p 1 are off. A draw depends on seed, number and step,
     not on the place of the row."""
@@ -171,7 +173,8 @@ class Sampling:
     pad: Array  # () int: written after the end
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Prefix:
     """Prompts that were read, for several continuations to share."""
 
@@ -180,13 +183,14 @@ class Prefix:
     next_position: Array  # (B,) int: its position on every axis
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class DecodeState:
     """Everything that changes while tokens are generated. R rows. The prompts' caches are not part of it, because they are only read: of P
     prompts, prompt p belongs to the rows p R / P, ..., (p + 1) R / P - 1.
 
-    The new cache is a ring buffer. All rows write to the same slot, `cursor`, which advances by one per step and wraps around. The tokens
-    of a row that has written w of them are in the last w slots. So rows may start at different steps, and a new row need not
+    The new cache is a ring buffer. All rows write to the same slot, `cursor`, which advances by one per step and wraps around. The
+    tokens of a row that has written w of them are in the last w slots, so rows may start at different steps, and a new row need not
     clear the cache.
     """
 

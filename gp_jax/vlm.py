@@ -119,8 +119,7 @@ class GlimpseVLM:
     def update(self, params: Mapping[str, Any]) -> None:
         """Takes new parameters of the same structure, all or some of them: nothing is compiled, and no second copy is kept.
 
-        Args: params: nested dicts of arrays, as `inference_params(vlm.model)` gives them.
-        Raises: GlimpseError that names the parameter, before anything is replaced.
+        Args: params: nested dicts of arrays, as `inference_params(vlm.model)` gives them. Raises: as `Engine.update`.
         """
         self.engine.update(params)
 

@@ -33,7 +33,7 @@ from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.sharding import batch_sharding, parameter_sharding
 from gp_jax.trees import KeepLimits
 
-LONG = 512  # sequences from here on must not have their scores stored whole
+LONG = 512  # for sequences of at least this length, no program may store rows x rows scores
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Request:
         return -(-self.visual_tokens // columns), columns
 
     def workload(self, vision: Vision, ladders: Ladders | None) -> Workload:
-        """For `flops`."""
+        """The same as `flops` counts it."""
         rows, columns = self.grid(vision)
         work = Workload.of(vision, [(rows, columns)], self.prompt_tokens, self.answer_tokens, self.batch)
         return Workload(work.patches, work.visual, work.text, work.new_tokens, work.batch, work.grids, ladders)
@@ -61,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Compiled:
-    """One plan's programs and what they come to on a chip."""
+    """One plan's programs and their totals on a chip."""
 
     runs: dict[str, int]  # program -> runs for one prefill and one decoded token
     cache: int  # bytes of keys and values that decoding reads
@@ -78,8 +78,8 @@ class GenerationReport:
     hbm: int
     programs: tuple[Program, ...]
     plans: dict[str, Compiled]
-    scores: int  # bytes that one layer's attention scores of the prompt would take, were they stored
-    seconds: float  # to compile all
+    scores: int  # bytes that one layer's attention scores of the prompt would take, if they were stored
+    seconds: float  # wall time to compile all programs
     cpu_seconds: float  # of all threads
 
     @property
@@ -107,7 +107,7 @@ def placed(model: LVLM, mesh: Mesh) -> LVLM:
 
 
 def weight_bytes(model: LVLM) -> int:
-    """Of the whole model."""
+    """Bytes of all parameters."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model)))
 
 
@@ -149,7 +149,7 @@ def words(name: str) -> str:
 
 
 def quiet(name: str) -> AbstractContextManager:
-    """Says nothing of a compilation."""
+    """Prints nothing during a compilation."""
     return contextlib.nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""A compiled generation in words and as JSON."""
+"""Reports a compiled generation as text and as JSON."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from gp_jax.ahead.compiling import DECODE, PREFILL, VISION, Program
 from gp_jax.ahead.generation import Compiled, GenerationReport, Request
 
 GIB = 2**30
-COUNTED = (VISION, PREFILL, DECODE)  # the first token's choice is no work
+COUNTED = (VISION, PREFILL, DECODE)  # choosing the first token takes negligible work
 
 
 def parts(plan: Compiled, programs: dict[str, Program]) -> dict[str, list[tuple[Program, int]]]:
-    """A plan's programs by stage, with their runs."""
+    """The programs of a plan by stage, each with its number of runs."""
     return {stage: [(programs[name], runs) for name, runs in plan.runs.items() if programs[name].stage == stage] for stage in COUNTED}
 
 
 def totals(generation: GenerationReport, name: str) -> dict[str, dict[str, float]]:
-    """Per stage: FLOPs and bytes of all chips, by XLA and from sizes, and bytes that a chip sends to others."""
+    """Per stage: FLOPs and bytes of all chips, as counted by XLA and computed from sizes, and bytes that a chip sends to others."""
     plan, chips = generation.plans[name], 1
     for size in generation.mesh.values():
         chips *= size
@@ -34,7 +34,7 @@ def totals(generation: GenerationReport, name: str) -> dict[str, dict[str, float
 
 
 def ratios(generation: GenerationReport) -> dict[str, dict[str, float]]:
-    """Pruned over dense, per stage; empty unless both were compiled."""
+    """Costs of the pruned plan divided by those of the dense one, per stage; empty unless both were compiled."""
     if len(generation.plans) < 2:
         return {}
     pruned, dense = (totals(generation, name) for name in ("glimpse", "dense"))
@@ -69,12 +69,12 @@ def _stages(generation: GenerationReport) -> Iterator[str]:
             line += f"{values + (f' {ratio:.1%}' if ratio else ''):>26}"
         yield line
     caches = " / ".join(f"{plan.cache / GIB:.3f}" for plan in generation.plans.values())
-    ratio = f" ({compared['kv cache']['bytes']:.1%})" if compared else ""
-    yield f"{' / '.join(generation.plans)}; keys and values on a chip: {caches} GiB{ratio}"
+    less = f" ({compared['kv cache']['bytes']:.1%})" if compared else ""
+    yield f"{' / '.join(generation.plans)}; keys and values on a chip: {caches} GiB{less}"
 
 
 def verdict(generation: GenerationReport) -> str:
-    """Whether it fits."""
+    """A line that says whether the programs fit the memory."""
     most = max(generation.programs, key=lambda p: p.resident)
     fits = "fits" if generation.fits else "DOES NOT FIT"
     sizes = f"needs {generation.needed / GIB:.2f} GiB of {generation.hbm / GIB:.2f} GiB per chip, weights {generation.weights / GIB:.2f}"
@@ -82,7 +82,7 @@ def verdict(generation: GenerationReport) -> str:
 
 
 def attention(generation: GenerationReport) -> str:
-    """That no program stores rows x rows scores."""
+    """A line about attention: whether any program stores scores of rows x rows."""
     with_splash = sum(p.facts.splash > 0 for p in generation.programs)
     largest, squares = (max(getattr(p.facts, name) for p in generation.programs) for name in ("largest", "squares"))
     stored = f"{squares / GIB:.2f} GiB of rows x rows ARE STORED" if squares else "no array of rows x rows"
@@ -93,7 +93,7 @@ def attention(generation: GenerationReport) -> str:
 
 
 def text(generation: GenerationReport, request: Request, model: str, topology: str, dtype: str) -> str:
-    """All of it."""
+    """The whole report as text."""
     mesh = " ".join(f"{axis}={size}" for axis, size in generation.mesh.items())
     lengths = ", ".join(f"{name} {size}" for name, size in generation.lengths.items())
     samples = f"{request.batch} x ({request.visual_tokens} visual + {request.prompt_tokens} text) tokens"
@@ -110,7 +110,7 @@ def text(generation: GenerationReport, request: Request, model: str, topology: s
 
 
 def facts(generation: GenerationReport, request: Request, model: str, topology: str, dtype: str) -> dict:
-    """The same for machines."""
+    """The whole report as JSON values."""
     return {
         "model": model,
         "topology": topology,

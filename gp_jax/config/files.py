@@ -30,7 +30,7 @@ def read_config(path: Path, variable: str, kinds: tuple[type, ...]) -> Any:
         raise GlimpseError(f"--config {path}: no such file" + (f", did you mean '{path.with_name(near[0])}'?" if near else ""))
     try:
         found = runpy.run_path(str(path)).get(variable)
-    except Exception as error:  # whatever a configuration file does wrong
+    except Exception as error:  # a configuration file may raise anything
         raise GlimpseError(f"--config {path}: {type(error).__name__}: {error}{_suggestion(error, kinds)}") from error
     if not isinstance(found, kinds):
         raise GlimpseError(f"--config {path}: needs {' or '.join(f'`{variable} = {kind.__name__}(...)`' for kind in kinds)}")

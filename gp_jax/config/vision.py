@@ -16,7 +16,7 @@ Pinpoint = Annotated[Several[Pixels], Field(min_length=2, max_length=2)]
 
 @dataclass(frozen=True)
 class Vision(ABC):
-    """What the rest of the package asks about a vision tower, whatever its family. Widths in channels.
+    """The interface of all vision tower configurations. Widths in channels.
 
     sized_by: the input that determines how many visual tokens pictures have. class_token: whether the tower has a class token.
     """

@@ -11,11 +11,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gp_jax.data.record import Box, Record
 from gp_jax.runtime.disk import write_text
+
+if TYPE_CHECKING:  # TFDS takes seconds to import
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 NAME = "glimpse"
 VERSION = "1.0.0"
@@ -28,7 +33,7 @@ Size = tuple[int, int]
 
 
 @functools.cache
-def features() -> "tfds.features.FeaturesDict":  # noqa: F821  TFDS is imported when needed
+def features() -> "tfds.features.FeaturesDict":
     """The TFDS features of a stored record."""
     import tensorflow_datasets as tfds
 
@@ -48,7 +53,7 @@ def features() -> "tfds.features.FeaturesDict":  # noqa: F821  TFDS is imported 
 
 
 @functools.cache
-def _serializer() -> "ExampleSerializer":  # noqa: F821
+def _serializer() -> "ExampleSerializer":
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     return ExampleSerializer(features().get_serialized_info())
@@ -80,7 +85,7 @@ def encode(record: Record, sizes: Sequence[Size]) -> bytes:
 def decode(data: bytes) -> tuple[Record, tuple[Size, ...]]:
     """Inverse of `encode`. Raises: any exception of TFDS for bytes that are not such an example."""
     example = features().deserialize_example_np(data)
-    boxes = [[] for _ in example["images"]]
+    boxes: list[list[Box]] = [[] for _ in example["images"]]
     for i, box in zip(example["boxes"]["image"], example["boxes"]["box"], strict=True):
         (width, height), (x1, y1, x2, y2) = example["sizes"][int(i)].tolist(), map(float, box)
         boxes[int(i)].append((x1 / width, y1 / height, x2 / width, y2 / height))

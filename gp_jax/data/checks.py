@@ -77,7 +77,7 @@ class Checker:
         for path, picture, values, declared in zip(row.images, pictures, numbers, row.sizes, strict=True):
             turned = _is_turned(declared, picture, path)
             regions.append(tuple(_box(box, frame, picture, turned) for box in values))
-        masks = [path and self._mask(path, row.dataset, picture) for path, picture in zip(row.masks, pictures, strict=True)]
+        masks = [self._mask(path, row.dataset, picture) if path else None for path, picture in zip(row.masks, pictures, strict=True)]
         record = Record(
             id=row.id,
             dataset=row.dataset,
@@ -183,10 +183,10 @@ def _box(values: tuple[float, ...], frame: str, picture: PictureFile, turned: bo
     if turned:
         (x1, y1), (x2, y2) = (TO_UPRIGHT[picture.orientation](x, y) for x, y in ((x1, y1), (x2, y2)))
         x1, y1, x2, y2 = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-    box = tuple(float(np.float32(min(max(value, 0.0), 1.0))) for value in (x1, y1, x2, y2))
-    if box[0] >= box[2] or box[1] >= box[3]:
+    left, top, right, bottom = (float(np.float32(min(max(value, 0.0), 1.0))) for value in (x1, y1, x2, y2))
+    if left >= right or top >= bottom:
         raise BadRow("box empty", f"{list(values)}: nothing of it is inside the picture")
-    return box
+    return left, top, right, bottom
 
 
 def _padding(width: int, height: int) -> tuple[float, float]:

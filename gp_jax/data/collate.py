@@ -76,8 +76,8 @@ def train_batch(
 
     Args: numbers: the index of every sample within its optimiser step.
     """
-    whole = [sample and sample.prompt for sample in samples]
-    prompts = whole if glimpse_rows else [prompt and without_last(prompt) for prompt in whole]
+    whole = [None if sample is None else sample.prompt for sample in samples]
+    prompts = whole if glimpse_rows else [None if prompt is None else without_last(prompt) for prompt in whole]
     reference, number = np.zeros((batch, shape.slots), bool), np.full(batch, -1, np.int32)
     for b, sample in enumerate(samples):
         if sample is None:

@@ -45,7 +45,9 @@ class LoadMicroBatch(grain.transforms.Map):
         self.rows, self.accumulation = tuple(rows), accumulation
 
     def map(self, number: int) -> LoadedBatch:
-        planned, samples, bad = self.schedule[number], [], []
+        planned = self.schedule[number]
+        samples: list[TrainSample | None] = []
+        bad: list[str] = []
         for member in (planned.members[row] for row in self.rows if row < len(planned.members)):
             try:
                 samples.append(self.sample(*member, planned.shape))
@@ -98,8 +100,11 @@ def start_worker(number: int, count: int) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a loading process"
+
     def follow_parent() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()
@@ -119,7 +124,7 @@ def local_rows(mesh: Mesh | None, batch: int) -> tuple[int, ...]:
             f"(e.g. --batch-size {parts}, with --accumulation as many times smaller)"
         )
     indices = batch_sharding(mesh, batch).addressable_devices_indices_map((batch,)).values()
-    return tuple(sorted({row for index in indices for row in range(batch)[index[0]]}))
+    return tuple(sorted({row for index in indices if index is not None for row in range(batch)[index[0]]}))
 
 
 class Placer:
@@ -132,7 +137,8 @@ class Placer:
         shape = (*local.shape[:axis], self.batch, *local.shape[axis + 1 :])
         sharding = batch_sharding(self.mesh, self.batch, axis)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None, "every array has a sample axis"
             wanted = range(self.batch)[index[axis]]  # consecutive rows, hence consecutive among this process's rows too
             low = bisect.bisect_left(rows, wanted.start)
             return local[(*index[:axis], slice(low, low + len(wanted)), *index[axis + 1 :])]

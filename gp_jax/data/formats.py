@@ -92,8 +92,8 @@ def _own(fields: dict, where: str, dataset: str, boxes: Frame) -> Row:
     for name in ("question", "answer"):
         if name not in fields:
             raise BadRow("field missing", f"has no '{name}'")
-    images = _paths(fields, "image", "images")
-    if not images or None in images:
+    images = tuple(path for path in _paths(fields, "image", "images") if path is not None)
+    if not images:
         raise BadRow("field missing", "has no 'image'")
     given = next((fields[name] for name in BOX_FIELDS if name in fields), None)
     masks = _paths(fields, "mask", "masks")
@@ -148,10 +148,10 @@ def _benchmark(fields: dict, where: str, dataset: str) -> Row:
 
 def _turns(conversations: object) -> tuple[list[str], list[str]]:
     """The texts of the human and of the model, each in order."""
-    turns = conversations if isinstance(conversations, list) else [None]
+    turns: list[Any] = conversations if isinstance(conversations, list) else [None]
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
         raise BadRow("field not text", "conversations are not a list of objects with 'from' and a text 'value'")
-    said = {"human": [], "gpt": []}
+    said: dict[str, list[str]] = {"human": [], "gpt": []}
     for turn in turns:
         speaker = {"user": "human", "assistant": "gpt"}.get(str(turn.get("from")), turn.get("from"))
         if speaker in ("human", "gpt"):

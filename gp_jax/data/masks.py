@@ -29,12 +29,12 @@ def picture_mask(encoded: bytes, grid: tuple[int, int], area: Box = (0, 0, 1, 1)
     """
     picture = decode(encoded, "mask").convert("L")
     (width, height), (left, top, right, bottom) = picture.size, area
-    covered = picture.crop(tuple(map(round, (left * width, top * height, right * width, bottom * height))))
+    covered = picture.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
     white = np.asarray(covered) >= 128
-    top, bottom = _spans(grid[0], white.shape[0])
-    left, right = _spans(grid[1], white.shape[1])
+    upper, lower = _spans(grid[0], white.shape[0])
+    first, last = _spans(grid[1], white.shape[1])
     summed = np.pad(white.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # white pixels above and left of every corner
-    touched = summed[bottom][:, right] - summed[top][:, right] - summed[bottom][:, left] + summed[top][:, left]
+    touched = summed[lower][:, last] - summed[upper][:, last] - summed[lower][:, first] + summed[upper][:, first]
     return touched > 0
 
 

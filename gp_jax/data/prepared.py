@@ -16,6 +16,7 @@ from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import MAX_JSON, check_regular, folder_of, kind_of, read_bytes, read_json
 
 if TYPE_CHECKING:
+    from array_record.python.array_record_module import ArrayRecordReader
     from etils import epath
 
 MAX_INDEX = 8 << 30  # bytes
@@ -162,7 +163,7 @@ def _check_shards(folder: Path, paths: list[Path]) -> None:
             raise GlimpseError(f"{path}: is cut off or another file ({size} bytes, {written} were written); prepare it again")
 
 
-def _open_shard(path: str, length: int) -> "ArrayRecordReader":  # noqa: F821
+def _open_shard(path: str, length: int) -> "ArrayRecordReader":
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(path, "readahead_buffer_size:0")

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from gp_jax.errors import GlimpseError, one_line, reason, some
 from gp_jax.processing.images import decode
 from gp_jax.processing.layout import pack_windows, read_samples
 from gp_jax.processing.qwen import Processor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZED_AT_ONCE = 2048
 
@@ -35,6 +39,12 @@ class SampleMaker:
         self.config, self.glimpse_rows = processor.config, glimpse_rows
         self._framings: dict[int, Counter[int]] = {}  # by number of pictures
 
+    @property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        tokenizer = self.processor.tokenizer
+        assert tokenizer is not None, "samples are made of tokens"
+        return tokenizer
+
     @cached_property
     def _end(self) -> int:
         """The token that ends an answer."""
@@ -50,10 +60,11 @@ class SampleMaker:
     def _own(self) -> frozenset[int]:
         """Tokens that structure a conversation: the special tokens of a rendered prompt, picture placeholders and ends of answers.
         No question and no answer may contain one. The special tokens of other models are plain text here."""
-        prompt, tokenizer = self.processor.tokenize([self.processor.chat(1, "?")])[0], self.processor.tokenizer
+        prompt, tokenizer = self.processor.tokenize([self.processor.chat(1, "?")])[0], self._tokenizer
         special = {*tokenizer.all_special_ids, *(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)}
         pictures = (self.config.image_token_id, self.config.video_token_id)
-        return frozenset({*(set(prompt) & special), *pictures, *self.config.eos_token_ids, self._end} - {None})
+        own = (*(set(prompt) & special), *pictures, *self.config.eos_token_ids, self._end)
+        return frozenset(token for token in own if token is not None)
 
     def _framing(self, images: int) -> Counter[int]:
         """How often each of these tokens occurs in a prompt with this number of pictures."""
@@ -67,7 +78,7 @@ class SampleMaker:
         found = Counter(token for token in prompt if token in self._own)
         for part, wrong in (("question", found - self._framing(images)), ("answer", Counter(t for t in answer if t in self._own))):
             if wrong:
-                token, tokenizer = next(iter(wrong)), self.processor.tokenizer
+                token, tokenizer = next(iter(wrong)), self._tokenizer
                 name = tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else "of a picture"
                 return f"its {part} holds the model's own token {name}"
         if max([*answer, *(token for token in prompt if token != self.config.image_token_id)]) >= self.config.text.vocab_size:
@@ -103,7 +114,8 @@ class SampleMaker:
     def _measure(self, entries: Sequence[Entry], suffix: str) -> list[Length | str]:
         short = [entry for entry in entries if max(len(entry.question), len(entry.answer)) <= LONGEST]
         prompts = [self.processor.chat(len(entry.sizes), question_text(entry.question, suffix)) for entry in short]
-        answers, tokenize, found = [entry.answer.strip() for entry in short], self.processor.tokenize, []
+        answers, tokenize = [entry.answer.strip() for entry in short], self.processor.tokenize
+        found: list[Length | str] = []
         tokens = zip(tokenize(prompts), tokenize(answers, prompts=False), strict=True) if short else iter(())
         for entry in entries:
             if max(len(entry.question), len(entry.answer)) > LONGEST:

@@ -24,10 +24,11 @@ def mixture(members: Sequence[np.ndarray], sources: Sequence[DataSource], seed: 
     """
     total = sum(m.size for m in members)
     weights = [s.weight for s in sources]
+    all_weights = sum(weight for weight in weights if weight is not None)
     drawn = []
     for number, (own, weight) in enumerate(zip(members, weights, strict=True)):
         rng = np.random.default_rng((seed, epoch, number))
-        wanted = own.size if weight is None else round(total * weight / sum(weights))
+        wanted = own.size if weight is None else round(total * weight / all_weights)
         whole, rest = divmod(wanted, max(own.size, 1))
         chosen = np.concatenate([np.tile(own, whole), rng.permutation(own)[:rest]])
         drawn += [(number, int(record)) for record in chosen]

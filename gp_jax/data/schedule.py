@@ -56,8 +56,8 @@ class Schedule:
         if not needs:
             reasons = "; ".join(f"{len(records)} are left out because {reason}" for reason, records in self.left_out.items())
             raise GlimpseError(f"no record is left of {', '.join(f'{s.path} ({s.split})' for s in sources)}: {reasons or 'there is none'}")
-        for source, own in zip(sources, self.members, strict=True):
-            if source.weight is not None and not own.size:  # records of other sources would be repeated in its place
+        for source, members in zip(sources, self.members, strict=True):
+            if source.weight is not None and not members.size:  # records of other sources would be repeated in its place
                 raise GlimpseError(f"data source {source.path} ({source.split}): weight={source.weight}, but none of its records is left")
         self.buckets = fit_shapes(needs, shapes, window)
         self.padding = padding(needs, self.buckets)
@@ -71,6 +71,12 @@ class Schedule:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
+
+    def _length(self, source: int, record: int) -> Length:
+        """The length of a record that is not left out."""
+        length = self.lengths[source][record]
+        assert isinstance(length, Length), "members have lengths"
+        return length
 
     def _epoch(self, epoch: int) -> list[MicroBatch]:
         """The micro-batches of an epoch; the newest two plans are kept."""
@@ -87,15 +93,15 @@ class Schedule:
         queues: dict[Shape, list] = {bucket: [] for bucket in self.buckets}
         planned = []
         for source, record in mixture(self.members, self.sources, self.seed, epoch):
-            bucket = bucket_of(self.lengths[source][record].shape, self.buckets)
+            bucket = bucket_of(self._length(source, record).shape, self.buckets)
             queues[bucket].append((source, record))
             if len(queues[bucket]) == self.batch:
                 planned.append(MicroBatch(bucket, tuple(queues[bucket])))
                 queues[bucket] = []
-        rest = sorted((self.lengths[s][r].shape.prompt, s, r) for queue in queues.values() for s, r in queue)
+        rest = sorted((self._length(s, r).shape.prompt, s, r) for queue in queues.values() for s, r in queue)
         while rest:  # the longest records together
             group, rest = rest[-self.batch :], rest[: -self.batch]
-            shapes = [bucket_of(self.lengths[s][r].shape, self.buckets) for _, s, r in group]
+            shapes = [bucket_of(self._length(s, r).shape, self.buckets) for _, s, r in group]
             largest = next(b for b in self.buckets[::-1] if b in shapes)
             if all(b.slots <= largest.slots and b.tail <= largest.tail for b in shapes):
                 planned.append(MicroBatch(largest, tuple((s, r) for _, s, r in group)))
@@ -118,10 +124,10 @@ class Schedule:
 
     def counts(self, numbers: Sequence[int]) -> tuple[int, int]:
         """Number of answer tokens, and of samples with visual tokens, in these micro-batches: the denominators of a step's losses."""
-        own = [self.lengths[s][r] for number in numbers for s, r in self[number].members]
+        own = [self._length(s, r) for number in numbers for s, r in self[number].members]
         return sum(length.answer for length in own), sum(length.visual > 0 for length in own)
 
     def tokens(self, number: int) -> int:
         """Number of prompt and answer tokens in a micro-batch, without padding."""
-        own = [self.lengths[s][r] for s, r in self[number].members]
+        own = [self._length(s, r) for s, r in self[number].members]
         return sum(length.shape.prompt + length.shape.tail for length in own)

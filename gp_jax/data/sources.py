@@ -92,7 +92,9 @@ def scan(files: Sequence[Path]) -> tuple[list[Piece], str]:
 
 def cut(pieces: Sequence[Piece], rows: int) -> list[Chunk]:
     """Cuts pieces into chunks of this number of rows; a chunk may span files."""
-    chunks, current, space = [], [], rows
+    chunks: list[Chunk] = []
+    current: list[Piece] = []
+    space = rows
     for piece in pieces:
         start = 0
         while start < len(piece.spans):
@@ -134,8 +136,9 @@ def _list_spans(data: bytes, path: Path) -> list[Span]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise GlimpseError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    decoder, spans = json.JSONDecoder(), []
-    at = BLANK.match(text, text.index("[") + 1).end()
+    decoder = json.JSONDecoder()
+    spans: list[Span] = []
+    at = _skip(text, text.index("[") + 1)
     counted, bytes_before = 0, 0  # bytes of the first `counted` characters
     try:
         while text[at : at + 1] != "]":
@@ -144,16 +147,22 @@ def _list_spans(data: bytes, path: Path) -> list[Span]:
             length = len(text[at:end].encode())
             spans.append((bytes_before, length, len(spans) + 1))
             counted, bytes_before = end, bytes_before + length
-            at = BLANK.match(text, end).end()
+            at = _skip(text, end)
             if text[at : at + 1] == ",":
-                at = BLANK.match(text, at + 1).end()
+                at = _skip(text, at + 1)
             elif text[at : at + 1] != "]":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-        if BLANK.match(text, at + 1).end() != len(text):
+        if _skip(text, at + 1) != len(text):
             raise json.JSONDecodeError("Expecting nothing after the list", text, at + 1)
     except (ValueError, RecursionError) as error:
         raise GlimpseError(f"{path}: is a damaged or cut off JSON list, after element {len(spans)} ({error})") from error
     return spans
+
+
+def _skip(text: str, at: int) -> int:
+    """The first position from `at` on that is not white space."""
+    blank = BLANK.match(text, at)
+    return blank.end() if blank else at
 
 
 def _is_object(data: bytes) -> bool:

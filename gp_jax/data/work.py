@@ -159,14 +159,18 @@ def _start_worker(job: Job) -> None:
     _worker = (job, Checker(job.images))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent waits for this chunk
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a worker process"
+
     def follow_parent() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)  # when the parent is killed its workers must not go on writing
 
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def _finish_in_worker(chunk: Chunk) -> Done:
+    assert _worker is not None, "set by _start_worker"
     return finish(chunk, *_worker)
 
 

@@ -32,7 +32,8 @@ class Annotations:
         self.name = ", ".join(file.name for file in self.files)
         if kind_of(path_of(images)) != "folder":
             raise GlimpseError(f"--images {images}: no such folder")
-        self.checker, self.left_out = Checker(path_of(images)), {}
+        self.checker = Checker(path_of(images))
+        self.left_out: dict[str, str] = {}
         self.answers: dict[str, tuple[str, ...]] = {}  # all references of rows with several
         self._facts: dict[str, str] = {}
         pieces, _ = scan(find_files(self.files))
@@ -40,7 +41,8 @@ class Annotations:
 
     @cached_property
     def _rows(self) -> list[tuple[Row, Entry]]:
-        found, names = [], Counter()
+        found: list[tuple[Row, Entry]] = []
+        names: Counter[str] = Counter()
         rows = tqdm(Chunk.read(self._chunk), desc=printable(self.name, 80), total=self._chunk.rows, unit="row", disable=not self._progress)
         for where, stem, data in rows:
             try:

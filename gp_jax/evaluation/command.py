@@ -106,8 +106,8 @@ def _evaluate(config: EvalConfig, first: bool) -> Path | None:
     devices = jax.local_devices()[: config.devices if config.devices > 0 else None]
     if config.devices > len(devices):
         raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
-    options = dict(mesh=make_mesh(data=len(devices), devices=devices)) if len(devices) > 1 else {}
-    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, **options)
+    mesh = make_mesh(data=len(devices), devices=devices) if len(devices) > 1 else None
+    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, mesh)
     plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks), path_of(config.out)
     if first:
         for line in claim(out, config.identity()):

@@ -172,18 +172,19 @@ class _Asking:
 
 async def _read(reply: httpx2.Response) -> bytes:
     """A reply's body. Raises: Failed when it is too large, or compressed although that was not requested."""
-    content, coding = bytearray(), reply.headers.get("content-encoding", "identity").strip().lower()
+    received, coding = bytearray(), reply.headers.get("content-encoding", "identity").strip().lower()
     async for chunk in reply.aiter_raw():
-        content += chunk
-        if len(content) > MOST_BYTES:
+        received += chunk
+        if len(received) > MOST_BYTES:
             raise Failed("reply that is too large")
+    content = bytes(received)
     if coding in ("gzip", "x-gzip", "deflate"):
         content = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(content, MOST_BYTES + 1)
     elif coding not in ("", "identity"):
         raise Failed("reply that is compressed")
     if len(content) > MOST_BYTES:
         raise Failed("reply that is too large")
-    return bytes(content)
+    return content
 
 
 class _Again(Exception):
@@ -200,7 +201,7 @@ def _seconds(header: str | None) -> float:
         seconds = float(header or 0)
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+            seconds = (parsedate_to_datetime(header or "") - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError, OverflowError):
             seconds = 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -68,6 +68,9 @@ class ChatModel:
     fixed_remain_ratio, min_remain_num, method, after, seed. --batch_size is the number of questions per batch.
     """
 
+    cache_hook: Any  # set by lmms-eval's base class, like task_dict
+    task_dict: Any
+
     def __init__(
         self,
         pretrained: str,

@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class EvalPlan:
     """
 
     name: str
-    rule: Callable[[Sequence[np.ndarray], float | Sequence[float] | None], Prune | None]
+    rule: Callable[[Sequence[Sequence[np.ndarray]], float | Sequence[float] | None], Prune | None]
     matched: Literal["sample", "pooled"] | None = None
     ratio: float | None = None
     shrink: bool = False
@@ -88,7 +88,7 @@ def _at_ratio(name: str, plain: str, glimpse: GlimpseConfig | None) -> EvalPlan 
         rule = partial(_rule, method=kind, seed=_seed(name, number), after=after)
         value = percent
     elif kind in AT_RATIO:
-        rule = partial(_rule, method=kind, **({"after": after} if kind == "attention" else {}))
+        rule = partial(_rule, method=kind, after=after) if kind == "attention" else partial(_rule, method=kind)
     else:
         return None
     share = _number(name, value, 0, 100) / 100 if dash else None
@@ -98,8 +98,8 @@ def _at_ratio(name: str, plain: str, glimpse: GlimpseConfig | None) -> EvalPlan 
     return plan
 
 
-def _rule(masks: Sequence[np.ndarray], ratio: float | Sequence[float] | None, **settings) -> Prune:
-    return Prune(fixed_remain_ratio=ratio, **settings)
+def _rule(masks: Sequence[Sequence[np.ndarray]], ratio: float | Sequence[float] | None, **settings: Any) -> Prune:
+    return Prune(fixed_remain_ratio=tuple(ratio) if isinstance(ratio, Sequence) else ratio, **settings)
 
 
 def _by_rule(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
@@ -115,7 +115,7 @@ def _by_rule(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
         word, _, percent = value.partition("-")
         if word in ("fixed", "above"):
             share = _number(name, percent, 0, 100) / 100
-            given = {"fixed_remain_ratio": share} if word == "fixed" else {"reduce_threshold": share}
+            given: dict[str, Any] = {"fixed_remain_ratio": share} if word == "fixed" else {"reduce_threshold": share}
             return EvalPlan(name, lambda masks, ratio: Prune(**given))
         cap = _number(name, value, 0, 100) / 100
         return EvalPlan(name, lambda masks, ratio: Prune(reduce_threshold=own.reduce_threshold, max_remain_ratio=cap))

@@ -128,7 +128,10 @@ class Runner:
         """What this process has to answer, batch by batch, in each of them plan by plan."""
         glimpse = {p.sample: p for p in self.saved(GLIMPSE)}
         done = {plan.name: set(self.matching(plan)) for plan in plans}
+        before = {plan.name: {p.sample: p.ratio for p in self.saved(plan.name)} for plan in plans}
         for plan in plans:
+            if plan.matched == "sample":  # whether these match is known when the glimpse has answered
+                done[plan.name] |= before[plan.name].keys() - glimpse.keys()
             if again := len(self.saved(plan.name)) - len(done[plan.name]):
                 self.samples.say(f"{again} saved answers of '{plan.name}' are not used: the glimpse to match keeps another number now")
         pooled = {plan.name: self.ratios(plan, list(glimpse.values())) for plan in plans if plan.matched == POOLED}
@@ -142,6 +145,7 @@ class Runner:
                     told = pooled.get(plan.name)
                     if plan.matched == "sample":
                         told = self.ratios(plan, [glimpse[names[n]] for n in part if names[n] in glimpse])
+                        done[plan.name] -= {name for name, ratio in told.items() if before[plan.name].get(name, ratio) != ratio}
                     bar.set_postfix_str(plan.name, refresh=False)
                     over = done[plan.name] | self.samples.left_out.keys()
                     group = [one for one in loaded if names[one.number] not in over and (told is None or names[one.number] in told)]
@@ -235,7 +239,7 @@ class Runner:
             cuts=answer.cuts,
             cached=float(np.mean(answer.cached)),
             ratio=ratio,
-            sizes=tuple(tuple(size) for size in self.task.entries[number].sizes),
+            sizes=tuple((width, height) for width, height in self.task.entries[number].sizes),
             peak=self._memory.bytes(),
             made_from=self.task.made_from(number),
         )

@@ -62,7 +62,7 @@ class Samples:
     @cached_property
     def grids(self) -> list[tuple[tuple[int, int], ...] | None]:
         """Per record, the (rows, columns) of visual tokens of its pictures, from their sizes; None for impossible sizes (left out)."""
-        found = []
+        found: list[tuple[tuple[int, int], ...] | None] = []
         for number, entry in enumerate(self.task.entries):
             try:
                 found.append(tuple(grid for size in entry.sizes for grid in self.processor.plot(*size).grids))

@@ -44,8 +44,8 @@ def add_verdicts(config: EvalConfig, found: Found) -> tuple[Found, list[str]]:
             notes.append(f"left out of {name}: {len(broken)} of {rows} rows (left_out.jsonl), first {sample}: {reason}")
         result.append((runner, [_scored(runner, prediction, main, verdicts) for prediction in predictions]))
     for p in judged:
-        if (reason := verdicts.failures.get(_question(p))) is not None:
-            lines.append({"task": p.task, "sample": p.sample, "plan": p.plan, "reason": f"judge: {reason}"})
+        if (failure := verdicts.failures.get(_question(p))) is not None:
+            lines.append({"task": p.task, "sample": p.sample, "plan": p.plan, "reason": f"judge: {failure}"})
     print("".join(f"{printable(note)}\n" for note in notes), end="")
     write_text(out / "left_out.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return result, notes

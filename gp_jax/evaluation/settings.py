@@ -156,9 +156,9 @@ class EvalConfig:
             raise GlimpseError("out is missing: the folder of the evaluation (--out)")
         if "://" in self.out:
             raise GlimpseError(f"out={self.out!r} must be a folder of this machine, not a URI")
-        for name in (self.out, self.report):
-            if name is not None:
-                kind_of(path_of(name))
+        for place in (self.out, self.report):
+            if place is not None:
+                kind_of(path_of(place))
         self.judge.check()
         return self
 
@@ -182,7 +182,7 @@ class EvalConfig:
         from gp_jax.pretrained.identity import folder_identity
         from gp_jax.vlm import ALL_FILES
 
-        files = {}
+        files: dict[str, str] = {}
         for part, name in (("model", self.model), ("glimpse", self.glimpse)):
             if name:
                 files |= {f"{part}/{file}": digest for file, digest in folder_identity(find_folder(name, ALL_FILES)).items()}

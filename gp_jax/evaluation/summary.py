@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from gp_jax.data.masks import inside
 from gp_jax.errors import printable, reason
@@ -49,7 +50,7 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
         return known[key]
 
     rows = aggregate(everything, cost, kv_bytes(vlm))
-    by = "family" if len(found) == 1 else "task"
+    by: Literal["family", "task"] = "family" if len(found) == 1 else "task"
     groups = breakdown(everything, by, cost, kv_bytes(vlm))
     metric, file = main_metric([runner for runner, _ in found]), found[0][0].path
     lines = Lines(everything, line_numbers(file), file, by)

@@ -159,12 +159,12 @@ def _open(name: str, config: EvalConfig, progress: bool) -> list[Task]:
         source = Annotations([name], _images(name, config), config.limit, config.boxes, progress)
         return [task(name, source, Path(name).stem)]
     folder, split = _folder(name)
-    source = open_prepared(folder, split)
+    prepared = open_prepared(folder, split)
     sets: dict[str, list[int]] = {}
-    for number, entry in enumerate(source.entries):
+    for number, entry in enumerate(prepared.entries):
         sets.setdefault(entry.dataset, []).append(number)
     only = len(sets) == 1
-    return [task(name if only else f"{name}/{own}", Subset(source, numbers[: config.limit]), own) for own, numbers in sets.items()]
+    return [task(name if only else f"{name}/{own}", Subset(prepared, numbers[: config.limit]), own) for own, numbers in sets.items()]
 
 
 def _folder(name: str) -> tuple[str, str]:

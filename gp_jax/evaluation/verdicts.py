@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gp_jax.errors import printable
 from gp_jax.evaluation.jsonl import read_lines
@@ -99,11 +100,13 @@ def read_cache(path: Path) -> dict[str, float]:
 
     Damaged lines are reported, and their questions will be asked again. Raises: GlimpseError when the file cannot be read.
     """
-    found, damaged = {}, 0
+    found: dict[str, float] = {}
+    damaged = 0
     for _, line in read_lines(path):
         try:
             fields = parse_json(line.decode("utf-8"), path)
-            key, score = fields["key"], read_score(fields["verdict"]) if "verdict" in fields else fields["score"]
+            key = fields["key"]
+            score: Any = read_score(fields["verdict"]) if "verdict" in fields else fields["score"]
             unread = "verdict" in fields and score is None
             if not isinstance(key, str) or not (unread or (type(score) in (int, float) and 0 <= score <= 1)):
                 raise ValueError("no key or no score")

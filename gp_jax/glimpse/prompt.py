@@ -17,7 +17,7 @@ from gp_jax.ops.layers import LayerNorm, Linear, RMSNorm, xavier_uniform
 
 
 class GlimpsePrompt(nnx.Module):
-    """The learned glimpse vectors. Parameters are float32, whatever the base model's dtype."""
+    """The learned glimpse vectors. Parameters are float32, for any dtype of the base model."""
 
     def __init__(self, config: GlimpseConfig, text: TextConfig, *, rngs: nnx.Rngs):
         shape = (len(config.le_layers), config.le_length, text.hidden_size)

@@ -1,4 +1,4 @@
-"""From a caller's settings to the numbers that the engine takes; everything that can be wrong with them is found here."""
+"""Checks a caller's settings and turns them into the arrays that the engine takes."""
 
 import dataclasses
 import zlib
@@ -18,15 +18,15 @@ from gp_jax.pruning.rule import Prune, anchor_indices, limits, reference_mask
 from gp_jax.trees import KeepLimits, Sampling
 
 AUTO = "auto"
-EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number is not a shape
-GREEDY = 1e-30  # lower temperatures are 0: logits divided by them leave float32
+EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number does not change a program's shapes
+GREEDY = 1e-30  # lower temperatures count as 0: logits divided by them overflow float32
 Temperature = Annotated[float, Field(ge=0, le=1e12), FromNumpy]
 TopP = Annotated[float, Field(ge=1e-6, le=1), FromNumpy]
 
 
 @dataclass(frozen=True)
 class CutInput:
-    """What a request brings to one cut. B is already the batch bucket, M the bucket of vision slots."""
+    """A request's arrays for one cut. B is the batch bucket, M the bucket of vision slots."""
 
     limits: KeepLimits
     given: np.ndarray | None  # (B, M) float32 logits, for scorers that rank by them

@@ -1,4 +1,4 @@
-"""What requests give back."""
+"""Results of requests: generations, answers, and their pictures."""
 
 import itertools
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ _target: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("targe
 
 @contextlib.contextmanager
 def targeting(*platforms: str) -> Iterator[None]:
-    """Programs traced inside are for these platforms, whatever the machine that traces them has."""
+    """Programs that are traced inside are for these platforms, on any machine."""
     token = _target.set(platforms)
     try:
         yield

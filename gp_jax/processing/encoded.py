@@ -56,7 +56,7 @@ def open_encoded(data: bytes) -> tuple[Image.Image, int] | None:
     """A picture as stored, with its header read, and its orientation (1: upright); None for an unknown format.
 
     `Image.open` of Pillow checks a global limit on pixels that other threads share, so its plugins are called directly, in the same way.
-    Raises: whatever a damaged header makes Pillow's plugins raise.
+    Raises: any error that Pillow's plugins raise for a damaged header.
     """
     accepted = (name for name in formats() if (accept := Image.OPEN[name][1]) and accept(data[:16]) is True)
     name = next(accepted, None)

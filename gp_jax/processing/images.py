@@ -58,9 +58,8 @@ class EncodedPicture:
         """The upright picture; transparent parts become white. Raises: GlimpseError when it does not decode."""
         size = self.stored.size
         with _within_memory(self.name):
-            if self.stored.format == "TIFF" and getattr(
-                self.stored, "tile", None
-            ):  # Pillow checks its global limit when it allocates pixels
+            # Pillow checks its global limit when it allocates the pixels of a TIFF; allocated here, they are not checked.
+            if self.stored.format == "TIFF" and getattr(self.stored, "tile", None):
                 self.stored.im = Image.new(self.stored.mode, size, None).im
             picture = _rgb(self.stored, self.name)
             if picture.size != size:

@@ -182,7 +182,7 @@ class Processor:
         """
         if reason := unreadable(question):
             return reason
-        ids = self.tokenize([question], prompts=False)[0]
+        ids = self.tokenize([str(question)], prompts=False)[0]
         for kind, token in (("image", self.config.image_token_id), ("video", self.config.video_token_id)):
             if token is not None and token in ids:
                 return f"holds the {kind} placeholder {self._tokenizer().convert_ids_to_tokens(token)}"

@@ -79,12 +79,12 @@ def numeric(name: str, value: object) -> np.ndarray:
     repeats a few numbers to a huge array, since a copy would have its full size."""
     try:
         array, masked = np.asarray(value), np.ma.is_masked(value)
-    except Exception as error:  # whatever an object does that says it is an array
+    except Exception as error:  # raised by an object that claims to be an array
         raise GlimpseError(f"{name} is not an array ({one_line(error)})") from error
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise GlimpseError(f"{name} must hold numbers, not {printable(array.dtype, 60)}")
     if masked:
-        raise GlimpseError(f"{name} is masked in parts: what stands there is not known")
+        raise GlimpseError(f"{name} is masked in parts, whose values are not known")
     held = array.itemsize + sum(abs(stride) * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True))
     if array.nbytes > held + REPEATED:
         raise GlimpseError(f"{name} repeats {held} bytes to an array of {array.nbytes}: give it as an array that holds them")

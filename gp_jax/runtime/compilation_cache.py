@@ -118,7 +118,7 @@ def _readable(path: Path) -> bool:
             import zstandard
 
             zstandard.ZstdDecompressor().decompress(data)
-    except Exception:  # whatever is wrong with it
+    except Exception:  # damaged in any way
         return False
     return True
 

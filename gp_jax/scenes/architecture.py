@@ -115,7 +115,8 @@ def write_architecture(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(words())
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    ids = tokenizer.get_vocab()
+    special = {token: ids[token] for token in SPECIAL}
     files = {
         "config.json": config(special),
         "tokenizer_config.json": {

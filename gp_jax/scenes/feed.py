@@ -67,7 +67,7 @@ def blacken(scene: PackedScene, side: int) -> tuple[PackedScene, np.ndarray]:
     for question in asked:
         for x1, y1, x2, y2 in question.boxes:
             left[int(np.floor(y1)) : int(np.ceil(y2)), int(np.floor(x1)) : int(np.ceil(x2))] = True
-    whole = left.reshape(height // side, side, width // side, side).all(axis=(1, 3))
+    whole = np.all(left.reshape(height // side, side, width // side, side), axis=(1, 3))
     return PackedScene(np.where(left[..., None], scene.image, 0).astype(np.uint8), asked, scene.labels), ~whole
 
 
@@ -78,7 +78,7 @@ class LoadScenes(grain.transforms.Map):
         """Args: rows: rows of the global batch that this process holds; batch: pictures of a micro-batch; end: micro-batches of the run."""
         self.config, self.rows, self.batch, self.end = config, tuple(rows), batch, end
         self.maker, vision = TurnMaker(processor), processor.config.vision
-        self.side = vision.patch_size * vision.spatial_merge_size  # pixels of a visual token
+        self.side = vision.patch_shape[-1] * vision.spatial_merge_size  # pixels of a visual token
 
     def map(self, number: int) -> LoadedBatch:
         config, side, depth = self.config, self.side, self.maker.config.text.num_hidden_layers

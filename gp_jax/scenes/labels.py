@@ -48,7 +48,8 @@ def labels(scene: Scene) -> Labels:
             ranked = sorted(thing.bars, key=lambda bar: -bar.height)
             for rank, bar in enumerate(ranked):
                 _claim(best, maps, bar.box, (BARS + rank, 1 + bar.color, 0))
-    return Labels(*maps, _neighbor(scene))
+    kinds, colors, fills = maps
+    return Labels(kinds, colors, fills, _neighbor(scene))
 
 
 def _neighbor(scene: Scene) -> np.ndarray:

@@ -27,6 +27,6 @@ def luminance(rgb: Rgb) -> float:
 
 def tone(rgb: Rgb) -> Rgb:
     """The second tone of a striped or dotted thing: the same hue, clearly brighter or darker."""
-    if luminance(rgb) > 100:
-        return tuple(value * 9 // 20 for value in rgb)
-    return tuple(value + (240 - value) * 11 // 20 for value in rgb)
+    bright = luminance(rgb) > 100
+    red, green, blue = (value * 9 // 20 if bright else value + (240 - value) * 11 // 20 for value in rgb)
+    return red, green, blue

@@ -1,5 +1,7 @@
 """Draws a random scene: which things there are, where they are and how they look."""
 
+from typing import Any
+
 import numpy as np
 
 from gp_jax.errors import GlimpseError
@@ -38,7 +40,7 @@ def make_scene(rng: np.random.Generator, canvas: tuple[int, int] = (256, 256), u
     things = []
     for i, group in enumerate(groups):
         cell = (places[i] % columns, places[i] // columns)
-        values = {}
+        values: dict[str, Any] = {}
         if group == "tag":
             size, color, values["number"] = TAG_SIZE, tag_colors.pop(), numbers.pop()
         elif group == "chart":
@@ -106,7 +108,8 @@ def _place(canvas: tuple[int, int], grid: tuple[int, int], cell: tuple[int, int]
 def _shade(color: int, jitter: list[int]) -> Rgb:
     if color < 0:
         return (0, 0, 0)
-    return tuple(max(0, min(240, value + change)) for value, change in zip(RGB[color], jitter, strict=True))
+    red, green, blue = (max(0, min(240, value + change)) for value, change in zip(RGB[color], jitter, strict=True))
+    return red, green, blue
 
 
 def _bars(rng: np.random.Generator, panel: Box) -> tuple[Bar, ...]:

@@ -91,7 +91,8 @@ class Scene:
 def beside(things: tuple[Thing, ...], anchor: Thing) -> tuple[list[int], list[int], list[int], list[int]]:
     """Numbers of the things to the left, to the right, above and below: those whose rows (or columns) of pixels overlap the anchor's."""
     x0, y0, x1, y1 = anchor.box
-    left, right, above, below = [], [], [], []
+    sides: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
+    left, right, above, below = sides
     for i, thing in enumerate(things):
         if thing is anchor:
             continue
@@ -100,7 +101,7 @@ def beside(things: tuple[Thing, ...], anchor: Thing) -> tuple[list[int], list[in
             (left if a0 < x0 else right).append(i)
         if a0 < x1 and x0 < a1:
             (above if b0 < y0 else below).append(i)
-    return left, right, above, below
+    return sides
 
 
 def neighbors(things: tuple[Thing, ...], anchor: Thing) -> tuple[int | None, ...]:

@@ -30,15 +30,16 @@ class TurnMaker:
     """Makes the tokens of turns, with the chat template."""
 
     def __init__(self, processor: Processor):
-        self.processor, self.config = processor, processor.config
+        assert processor.tokenizer is not None, "turns are made of tokens"
+        self.processor, self.tokenizer, self.config = processor, processor.tokenizer, processor.config
 
     @lru_cache(maxsize=65536)  # noqa: B019 -- one maker per run
     def _prompt(self, question: str) -> tuple[int, ...]:
-        return tuple(self.processor.tokenizer(self.processor.chat(1, question))["input_ids"])
+        return tuple(self.tokenizer(self.processor.chat(1, question))["input_ids"])
 
     @lru_cache(maxsize=65536)  # noqa: B019
     def _answer(self, answer: str) -> tuple[int, ...]:
-        return (*self.processor.tokenizer(answer)["input_ids"], self.config.eos_token_ids[0])
+        return (*self.tokenizer(answer)["input_ids"], self.config.eos_token_ids[0])
 
     def split(self, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """A prompt's tokens up to the end of the picture, and the tokens after it."""

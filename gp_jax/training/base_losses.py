@@ -69,12 +69,12 @@ def labels_loss(logits: Array, labels: Array, classes: tuple[int, ...], nothing:
 
     Args: logits: (..., sum of classes); labels: (..., len(classes)); nothing: weight of places whose first label is 0.
     """
-    found, start = 0.0, 0
+    losses, start = [], 0
     for i, size in enumerate(classes):
         weights = jnp.where(labels[..., 0] == 0, nothing, 1.0)
-        found += weighted_cross_entropy(logits[..., start : start + size], labels[..., i], weights)
+        losses.append(weighted_cross_entropy(logits[..., start : start + size], labels[..., i], weights))
         start += size
-    return found
+    return sum(losses[1:], start=losses[0])
 
 
 def dense_loss(head: DenseHead, tokens: Array, batch: PackedBatch, config: BaseLossConfig) -> Array:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -29,6 +30,7 @@ from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_dige
 from gp_jax.pruning.plan import middle_layer
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
+from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.settings import GlimpseSettings, TrainConfig
 from gp_jax.training.step import Counts, TrainingStep
@@ -65,14 +67,14 @@ def attach_glimpse(model: LVLM, config: GlimpseConfig, seed: int, mesh: Mesh | N
     model.glimpse = nnx.data(GlimpsePrompt(config, model.config.text, rngs=rngs) if config.rows else None)
     model.predictor = nnx.data(make_predictor(config, model.config, dtype=model.decoder.embed_tokens.dtype, rngs=rngs))
     if like and model.glimpse is not None:
-        model.glimpse.imitate(model.decoder.embed(np.asarray(like[-config.le_length :])))
+        model.glimpse.imitate(model.decoder.embed(jnp.asarray(like[-config.le_length :])))
     for part in (model.glimpse, model.predictor):
         if part is not None:
             nnx.update(part, spread(nnx.state(part), replicated(mesh)))
     return model
 
 
-def build_mesh(config: TrainConfig) -> Mesh | None:
+def build_mesh(config: TrainConfig | BaseConfig) -> Mesh | None:
     """The mesh of a run; None for a single device."""
     if jax.device_count() == 1 and (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) in ((1, -1, 1), (1, 1, 1), (-1, 1, 1)):
         return None
@@ -204,7 +206,9 @@ def build(config: TrainConfig, progress: Progress) -> Run:
         like = vlm.processor.tokenizer(vlm.processor.chat(1, "?"))["input_ids"] if config.glimpse.start == "prompt" else ()
         model = attach_glimpse(vlm.model, glimpse_config(config.glimpse, vlm.config), config.seed, mesh, like)
         vlm = vlm.with_model(model)
-    maker = SampleMaker(vlm.processor, vlm.model.glimpse_config.rows, config.data.max_visual_tokens, config.data.released_boxes)
+    glimpse = vlm.glimpse_config
+    assert glimpse is not None and vlm.folder is not None, "it was loaded with a glimpse, or has just got one"
+    maker = SampleMaker(vlm.processor, glimpse.rows, config.data.max_visual_tokens, config.data.released_boxes)
     feed = build_feed(config, config.data.sources, maker, mesh, progress)
     validation = build_feed(config, config.data.validation, maker, mesh, progress) if config.data.validation else None
     if config.steps is not None:
@@ -225,7 +229,7 @@ def build(config: TrainConfig, progress: Progress) -> Run:
         attention=config.attention,
     )
     weights = weights_digest(vlm.folder, without=(GLIMPSE_TENSORS, GLIMPSE_TORCH))
-    return Run(config, vlm, mesh, feed, validation, step, steps, identity(config, vlm.model.glimpse_config, feed, steps, weights))
+    return Run(config, vlm, mesh, feed, validation, step, steps, identity(config, glimpse, feed, steps, weights))
 
 
 def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int, weights: str) -> dict[str, Any]:

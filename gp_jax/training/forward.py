@@ -40,19 +40,21 @@ def forward_train(
     Returns: logits (B, U, V) float32 of every tail row, importance logits (heads, B, M) float32.
     """
     config, tail = model.glimpse_config, batch.tail
+    assert config is not None, "the glimpse is trained"
     # cuDNN supports masks of valid prefixes only; vision rows are packed by windows, with padding in between.
     features = see(model, batch.vision, "auto" if implementation == "cudnn" else implementation)
     depth = model.config.text.num_hidden_layers
     stream = run(model, embed(model, batch.prompt, features), 0, depth, implementation=implementation)
     lead, x = config.rows or 1, model.decoder.embed(tail.ids)
-    vectors, angles, tapped = None, model.decoder.angles(tail.positions), {}
+    vectors: Array | None = None
+    angles, tapped = model.decoder.angles(tail.positions), {}
     visible = behind(stream.valid, tail.valid)
-    if config.rows:
+    if model.glimpse is not None:
         x, vectors = x.at[:, :lead].set(0), model.glimpse.vectors()
         vectors = vectors[None] if dropout is None else drop(vectors, config.le_dropout_prob, dropout, batch.number)
 
     for index, (layer, kv) in enumerate(zip(model.decoder.layers, stream.kv, strict=True)):
-        if index in config.le_layers:
+        if vectors is not None and index in config.le_layers:
             x = x.at[:, :lead].add(vectors[:, config.le_layers.index(index)].astype(x.dtype))
         extend = rematerialised(layer.extend) if remat else layer.extend
         x, q, key = extend(x, angles, visible, kv)

@@ -197,12 +197,13 @@ class Loop:
     def validate(self, step: int, stop: Stop) -> float | None:
         """Validates. Returns: the loss; None when a signal stopped the validation, which is then still due."""
         start, compiled = time.perf_counter(), COMPILES.seconds
+        assert self.stage.validate is not None, "a validation is due"
         found = self.stage.validate(self.state, step, self.folder, self.log, bar, stop.now)
         self.owed = found is None
         if found is not None:
             say(f"step {step}: validation " + "  ".join(f"{name} {found[name]:.3f}" for name in self.stage.validation_shown))
         self.meter.paused += time.perf_counter() - start - (COMPILES.seconds - compiled)
-        return found and found["loss"]
+        return None if found is None else found["loss"]
 
     def rest(self, step: int, stop: Stop) -> None:
         """Validates and saves, where that is due. A checkpoint is saved after every validation, so that the best state is kept."""

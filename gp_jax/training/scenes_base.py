@@ -127,8 +127,9 @@ def build_base(config: BaseConfig) -> BaseRun:
         seed=config.seed,
         mesh=mesh,
     )
-    quiet = dict(pruned=0.0, blackened=0.0, relations=0.0, anchored=0.0, settled=0.0, seed=config.scenes.seed + VALIDATION_SEED)
-    validation = feed(dataclasses.replace(config.scenes, **quiet), -(-config.validation_scenes // config.batch_size))
+    seed = config.scenes.seed + VALIDATION_SEED
+    quiet = dataclasses.replace(config.scenes, pruned=0.0, blackened=0.0, relations=0.0, anchored=0.0, settled=0.0, seed=seed)
+    validation = feed(quiet, -(-config.validation_scenes // config.batch_size))
     return BaseRun(config, hf_config, folder, mesh, feed(config.scenes, micro_batches), validation, step, identity(config, folder))
 
 
@@ -155,7 +156,8 @@ def validate_base(
     run: BaseRun, state: TrainState, step: int, folder: epath.Path, log: RunLog, progress: Progress, stopped: Callable[[], bool]
 ) -> dict[str, float] | None:
     """One pass over scenes that are not used for training, with nothing hidden. Returns: mean losses and exact match; None when stopped."""
-    place, totals, end = Placer(run.mesh, run.config.batch_size), {}, run.validation.loader.end
+    place, end = Placer(run.mesh, run.config.batch_size), run.validation.loader.end
+    totals: dict[str, float] = {}
     counts = Counts(np.float32(end), np.float32(end))
     for loaded in progress(run.validation.load(0, end), "validating", end):
         if stopped():

@@ -39,13 +39,13 @@ class Stage:
 def build_stage(config: TrainConfig | BaseConfig, progress: Progress) -> Stage:
     """Builds a configuration's run and its stage. Raises: GlimpseError that names what is wrong."""
     if isinstance(config, BaseConfig):
-        run = build_base(config)
+        base = build_base(config)
         return Stage(
-            run=run,
-            validate=partial(validate_base, run),
-            export=partial(export_base_run, run),
+            run=base,
+            validate=partial(validate_base, base),
+            export=partial(export_base_run, base),
             begin_with=lambda state, folder: f"--start {folder}",
-            describe=partial(describe_base, run),
+            describe=partial(describe_base, base),
             losses=("language", "dense"),
             shown=BASE_SHOWN,
             validation_shown=BASE_SHOWN,

@@ -6,6 +6,7 @@ micro-batches, devices or processes.
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,20 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array
 from jax.sharding import Mesh
+from jax.tree_util import register_dataclass
 
 from gp_jax.models.lvlm import LVLM
 from gp_jax.sharding import batch_sharding, replicated, spread
 from gp_jax.training import forward
 from gp_jax.training.losses import bce, dice, language_sum, mask_metrics
 from gp_jax.training.settings import LossConfig
-from gp_jax.trees import TrainBatch, tree
+from gp_jax.trees import Array, TrainBatch
 
 TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that are trained; the rest is frozen
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Counts:
     """Counts over a whole step (all its micro-batches): the denominators of its losses."""
 
@@ -35,7 +37,8 @@ class Counts:
     samples: Array  # () float: samples with at least one visual token
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """Everything that changes during training; donated from step to step."""
 
@@ -46,7 +49,8 @@ class TrainState:
     rng: Array  # (2,) uint32: key data of the run; a step's key is folded from it and `step`
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Gathered:
     """An unfinished step: sums of gradients and metrics over its micro-batches so far."""
 
@@ -75,13 +79,14 @@ def losses(
     def mean(per_sample: Array) -> Array:
         return jnp.sum(jnp.where(has_image, per_sample, 0)) / counts.samples
 
-    sums = {
+    sums: dict[str, Any] = {
         "language": language_sum(logits, batch.tail.targets) / counts.tokens,
         "dice": sum(mean(dice(head, batch.reference, present)) for head in maps),
         "bce": sum(mean(bce(head, batch.reference, present)) for head in maps),
     }
     located = config.dice_weight * sums["dice"] + config.bce_weight * sums["bce"]
     loss = config.language_weight * sums["language"] + config.location_weight * located
+    assert model.glimpse_config is not None, "the glimpse is trained"
     keep = jax.nn.sigmoid(maps[-1]) > model.glimpse_config.reduce_threshold
     sums |= {name: mean(value) for name, value in mask_metrics(keep, batch.reference, present).items()}
     return loss, (sums | {"loss": loss}, maps[-1])
@@ -106,7 +111,8 @@ class StepPrograms:
         """Args: trains: nnx filter of the trained parameters; losses: (module, batch, counts, key) -> loss, (metric sums, one array per
         sample); dropout: whether `losses` takes a key."""
         self.mesh, self.optimizer, self.schedule, self.metrics, self.seed = mesh, optimizer, schedule, tuple(metrics), seed
-        graph, self.params, self.frozen = nnx.split(module, trains, ...)
+        graph, *states = nnx.split(module, trains, ...)
+        self.params, self.frozen = states
         self.graph = graph
 
         def forward(params, frozen, batch, counts, key):
@@ -126,9 +132,9 @@ class StepPrograms:
             "evaluate": jax.jit(evaluate),
             "update": jax.jit(self._update, donate_argnums=(0, 1)),
         }
-        accumulate, evaluate, self.update = (self._on_mesh(program) for program in self.programs.values())
-        self.accumulate = lambda gathered, state, *rest: accumulate(gathered, state.params, self.frozen, *rest, state.step, state.rng)
-        self.evaluate = lambda state, batch, counts: evaluate(state.params, self.frozen, batch, counts)
+        add, validate, self.update = (self._on_mesh(program) for program in self.programs.values())
+        self.accumulate = lambda gathered, state, *rest: add(gathered, state.params, self.frozen, *rest, state.step, state.rng)
+        self.evaluate = lambda state, batch, counts: validate(state.params, self.frozen, batch, counts)
 
     def _on_mesh(self, program: Callable) -> Callable:
         def run(*args):
@@ -194,6 +200,7 @@ class TrainingStep(StepPrograms):
         attention: str = "auto",
     ):
         glimpse_losses = partial(losses, config=config, remat=remat, attention=attention)
-        dropout = model.glimpse_config.le_dropout_prob > 0 and model.glimpse_config.rows > 0
-        options = dict(seed=seed, mesh=mesh, dropout=dropout)
-        super().__init__(model, is_trainable, glimpse_losses, METRICS, optimizer, schedule, **options)
+        glimpse = model.glimpse_config
+        assert glimpse is not None, "the glimpse is trained"
+        dropout = glimpse.le_dropout_prob > 0 and glimpse.rows > 0
+        super().__init__(model, is_trainable, glimpse_losses, METRICS, optimizer, schedule, seed=seed, mesh=mesh, dropout=dropout)

@@ -34,6 +34,7 @@ def validate(
         with writing(pictures):
             pictures.rmtree()  # left by a run that was killed during this validation
     feed, place = run.validation, Placer(run.mesh, run.config.batch_size)
+    assert feed is not None, "there are records to validate on"
     end = feed.schedule.epoch_end(1)
     tokens, samples = feed.schedule.counts(range(end))
     counts = Counts(np.float32(tokens), np.float32(max(1, samples)))
@@ -54,7 +55,7 @@ def validate(
 
 def own_rows(array: jax.Array) -> dict[int, np.ndarray]:
     """The rows of a batch that this process holds: row number -> values. Only the first axis may be split."""
-    rows = {}
+    rows: dict[int, np.ndarray] = {}
     for shard in array.addressable_shards:
         rows |= dict(zip(range(array.shape[0])[shard.index[0]], np.asarray(shard.data), strict=True))
     return dict(sorted(rows.items()))
@@ -64,6 +65,7 @@ def draw(
     feed: Feed, logits: dict[tuple[int, int], np.ndarray], run: Run, step: int, folder: epath.Path, log: RunLog, first: int = 0
 ) -> int:
     """Writes pictures of some records, numbered from `first` (files in object stores cannot be counted). Returns: how many."""
+    assert run.vlm.glimpse_config is not None, "the glimpse is trained"
     maker, threshold, drawn = feed.loader.maker, run.vlm.glimpse_config.reduce_threshold, 0
     target = folder / "validation" / f"step_{step:07d}"
     for (source, number), row in logits.items():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from jax.tree_util import register_dataclass
 from run_tools import full_disk
 
 from gp_jax import GlimpseError
@@ -22,12 +23,12 @@ from gp_jax.training.checkpoint import Checkpoints, run_folder
 from gp_jax.training.places import alone
 from gp_jax.training.run_log import RunLog
 from gp_jax.training.settings import TrainConfig
-from gp_jax.trees import tree
 
 STEPS = 7
 
 
-@tree
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     x: jax.Array  # (1,) float
 

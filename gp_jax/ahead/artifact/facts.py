@@ -1,4 +1,4 @@
-"""`export.json`: what an exported program is, written and read in one place."""
+"""`export.json`, the file that describes an exported program: how it is written and read."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.disk import read_json
 
 BUCKETS = ("batch", "patches", "prompt", "kept")
-LARGEST = 1 << 21  # rows of a whole batch: inputs are made at the size of the last buckets, whatever a file says that is
+LARGEST = 1 << 21  # most rows of a whole batch: inputs have the size of the largest buckets, and a file may give any size
 Rung = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """The file's fields. prune: the keep rule's, None for a dense program; buckets: rungs of its ladders; others: as in
+    """The file's fields. prune: fields of the keep rule, None for a dense program; buckets: rungs of its ladders; others: see
     `ExportSettings`."""
 
     glimpse: bool
@@ -39,13 +39,13 @@ class ExportFacts:
 
 
 def described(rule: Prune | None, buckets: Ladders, **facts: Any) -> dict[str, Any]:
-    """The file's content."""
+    """The content of the file."""
     rungs = {name: list(getattr(buckets, name).rungs) for name in BUCKETS}
-    return dataclasses.asdict(ExportFacts(prune=rule and dataclasses.asdict(rule), buckets=rungs, **facts))
+    return dataclasses.asdict(ExportFacts(prune=dataclasses.asdict(rule) if rule else None, buckets=rungs, **facts))
 
 
 def read_facts(folder: Path) -> tuple[ExportFacts, Prune | None, Ladders]:
-    """The file of a folder, and what its fields `prune` and `buckets` stand for. Raises: GlimpseError that names file and field."""
+    """Reads the file of a folder. Returns: its fields, its keep rule and its ladders. Raises: GlimpseError that names file and field."""
     path = folder / FACTS
     found = read_json(path)
     facts = read(ExportFacts, found, str(path))

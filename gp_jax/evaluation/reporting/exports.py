@@ -24,7 +24,10 @@ def as_csv(rows: Sequence[PlanRow], lines: Lines | None = None, metric: str | No
 
 
 def grouped_csv(
-    groups: Mapping[str | None, Sequence[PlanRow]], by: str = "group", lines: Lines | None = None, metric: str | None = None
+    groups: Mapping[str, Sequence[PlanRow]] | Mapping[None, Sequence[PlanRow]],
+    by: str = "group",
+    lines: Lines | None = None,
+    metric: str | None = None,
 ) -> str:
     """The same of every group, whose names stand in a first column called `by`; a group None has no name."""
     named, everything, file_name = None not in groups, [row for rows in groups.values() for row in rows], (lines or Lines()).file.name

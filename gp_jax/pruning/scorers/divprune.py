@@ -1,4 +1,4 @@
-"""DivPrune (arXiv 2503.02175): the most diverse subset, whatever the question.
+"""DivPrune (arXiv 2503.02175): the most diverse subset, independent of the question.
 
 Max-min diversity, greedily: with d(i, j) = 1 - cos(v_i, v_j) between visual tokens at the decoder's input,
 
