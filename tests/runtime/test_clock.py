@@ -13,6 +13,8 @@ from gp_jax import GlimpseVLM, tiny
 from gp_jax.runtime import clock
 from gp_jax.runtime.clock import COMPILE, COMPILES, MAKING, Clock, CompileWatch
 
+pytestmark = pytest.mark.slow
+
 SMALLEST = 0.005  # seconds, below which a stage's time is mostly noise
 
 

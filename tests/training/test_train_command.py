@@ -265,6 +265,7 @@ def test_compile_errors_are_one_line(capsys, monkeypatch, argv, message):
     assert message in fail(capsys, monkeypatch, "compile", *argv)
 
 
+@pytest.mark.slow
 def test_compiling_ahead_says_what_a_chip_needs(monkeypatch):
     """With a mesh of fake devices in the place of a topology: shapes without arrays through the real step."""
     from gp_jax.ahead import training as ahead_training

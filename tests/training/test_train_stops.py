@@ -24,6 +24,8 @@ from gp_jax.training.places import alone
 from gp_jax.training.run_log import RunLog
 from gp_jax.training.settings import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 STEPS = 7
 
 
