@@ -3,18 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+LOCK := requirements-dev.lock
+# A lock as constraints: of what pyproject.toml asks for, exactly these versions, and nothing else that the lock names (packages for CUDA
+# that torch from PyPI requires and torch for the CPU does not, packages for other systems). Those that build gp_jax are constrained too.
+INSTALL := $(BIN)/python -m pip install --quiet --constraint $(LOCK)
 CHECK := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make demo PYTHON=python3.12")'
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint lock clean
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { $(CHECK) && $(PYTHON) -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --editable .
+	$(INSTALL) pip
+	$(INSTALL) --build-constraint $(LOCK) --editable .
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(INSTALL) --build-constraint $(LOCK) --editable ".[dev]"
 	touch $@
 
 # Trains a glimpse on the bundled model, then answers questions about fresh scenes under every plan: table, report, pictures.
@@ -31,9 +35,23 @@ endif
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# A subset that touches every folder of the package, in under two minutes.
+quick: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Writes the lock again after a change of pyproject.toml; versions that still fit stay. `make lock UPGRADE=--upgrade` takes the newest.
+# One version of a package for every system and every Python, so that what was tested is what everybody gets.
+lock:
+	@$(CHECK)
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet uv
+	printf 'pip\nsetuptools\n' | $(VENV)/lock/bin/uv pip compile --quiet pyproject.toml - --extra dev --universal --python-version 3.11 \
+		--fork-strategy fewest --no-annotate --custom-compile-command "make lock" $(UPGRADE) --output-file $(LOCK)
 
 clean:
 	rm -rf $(VENV) $(DEMO)

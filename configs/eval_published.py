@@ -3,12 +3,12 @@
 The bundled glimpse against every published method and control, all with as many visual tokens of every sample as it keeps.
 """
 
-from gp_jax.evaluation.settings import EvalConfig
+from dataclasses import replace
 
-evaluation = EvalConfig(
-    model="scenes",
-    tasks=("scenes:test",),
-    limit=600,
+from configs.eval_scenes import evaluation as scenes
+
+evaluation = replace(
+    scenes,
     plans=(
         *("dense", "glimpse", "oracle", "nothing", "random", "random-1", "random-2", "downsample"),
         *("attention", "fastv", "pyramiddrop", "visionzip", "divprune", "cdpruner", "vscan"),

@@ -1,30 +1,18 @@
 """python train.py --config configs/llava_1_5_7b_own_data.py --data.own data/own --out runs/own
 
-Your own questions, pictures and evidence, from a few hundred rows on. First write one JSON object a line
-
-    {"image": "a.jpg", "question": "What does the sign say?", "answer": "Exit 4", "boxes": [[40, 12, 180, 77]]}
-
-(`gp-jax prepare --help` and the README say what else a row may hold) and
-
-    gp-jax prepare rows.jsonl --images photos --out data/own
-
-`--glimpse-from FOLDER_OR_ID` goes on from a trained glimpse instead of a new one.
+Your own questions, pictures and evidence, prepared as configs/qwen2_5_vl_7b_own_data.py says.
 """
 
-from gp_jax.data.settings import DataConfig, DataSource
-from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
+from dataclasses import replace
 
-train = TrainConfig(
+from configs.qwen2_5_vl_7b_own_data import train as qwen
+from gp_jax.data.settings import DataConfig
+from gp_jax.training.settings import GlimpseSettings
+
+train = replace(
+    qwen,
     model="liuhaotian/llava-v1.5-7b",
-    dtype="bfloat16",
     out="runs/llava_1_5_7b_own_data",
-    data=DataConfig(sources=(DataSource("data/own"),)),
+    data=DataConfig(sources=qwen.data.sources),  # a picture has 576 visual tokens, whatever its size
     glimpse=GlimpseSettings(reduce_layer=21, use_attention_logits=False, selected_visual_layers=(23, 17, 11, 5)),
-    optim=OptimConfig(learning_rate=1e-4),
-    batch_size=1,
-    accumulation=8,
-    epochs=3,
-    log_every=5,
-    save_every=100,
-    validate_every=100,
 )

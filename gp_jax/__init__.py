@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gp_jax.ahead.artifact.inputs import artifact_inputs
     from gp_jax.buckets import Ladder, Ladders
+    from gp_jax.inference.decoding import Rows
     from gp_jax.inference.function import inference_buckets, inference_fn, inference_params
     from gp_jax.inference.results import Answer, Generation
     from gp_jax.pruning.rule import Prune
@@ -24,6 +25,7 @@ _HOMES = {
     "Ladder": "gp_jax.buckets",
     "Ladders": "gp_jax.buckets",
     "Prune": "gp_jax.pruning.rule",
+    "Rows": "gp_jax.inference.decoding",
     "artifact_inputs": "gp_jax.ahead.artifact.inputs",
     "inference_buckets": "gp_jax.inference.function",
     "inference_fn": "gp_jax.inference.function",
@@ -46,6 +48,7 @@ __all__ = [
     "Ladder",
     "Ladders",
     "Prune",
+    "Rows",
     "__version__",
     "artifact_inputs",
     "inference_buckets",

@@ -1,10 +1,11 @@
 """GlimpseVLM, the front door: load, generate, answer, look, save."""
 
+import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +18,8 @@ from gp_jax.errors import GlimpseError, shown
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.function import fitting_inputs, inference_buckets, inference_inputs
-from gp_jax.inference.requests import AUTO, cut_inputs, next_positions, resolve, sampling_settings
-from gp_jax.inference.results import Answer, Generation, outcome, per_token, split_tokens
+from gp_jax.inference.requests import AUTO, Pruning, resolve, sampling_settings
+from gp_jax.inference.results import Answer, Generation, answers_of, outcome, per_token, split_tokens
 from gp_jax.inference.warmup import WarmUp
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained import files, params, saving
@@ -26,13 +27,15 @@ from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_confi
 from gp_jax.pretrained.misfits import check_quantised
 from gp_jax.pretrained.tower import base_source
 from gp_jax.processing.images import MAX_PIXELS, ImageLike
-from gp_jax.processing.layout import ARRAYS, read_samples
+from gp_jax.processing.layout import ARRAYS, Sample, read_samples
 from gp_jax.processing.qwen import Prepared, Processor, as_batch
 from gp_jax.processing.table import load_processor
 from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.clock import Clock
 from gp_jax.runtime.disk import read_json
+from gp_jax.trees import Prefix
 
+T = TypeVar("T")
 VIDEO_HINT = ": only still images are supported"
 DTYPES = ("float32", "bfloat16", "float16")
 ALL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.pt")
@@ -59,9 +62,10 @@ class GlimpseVLM:
 
     def with_model(self, model: LVLM) -> "GlimpseVLM":
         """The same front door with another model behind it, e.g. one whose glimpse was trained."""
-        mesh, ladders, attention = self.engine.mesh, self.engine.ladders, self.engine.attention
-        options = dict(folder=self.folder, mesh=mesh, ladders=ladders, attention=attention, nested_keys=self.nested_keys)
-        return GlimpseVLM(model, self.hf_config, self.processor, **options)
+        other, engine = copy.copy(self), self.engine
+        other.model, other.config, other.glimpse_config = model, model.config, model.glimpse_config
+        other.engine = Engine(model, engine.ladders, engine.mesh, engine.attention)
+        return other
 
     @classmethod
     def from_pretrained(
@@ -92,17 +96,15 @@ class GlimpseVLM:
         check_quantised(hf_config, folder / "config.json")
         generation = read_json(folder / "generation_config.json", required=False)
         config = model_config(hf_config, generation, str(folder / "config.json"))
-        own = glimpse is None
-        home = folder if own else files.find_folder(glimpse, ("*.json", files.GLIMPSE_TENSORS, files.GLIMPSE_TORCH))
+        home = folder if glimpse is None else files.find_folder(glimpse, ("*.json", files.GLIMPSE_TENSORS, files.GLIMPSE_TORCH))
         extra = settings = None
-        if not own or files.has_glimpse(home):
+        if glimpse is not None or files.has_glimpse(home):
             extra = files.glimpse_source(home)
             settings = glimpse_config(read_json(home / "config.json"), config, str(home / "config.json"))
         processor = load_processor(folder, config)
         base = base_source(folder, config)
-        bar = (lambda items: tqdm(items, desc="loading weights", unit="tensor")) if progress else iter
         dtype = None if dtype is None else jnp.dtype(dtype)
-        model = params.load(config, settings, base, extra, dtype=dtype, mesh=mesh, progress=bar)
+        model = params.load(config, settings, base, extra, dtype=dtype, mesh=mesh, progress=_bar("loading weights", "tensor", progress))
         nested = any(key.startswith("model.language_model.") for key in base.shapes)
         return cls(model, hf_config, processor, folder=folder, mesh=mesh, ladders=ladders, attention=attention, nested_keys=nested)
 
@@ -113,6 +115,13 @@ class GlimpseVLM:
     def save_glimpse(self, folder: str | os.PathLike) -> None:
         """Writes the glimpse alone, as a released folder. Raises: GlimpseError without one."""
         saving.save_glimpse(self.model, self.hf_config, Path(folder))
+
+    def update(self, params: Mapping[str, Any]) -> None:
+        """Takes new parameters of the same structure, all or some of them: nothing is compiled, and no second copy is kept.
+
+        Args: params: nested dicts of arrays, as `inference_params(vlm.model)` gives them. Raises: as `Engine.update`.
+        """
+        self.engine.update(params)
 
     # Requests ---------------------------------------------------------------------------------------------------------------
 
@@ -150,28 +159,33 @@ class GlimpseVLM:
             mm_token_type_ids: accepted, as processors return it, and not needed.
         Raises: GlimpseError that names the argument at fault, before anything runs.
         """
-        if unknown:
-            raise GlimpseError(
-                f"generate does not take {', '.join(sorted(unknown))}" + (VIDEO_HINT if any("video" in k for k in unknown) else "")
-            )
-        plan, prune = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
-        if prune is not None and prune.keeps_everything:
-            plan = ()  # never slower than not pruning
+        _check_names("generate", unknown)
+        pruning = self._resolve(prune)
+        if pruning.rule is not None and pruning.rule.keeps_everything:
+            pruning = pruning._replace(plan=())  # never slower than not pruning
         choose = partial(sampling_settings, self.config, temperature, top_k, top_p, seed, eos_token_id)
         choose()  # raises before anything runs
         max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
         self.engine.ladders.decode.fit(max_new_tokens)
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes)
         clock = timed if isinstance(timed, Clock) else Clock(timed)
-        filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), clock)
-        prefix, count = self.engine.prefix(filled, next_positions(samples, prune)), len(samples)
+        filled = self.engine.prefill(self.engine.batch(samples, pruning), clock)
+        prefix, count = self.engine.prefix(filled), len(samples)
         active = np.arange(prefix.logits.shape[0]) < count
         rows = Rows.behind(self.engine, prefix, choose(active.size), max_new_tokens, active)
         for tokens in rows.run(count, max_new_tokens, stream is not None):
             if stream:
                 stream(tokens[:, -1])
         clock.lap("decode")
-        return Generation(tokens=tokens, timings=clock.seconds, **outcome(self.engine, filled, samples, bool(plan)))
+        return Generation(tokens=tokens, timings=clock.seconds, **outcome(self.engine, filled, bool(pruning.plan)))
+
+    def prefill(self, *, prune: Prune | str | None = AUTO, **inputs: Any) -> Prefix:
+        """Reads prompts and prunes them, for `Rows` to go on with: once for any number of continuations.
+
+        Args: prune, inputs: as for `generate`. Raises: GlimpseError likewise.
+        """
+        _check_names("prefill", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
+        return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self._resolve(prune))))
 
     def answer(
         self,
@@ -202,25 +216,11 @@ class GlimpseVLM:
 
         def show(tokens: np.ndarray) -> None:
             pieces.append(int(tokens[0]))
-            on_text(self.processor.text(np.array(pieces)))
+            if on_text:
+                on_text(self.processor.text(np.array(pieces)))
 
         done = self.generate(**prepared.inputs, **options, stream=show if on_text else None, timed=clock)
-        answers = [
-            Answer(
-                text=self.processor.text(tokens),
-                tokens=tokens,
-                kept=int(keep.sum()),
-                total=keep.size,
-                keep=split_tokens(keep, grids),
-                images=own,
-                timings=done.timings,
-                seen=tuple(seen.tolist()),
-                cached=tuple(cached.tolist()),
-            )
-            for tokens, keep, grids, own, seen, cached in zip(
-                done.tokens, done.keep, prepared.grids, prepared.images, done.seen, done.cached, strict=True
-            )
-        ]
+        answers = answers_of(done, prepared, self.processor)
         return answers[0] if isinstance(questions, str) else answers
 
     def glimpse(
@@ -231,11 +231,9 @@ class GlimpseVLM:
         Args: images, questions: as for `answer`; or inputs: a dict as for `generate`.
         Returns: for one question a list with a (rows, columns) float32 map per image; for several (or `inputs`) a list of lists.
         """
-        plan, prune = resolve(Prune(), self.glimpse_config, self.config.text.num_hidden_layers)
-        if inputs is None:
-            inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
-        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
-        filled = self.engine.prefill(samples, plan, cut_inputs(self.engine, samples, plan, prune), stop_at_scores=True)
+        pruning = self._resolve(Prune())
+        samples = self._read(inputs or self._prepare(images, questions, None, MAX_PIXELS).inputs)
+        filled = self.engine.prefill(self.engine.batch(samples, pruning), scores_only=True)
         _, logits = per_token(self.engine.fetch(filled.scores), samples)
         maps = [split_tokens(1 / (1 + np.exp(-row)), sample.grids) for row, sample in zip(logits, samples, strict=True)]
         return maps[0] if isinstance(questions, str) else maps
@@ -255,15 +253,20 @@ class GlimpseVLM:
         Args: images, questions: as for `answer`; or inputs: a dict as for `generate`; prune, buckets: as for `inference_fn`; shrink:
             scale `images` that are too large down to what the buckets hold; else they are an error.
         """
-        plan, prune = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
+        plan, rule = self._resolve(prune)
         buckets = buckets or inference_buckets(self.config, cuts=len(plan))
         if inputs is None:
             own, questions = as_batch(images, questions)
-            return fitting_inputs(self.processor, own, questions, self.glimpse_config, prune, buckets, shrink=shrink)[1]
-        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
-        return inference_inputs(samples, self.config, self.glimpse_config, prune, buckets)
+            return fitting_inputs(self.processor, own, questions, self.glimpse_config, rule, buckets, shrink=shrink)[1]
+        return inference_inputs(self._read(inputs), self.config, self.glimpse_config, rule, buckets)
 
-    def _prepare(self, images: Any, questions: str | Sequence[str], system: str | None, max_image_pixels: int) -> Prepared:
+    def _resolve(self, prune: Prune | str | None) -> Pruning:
+        return resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
+
+    def _read(self, inputs: Mapping[str, Any]) -> list[Sample]:
+        return read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
+
+    def _prepare(self, images: Any, questions: str | Sequence[str] | None, system: str | None, max_image_pixels: int) -> Prepared:
         return self.processor(*as_batch(images, questions), system, max_image_pixels)
 
     def warm_up(
@@ -282,14 +285,16 @@ class GlimpseVLM:
             prune: the kind of pruning: with the glimpse, none, or with reference masks. The numbers in it do not matter.
             batch: samples; patches: vision patches of a sample; prompt: prompt tokens of a sample with its visual tokens.
         """
-        ladders = self.engine.ladders
-        lengths = dict(
-            batch=batch,
-            patches=patches or ladders.patches.rungs[-1],
-            prompt=prompt or ladders.prompt.rungs[-1],
-            new_tokens=max_new_tokens or ladders.decode.rungs[-1],
-        )
-        plan, _ = resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
+        plan = self._resolve(prune).plan
         settings = partial(sampling_settings, self.config, 0.0, 0, 1.0, 0, AUTO)
-        bar = (lambda items: tqdm(items, desc="compiling", unit="bucket")) if progress else iter
-        WarmUp(self.engine, plan, settings, **lengths).run(bar)
+        WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(_bar("compiling", "bucket", progress))
+
+
+def _bar(label: str, unit: str, progress: bool) -> Callable[[list[T]], Iterable[T]]:
+    return lambda items: tqdm(items, desc=label, unit=unit, disable=not progress)
+
+
+def _check_names(function: str, unknown: Iterable[str]) -> None:
+    """Raises: GlimpseError that names arguments that a function does not take."""
+    if unknown := sorted(unknown):
+        raise GlimpseError(f"{function} does not take {', '.join(unknown)}{VIDEO_HINT if any('video' in k for k in unknown) else ''}")

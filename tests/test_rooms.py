@@ -31,9 +31,9 @@ RANKS = {
     "ahead": [{"artifact", "hlo", "topology"}, {"compiling"}, {"generation", "training"}, {"report"}],
     "ahead/artifact": [{"names"}, {"facts", "readme"}, {"inputs", "write"}],
     "commands": [{"ask", "compile", "export", "prepare"}],
-    "config": [{"choices", "files", "schema"}, {"vision"}, {"model"}],
+    "config": [{"choices", "families", "files", "schema"}, {"vision"}, {"model"}],
     "data": [
-        {"collate", "formats", "record", "report", "settings", "sources"},
+        {"collate", "formats", "record", "settings", "sources", "tally"},
         {"builder", "checks", "masks", "sampling", "shapes"},
         {"prepared", "schedule", "work"},
         {"prepare", "samples"},
@@ -58,12 +58,12 @@ RANKS = {
     ],
     "glimpse": [{"predictor", "prompt"}],
     "inference": [
-        {"sampling", "shared_programs"},
+        {"requests", "sampling", "shared_programs", "walk"},
         {"engine", "traced"},
-        {"decoding", "requests", "results"},
+        {"decoding", "results"},
         {"function", "warmup"},
     ],
-    "models": [{"clip", "decoder", "vision"}, {"towers"}, {"lvlm"}],
+    "models": [{"clip", "decoder", "vision"}, {"lvlm"}],
     "ops": [
         {"blockwise", "dense", "kernels", "ranking", "target"},
         {"layers", "rope", "rows", "slices"},

@@ -1,28 +1,101 @@
-"""What a vision tower is. Both configurations have the same interface, so callers never test which of them they have."""
+"""Configurations of vision towers. All configurations have one interface, so callers never test which of them they have."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from gp_jax.config.choices import ACTIVATIONS
+from gp_jax.config.choices import Activation
 from gp_jax.config.schema import Few, Layer, Layers, Pixels, Several, Small, Width
 
-Activation = Literal[*ACTIVATIONS]
 Patch = Annotated[int, Field(ge=1, le=256)]  # pixels of its side
 Pinpoint = Annotated[Several[Pixels], Field(min_length=2, max_length=2)]
 
 
 @dataclass(frozen=True)
-class VisionConfig:
-    """Windowed ViT of Qwen2.5-VL. Sizes in pixels where they end in `_size` of a patch or window, else in channels."""
+class Vision(ABC):
+    """The interface of all vision tower configurations. Widths in channels.
+
+    sized_by: the input that determines how many visual tokens pictures have. class_token: whether the tower has a class token.
+    """
 
     depth: Layers
     hidden_size: Width
     intermediate_size: Width
     num_heads: Width
     out_hidden_size: Width
+    sized_by: ClassVar[str]
+    class_token: ClassVar[bool] = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    @abstractmethod
+    def patch_shape(self) -> tuple[int, ...]:
+        """One patch: channels, perhaps time, rows, columns."""
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one flattened patch, in the order of `patch_shape`."""
+        return math.prod(self.patch_shape)
+
+    @property
+    @abstractmethod
+    def conditions(self) -> range:
+        """What `selected_visual_layers` may name."""
+
+    @property
+    @abstractmethod
+    def usual_conditions(self) -> tuple[int, ...]:
+        """The released choice of `selected_visual_layers`."""
+
+    @property
+    @abstractmethod
+    def usual_logits(self) -> bool:
+        """The released choice of `use_attention_logits`."""
+
+    @property
+    @abstractmethod
+    def watchable(self) -> tuple[int, int]:
+        """A shallow block and the last one whose attention sees whole pictures, for methods that read the tower's attention."""
+
+    @property
+    @abstractmethod
+    def spatial_merge_size(self) -> int:
+        """Side of the square of patches that becomes one visual token."""
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches that become one visual token."""
+        return self.spatial_merge_size**2
+
+    @property
+    @abstractmethod
+    def window_side(self) -> int:
+        """Side of an attention window, in visual tokens."""
+
+    @abstractmethod
+    def slots_for(self, tokens: int) -> int:
+        """Vision slots that hold any picture of `tokens` visual tokens."""
+
+    @abstractmethod
+    def tokens_in(self, slots: int, pictures: int = 1) -> int:
+        """Visual tokens that pictures of any shape, this number of them, may have together in these vision slots."""
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Visual tokens of the largest pictures. None: not limited by the model."""
+        return None
+
+
+@dataclass(frozen=True)
+class VisionConfig(Vision):
+    """Windowed ViT of Qwen2.5-VL. Sizes in pixels where they end in `_size` of a patch or window, else in channels."""
+
     fullatt_block_indexes: Annotated[Several[Layer], Field(min_length=1)]
     window_size: Pixels = 112
     patch_size: Patch = 14
@@ -30,21 +103,12 @@ class VisionConfig:
     spatial_merge_size: Few = 2
     in_channels: Few = 3
     hidden_act: Activation = "silu"
-    sized_by: ClassVar[str] = "image_grid_thw"  # the input that says how many visual tokens pictures have
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+    sized_by: ClassVar[str] = "image_grid_thw"
 
     @property
     def patch_shape(self) -> tuple[int, ...]:
         """One patch: channels, time, rows, columns."""
         return (self.in_channels, self.temporal_patch_size, self.patch_size, self.patch_size)
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in one flattened patch, in the order of `patch_shape`."""
-        return math.prod(self.patch_shape)
 
     @property
     def conditions(self) -> range:
@@ -67,18 +131,13 @@ class VisionConfig:
         return min(self.fullatt_block_indexes), max(self.fullatt_block_indexes)
 
     @property
-    def merge_unit(self) -> int:
-        """Patches that become one visual token."""
-        return self.spatial_merge_size**2
-
-    @property
     def window_side(self) -> int:
         """Side of an attention window, in visual tokens."""
         return self.window_size // self.spatial_merge_size // self.patch_size
 
     def slots_for(self, tokens: int) -> int:
-        """Vision slots that hold any picture of `tokens` visual tokens: at worst little more than half of each block is full, and a
-        block more, for windows that a picture's border cuts share one only if two of them fit."""
+        """Vision slots that are enough for any picture of `tokens` visual tokens. At worst a little more than half of each block is full,
+        because windows that the picture's border cuts share a block only if they fit together; one more block for the rest."""
         side = self.window_side
         return -(-tokens * side // (side // 2 + 1)) // side**2 * side**2 + side**2
 
@@ -87,25 +146,15 @@ class VisionConfig:
         side = self.window_side
         return (slots - pictures * side**2) * (side // 2 + 1) // side
 
-    @property
-    def most_tokens(self) -> int | None:
-        """Visual tokens of the largest pictures. None: as many as one lets them have."""
-        return None
-
 
 @dataclass(frozen=True)
-class ClipConfig:
-    """CLIP ViT and projector of LLaVA: square tiles of one size, each with a class token. What `VisionConfig` has besides means the same.
+class ClipConfig(Vision):
+    """CLIP ViT and projector of LLaVA: square tiles of one size, each with a class token.
 
     select_layer: hidden state that the projector reads; 0 is what enters the first block, i what leaves the i-th.
     pinpoints: LLaVA-NeXT's (rows, columns) in pixels that a picture may be cut into tiles at; none: a picture is one tile.
     """
 
-    depth: Layers
-    hidden_size: Width
-    intermediate_size: Width
-    num_heads: Width
-    out_hidden_size: Width
     select_layer: Annotated[int, Field(ge=1, le=512)]
     image_size: Pixels = 336
     patch_size: Patch = 14
@@ -116,22 +165,13 @@ class ClipConfig:
     projector_bias: bool = True
     pinpoints: Annotated[Several[Pinpoint], Field(max_length=256)] = ()
     sized_by: ClassVar[str] = "pixel_values"
-    merge_unit: ClassVar[int] = 1
+    class_token: ClassVar[bool] = True
     spatial_merge_size: ClassVar[int] = 1
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
 
     @property
     def patch_shape(self) -> tuple[int, ...]:
         """One patch: channels, rows, columns."""
         return (self.in_channels, self.patch_size, self.patch_size)
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in one flattened patch, in the order of `patch_shape`."""
-        return math.prod(self.patch_shape)
 
     @property
     def window_side(self) -> int:
@@ -145,7 +185,7 @@ class ClipConfig:
         return (1 + max(details, default=0)) * self.window_side**2
 
     def slots_for(self, tokens: int) -> int:
-        """Whole tiles: the border of LLaVA-1.5's pictures cuts none, and LLaVA-NeXT's may have all tiles of which few tokens are left."""
+        """Whole tiles. LLaVA-1.5's pictures fill theirs; a LLaVA-NeXT picture may need all tiles even if few of their tokens are used."""
         tile = self.window_side**2
         return max(-(-tokens // tile) * tile, self.most_tokens)
 
@@ -171,6 +211,3 @@ class ClipConfig:
     def watchable(self) -> tuple[int, int]:
         """A shallow block (6 of 24, as VScan chose) and the one in front of `select_layer`."""
         return min(self.depth // 4, self.select_layer - 1), self.select_layer - 1
-
-
-Vision = VisionConfig | ClipConfig

@@ -20,8 +20,8 @@ from gp_jax.config.choices import check_choice
 from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.config.schema import AtLeastOne, Several, one
 from gp_jax.errors import GlimpseError, TooLong
-from gp_jax.inference.requests import AUTO, keep_rules, next_positions, resolve, sampling_settings
-from gp_jax.inference.traced import Program
+from gp_jax.inference import traced
+from gp_jax.inference.requests import AUTO, Pruning, make_batch, resolve, sampling_settings
 from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.target import PLATFORMS, targeting
 from gp_jax.pretrained.params import abstract_model, flat_params
@@ -50,9 +50,9 @@ INPUTS = {
     "next_position": "(B,) int32: position of the first new token",
     "cut*_threshold": "(B, 1) float32: keep visual tokens whose importance is above it",
     "cut*_cap_trigger": "(B,) int32: more kept than this ...",
-    "cut*_cap": "(B,) int32: ... and only the best so many stay",
-    "cut*_floor": "(B,) int32: the best so many always stay",
-    "cut*_fixed": "(B,) int32: exactly the best so many, -1: off",
+    "cut*_cap": "(B,) int32: ... and only this number of the best stay",
+    "cut*_floor": "(B,) int32: this number of the best always stay",
+    "cut*_fixed": "(B,) int32: exactly this number of the best stay, -1: off",
     "cut*_always": "(B, M) bool: vision slots that always stay",
     "cut*_given": "(B, M) float32: scores that come with the request (plans random, nothing, reference masks)",
 }
@@ -80,7 +80,7 @@ def inference_buckets(
 
     Args:
         batch: samples.
-        visual_tokens: of a sample. A single picture of so many always fits, whatever its shape.
+        visual_tokens: of a sample. A single picture with this number always fits, whatever its shape.
         prompt: rows of a sample, its visual tokens and the glimpse's rows included; default: the visual tokens and 128 more.
         kept: rows left behind a cut, to choose from; default: a few parts of the prompt.
         cuts: of the plan: behind each there is a copy of the rest of the program per size.
@@ -117,19 +117,18 @@ def inference_inputs(
 
     Args: samples: of `layout.read_samples`, up to the batch. Raises: GlimpseError that names the ladder that is too short.
     """
-    plan, prune = _resolved(prune, glimpse, config)
-    rows = glimpse.rows if needs_glimpse(plan) else 0
+    pruning = _resolved(prune, glimpse, config)
+    rows = glimpse.rows if glimpse and needs_glimpse(pruning.plan) else 0
     batch, length = buckets.batch.rungs[-1], buckets.prompt.rungs[-1]
     buckets.batch.fit(len(samples))
     for sample in samples:
         buckets.prompt.fit(sample.ids.size + rows)
         buckets.patches.fit(max(1, sample.slots.size * config.vision.merge_unit))
     slots = slots_of(buckets.patches.rungs[-1], config)
-    next_position = np.zeros(batch, np.int32)
-    next_position[: len(samples)] = next_positions(samples, prune)
+    made = make_batch(samples, pruning, batch, slots)
     inputs = _as_dict(vision_input(samples, config, batch, slots)) | _as_dict(prompt_input(samples, config, batch, length, rows))
-    inputs |= {"positions": np.moveaxis(inputs["positions"], 0, 1), "next_position": next_position}
-    for number, cut in enumerate(keep_rules(samples, plan, prune, batch, slots)):
+    inputs |= {"positions": np.moveaxis(inputs["positions"], 0, 1), "next_position": made.next_positions}
+    for number, cut in enumerate(made.cuts):
         rule = _as_dict(cut.limits) | {"threshold": np.full((batch, 1), cut.limits.threshold, np.float32)}
         rule |= {} if cut.given is None else {"given": cut.given}
         inputs |= {f"cut{number}_{name}": value for name, value in rule.items()}
@@ -163,7 +162,7 @@ def fitting_inputs(
         return raw, inference_inputs(samples, config, glimpse, prune, buckets)
     except TooLong:
         text = max(sample.ids.size - sample.count for sample in samples)
-        text += glimpse.rows if needs_glimpse(_resolved(prune, glimpse, config)[0]) else 0
+        text += glimpse.rows if glimpse and needs_glimpse(_resolved(prune, glimpse, config).plan) else 0
         most = picture_capacity(buckets, config, text, max(map(len, pictures)))
         if not shrink or not processor.shrinks or most < 1:
             raise
@@ -227,16 +226,16 @@ def inference_fn(
             raise GlimpseError(f"inputs: {wrong[0]} has the shape {found.get(wrong[0])}, this program takes {shapes.get(wrong[0])}")
         graph, state = parts(_base_dtype(params))
         with targeting(*platforms):
-            program = Program(nnx.merge(graph, _state(state, params)), plan, buckets, settings(), max_new_tokens)
-            return program({name: jnp.asarray(x) for name, x in inputs.items()})
+            model, arrays = nnx.merge(graph, _state(state, params)), {name: jnp.asarray(x) for name, x in inputs.items()}
+            return traced.answer(model, plan, buckets, settings(), max_new_tokens, arrays)
 
     return infer
 
 
-def _resolved(prune: Prune | Plan | str | None, glimpse: GlimpseConfig | None, config: ModelConfig) -> tuple[Plan, Prune | None]:
+def _resolved(prune: Prune | Plan | str | None, glimpse: GlimpseConfig | None, config: ModelConfig) -> Pruning:
     """`requests.resolve` that also takes a plan as it is; its keep rule is the default one then."""
     if isinstance(prune, tuple):
-        return prune, Prune()
+        return Pruning(prune, Prune())
     return resolve(prune, glimpse, config.text.num_hidden_layers)
 
 

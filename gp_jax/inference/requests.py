@@ -1,9 +1,10 @@
-"""From a caller's settings to the numbers that the engine takes; everything that can be wrong with them is found here."""
+"""Checks a caller's settings and turns them into the arrays that the engine takes."""
 
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -11,34 +12,62 @@ from pydantic import Field
 from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.config.schema import Count, FromNumpy, Several, TokenId, one
 from gp_jax.errors import GlimpseError, shown
-from gp_jax.inference.engine import CutInput, Engine
 from gp_jax.processing.layout import Sample
-from gp_jax.pruning.plan import Plan, make_plan, shares
+from gp_jax.pruning.plan import SCORERS, Plan, make_plan, shares
 from gp_jax.pruning.rule import Prune, anchor_indices, limits, reference_mask
-from gp_jax.trees import Sampling
+from gp_jax.trees import KeepLimits, Sampling
 
 AUTO = "auto"
-EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number is not a shape
-GREEDY = 1e-30  # lower temperatures are 0: logits divided by them leave float32
+EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number does not change a program's shapes
+GREEDY = 1e-30  # lower temperatures count as 0: logits divided by them overflow float32
 Temperature = Annotated[float, Field(ge=0, le=1e12), FromNumpy]
 TopP = Annotated[float, Field(ge=1e-6, le=1), FromNumpy]
 
 
-def resolve(prune: Prune | str | None, glimpse: GlimpseConfig | None, depth: int) -> tuple[Plan, Prune | None]:
+@dataclass(frozen=True)
+class CutInput:
+    """A request's arrays for one cut. B is the batch bucket, M the bucket of vision slots."""
+
+    limits: KeepLimits
+    given: np.ndarray | None  # (B, M) float32 logits, for scorers that rank by them
+
+
+class Pruning(NamedTuple):
+    """What `prune` stands for: where to cut, and the keep rule (None: no pruning)."""
+
+    plan: Plan
+    rule: Prune | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests that run together, as the programs take them."""
+
+    samples: Sequence[Sample]
+    plan: Plan
+    cuts: Sequence[CutInput]  # one per cut of the plan
+    next_positions: np.ndarray  # (size,) int32: position of every sample's first new token, 0 on samples that only fill the bucket
+    size: int  # bucket of samples
+    slots: int  # bucket of vision slots M; 0 when no sample has an image
+
+
+def resolve(prune: Prune | str | None, glimpse: GlimpseConfig | None, depth: int) -> Pruning:
     """The plan behind `prune`; "auto" means the settings in the glimpse's config, or none without a glimpse. depth: decoder layers."""
     if isinstance(prune, str) and prune == AUTO:
         prune = Prune.from_config(glimpse) if glimpse else None
     if prune is None:
-        return (), None
+        return Pruning((), None)
     if not isinstance(prune, Prune):
         raise GlimpseError(f"prune must be a Prune, None or 'auto', not {shown(prune)}")
-    return make_plan(prune, glimpse, depth), prune
+    return Pruning(make_plan(prune, glimpse, depth), prune)
 
 
-def cut_inputs(engine: Engine, samples: Sequence[Sample], plan: Plan, prune: Prune | None) -> list[CutInput]:
-    """The keep rule's numbers for one batch, padded to its buckets; see `keep_rules`."""
-    slots = engine.vision_slots(samples)
-    return keep_rules(samples, plan, prune, engine.ladders.batch.fit(len(samples)), slots) if slots else []
+def make_batch(samples: Sequence[Sample], pruning: Pruning, size: int, slots: int) -> Batch:
+    """Samples in buckets of `size` samples and `slots` vision slots. Raises: GlimpseError, see `keep_rules`."""
+    plan, rule = pruning if slots else Pruning((), pruning.rule)  # without an image there is nothing to prune
+    positions = np.zeros(size, np.int32)
+    positions[: len(samples)] = next_positions(samples, rule)
+    return Batch(samples, plan, keep_rules(samples, plan, rule, size, slots), positions, size, slots)
 
 
 def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch: int, slots: int) -> list[CutInput]:
@@ -46,7 +75,7 @@ def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch
 
     Raises: GlimpseError on prompts that end with an image, anchors on several images, or reference masks that do not fit.
     """
-    if not plan:
+    if not plan or prune is None:
         return []
     for i, sample in enumerate(samples):
         if sample.image_token[-1] >= 0:
@@ -70,7 +99,9 @@ def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch
             kept = reference_mask(masks[b], sample.grids, f"reference_masks[{b}]")
             given[b, sample.slot_of_token[kept]] = np.inf
     rules = [dataclasses.replace(rule, fixed_remain_ratio=own) for own in shares(rule, plan)]
-    return [CutInput(limits(own, counts, always), given if cut.scorer == "given" else None) for cut, own in zip(plan, rules, strict=True)]
+    return [
+        CutInput(limits(own, counts, always), given if SCORERS[cut.scorer].given else None) for cut, own in zip(plan, rules, strict=True)
+    ]
 
 
 def next_positions(samples: Sequence[Sample], prune: Prune | None) -> list[int]:
@@ -88,16 +119,16 @@ def sampling_settings(
     eos_token_id: int | Sequence[int] | str | None,
     rows: int = 1,
 ) -> Sampling:
-    """Checked sampling settings as arrays of so many rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none."""
+    """Checked sampling settings as arrays of `rows` rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none."""
     temperature, top_p = one(Temperature, temperature, "temperature"), one(TopP, top_p, "top_p")
     top_k, seed = one(Count, top_k, "top_k"), one(Count, seed, "seed")
     if isinstance(eos_token_id, str) and eos_token_id == AUTO:
-        eos = config.eos_token_ids
+        ends = config.eos_token_ids
     elif isinstance(eos_token_id, list | tuple | np.ndarray):
-        eos = one(Several[TokenId], eos_token_id, "eos_token_id")
+        ends = one(Several[TokenId], eos_token_id, "eos_token_id")
     else:
-        eos = () if eos_token_id is None else (one(TokenId, eos_token_id, "eos_token_id"),)
-    eos = np.array(eos, np.int32)
+        ends = () if eos_token_id is None else (one(TokenId, eos_token_id, "eos_token_id"),)
+    eos = np.array(ends, np.int32)
     padded = np.full(-(-max(eos.size, 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
     padded[: eos.size] = eos
     return Sampling(

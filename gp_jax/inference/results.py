@@ -1,4 +1,4 @@
-"""What requests give back."""
+"""Results of requests: generations, answers, and their pictures."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.inference.engine import Engine, Prefilled
 from gp_jax.processing.images import overlay, side_by_side
 from gp_jax.processing.layout import Sample
+from gp_jax.processing.qwen import Prepared, Processor
 from gp_jax.pruning.plan import Plan
 
 
@@ -98,7 +99,8 @@ def per_token(scores: Scores, samples: Sequence[Sample]) -> tuple[list[np.ndarra
     for number, sample in enumerate(samples):
         if np.isnan(logits[number, sample.slot_of_token]).any():
             raise GlimpseError(f"sample {number + 1} of {len(samples)}: the importance of its visual tokens is not a number")
-    return tuple([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
+    kept, importance = ([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
+    return kept, importance
 
 
 def per_layer(plan: Plan, scores: Scores, samples: Sequence[Sample], layers: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,11 +114,32 @@ def per_layer(plan: Plan, scores: Scores, samples: Sequence[Sample], layers: int
     return seen, cached
 
 
-def outcome(engine: Engine, filled: Prefilled, samples: Sequence[Sample], pruned: bool) -> dict[str, Any]:
+def answers_of(done: Generation, prepared: Prepared, processor: Processor) -> list[Answer]:
+    """A batch's answers."""
+    rows = zip(done.tokens, done.keep, prepared.grids, prepared.images, done.seen, done.cached, strict=True)
+    return [
+        Answer(
+            text=processor.text(tokens),
+            tokens=tokens,
+            kept=int(keep.sum()),
+            total=keep.size,
+            keep=split_tokens(keep, grids),
+            images=images,
+            timings=done.timings,
+            seen=tuple(seen.tolist()),
+            cached=tuple(cached.tolist()),
+        )
+        for tokens, keep, grids, images, seen, cached in rows
+    ]
+
+
+def outcome(engine: Engine, filled: Prefilled, pruned: bool) -> dict[str, Any]:
     """The fields of a Generation that prefill decides."""
-    scores, logits, positions, valid = engine.fetch((filled.scores, filled.logits, filled.stream.positions, filled.stream.valid))
+    samples, stream = filled.batch.samples, filled.stream
+    assert stream is not None, "only scores were asked for"
+    scores, logits, positions, valid = engine.fetch((filled.scores, filled.logits, stream.positions, stream.valid))
     keep, mask_logits = per_token(scores, samples)
-    seen, cached = per_layer(filled.plan, scores, samples, len(filled.stream.kv))
+    seen, cached = per_layer(filled.batch.plan, scores, samples, len(stream.kv))
     lengths = valid[: len(samples)].sum(axis=1)
     padded = np.ones((positions.shape[0], len(samples), lengths.max()), np.int32)
     mask = np.zeros(padded.shape[1:], np.int32)

@@ -1,59 +1,36 @@
-"""Hugging Face `config.json` to our config and back: one table of the kinds of files that there are."""
+"""Conversion of a Hugging Face `config.json` to a ModelConfig and back, by the model's family."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gp_jax.config import families
+from gp_jax.config.families import Family
 from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.config.schema import checked
-from gp_jax.pretrained import llava, qwen
-from gp_jax.pretrained.fields import choice, read, refuse_if
-from gp_jax.pretrained.tower import with_tower
+from gp_jax.errors import GlimpseError
+from gp_jax.pretrained.fields import choice, read
 from gp_jax.runtime.disk import read_json
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of `config.json`.
-
-    model_types: as the file names it. needs: a field by which it differs from another kind of the same name.
-    read: (file, generation_config, where) -> config. flat: the file as it stands beside a glimpse.
-    complete: (file, its folder) -> the file with what it only refers to.
-    """
-
-    model_types: tuple[str, ...]
-    read: Callable[[Mapping[str, Any], Mapping[str, Any], str], ModelConfig]
-    flat: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
-    needs: str | None = None
-    complete: Callable[[Mapping[str, Any], Path], dict[str, Any]] = lambda hf, folder: dict(hf)
-
-
-KINDS = (
-    Kind(("qwen2_5_vl", "qwen2_5_vl_gp"), qwen.read_model, qwen.flat),
-    Kind(
-        ("llava", "llava_llama", "llava_llama_gp"), llava.read_original, llava.flat_original, needs="mm_vision_tower", complete=with_tower
-    ),
-    Kind(("llava", "llava_next"), llava.read_model),
-)
-MODEL_TYPES = tuple(dict.fromkeys(name for kind in KINDS for name in kind.model_types))
-
-
-def kind_of(hf: Mapping[str, Any], where: str) -> Kind:
-    """The first kind that fits. Raises: GlimpseError on an unknown model type."""
-    name = choice(hf, "model_type", MODEL_TYPES, where)
-    kinds = [kind for kind in KINDS if name in kind.model_types]
-    found = next((kind for kind in kinds if kind.needs is None or hf.get(kind.needs)), None)
-    refuse_if(found is None, f"{where}: field '{kinds[0].needs}' is missing")
+def family_of_file(hf: Mapping[str, Any], where: str) -> Family:
+    """The first family that reads the file. Raises: GlimpseError on an unknown model type."""
+    known = tuple(dict.fromkeys(name for family in families.FAMILIES for name in family.file_types))
+    name = choice(hf, "model_type", known, where)
+    fitting = [family for family in families.FAMILIES if name in family.file_types]
+    found = next((family for family in fitting if family.needs is None or hf.get(family.needs)), None)
+    if found is None:
+        raise GlimpseError(f"{where}: field '{fitting[0].needs}' is missing")
     return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's `config.json`, complete."""
+    """A model folder's `config.json`, with the configs that it refers to."""
     path = folder / "config.json"
     hf = read_json(path)
-    return kind_of(hf, str(path)).complete(hf, folder)
+    complete = family_of_file(hf, str(path)).complete
+    return complete.load()(hf, folder) if complete else dict(hf)
 
 
 def model_config(hf: Mapping[str, Any], generation: Mapping[str, Any] | None = None, where: str = "config.json") -> ModelConfig:
@@ -62,7 +39,7 @@ def model_config(hf: Mapping[str, Any], generation: Mapping[str, Any] | None = N
     Raises: GlimpseError, naming file and field, on an unknown model type, a missing field, a value that is not of the field's type or
         outside its bounds, or an unsupported setting.
     """
-    return checked(kind_of(hf, where).read(hf, generation or {}, where), where)
+    return checked(family_of_file(hf, where).read.load()(hf, generation or {}, where), where)
 
 
 def glimpse_config(hf: Mapping[str, Any], model: ModelConfig, where: str = "config.json") -> GlimpseConfig:
@@ -71,6 +48,7 @@ def glimpse_config(hf: Mapping[str, Any], model: ModelConfig, where: str = "conf
 
 
 def flat_hf_config(hf: Mapping[str, Any], glimpse: GlimpseConfig) -> dict[str, Any]:
-    """`config.json` of a folder that holds a glimpse: as transformers and the released code read it."""
-    flat = kind_of(hf, "config.json").flat(hf)
-    return flat | {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(glimpse).items()}
+    """`config.json` of a folder with a glimpse, in the layout that transformers and the released code read."""
+    flat = family_of_file(hf, "config.json").flat
+    base = flat.load()(hf) if flat else dict(hf)
+    return base | {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(glimpse).items()}

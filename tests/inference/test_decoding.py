@@ -10,7 +10,7 @@ from tiny_models import EOS, GLIMPSE, LADDERS, VISION_START, glimpse_weights, hf
 
 from gp_jax import GlimpseError, GlimpseVLM, Prune
 from gp_jax.inference.decoding import Rows
-from gp_jax.inference.requests import cut_inputs, next_positions, resolve, sampling_settings
+from gp_jax.inference.requests import sampling_settings
 from gp_jax.processing.layout import ARRAYS, read_samples
 from gp_jax.runtime.clock import COMPILES
 
@@ -31,11 +31,8 @@ def vlm(tmp_path_factory):
 def prefix(vlm, number: int):
     """One request of its own kind, read."""
     prune = PLANS[number]
-    plan, prune = resolve(prune, vlm.glimpse_config, vlm.config.text.num_hidden_layers)
     raw = inputs([SHAPES[number]], seed=number)
-    samples = read_samples(vlm.config, *(raw.get(name) for name in ARRAYS))
-    filled = vlm.engine.prefill(samples, plan, cut_inputs(vlm.engine, samples, plan, prune))
-    return vlm.engine.prefix(filled, next_positions(samples, prune)), raw, prune
+    return vlm.prefill(**raw, prune=prune), raw, prune
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +105,7 @@ def test_logprobs_equal_a_teacher_forced_pass(vlm, temperature):
     """Several continuations of each of two prompts, which they share, against transformers on prompt and answer at once."""
     raw, copies, most = inputs([[5, (4, 6), 7], [4, (2, 4), 6]], seed=3), 3, 6
     samples = read_samples(vlm.config, *(raw.get(name) for name in ARRAYS))
-    own = vlm.engine.prefix(vlm.engine.prefill(samples, (), []), next_positions(samples, None))
+    own = vlm.prefill(**raw, prune=None)
     count = own.logits.shape[0] * copies
     for seed in range(20):
         choice = sampling_settings(vlm.config, temperature, 5, 0.9, seed, None, count)

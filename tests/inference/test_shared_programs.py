@@ -13,8 +13,10 @@ from flax import nnx
 from gp_jax import GlimpseError, GlimpseVLM, pipeline
 from gp_jax.inference.shared_programs import Parts, Programs
 from gp_jax.processing.layout import read_samples, vision_input
-from gp_jax.pruning.plan import Cut
+from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.runtime.clock import COMPILES
+
+pytestmark = pytest.mark.slow
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9]]
 
@@ -66,7 +68,7 @@ def test_equal_layers_share_a_program(vlm):
     assert len({float(out.sum()) for out in outs}) == len(outs), "with weights of their own"
     parts(mlp, vlm.model.decoder.layers[0], x[:, :4])
     assert len(calls) == 2, "and once per shape"
-    assert float(parts(lambda _, x: x.sum(), None, x)) == x.size
+    assert float(parts(lambda x: x.sum(), x)) == x.size
 
 
 def test_models_of_equal_structure_share_their_programs(vlm, tmp_path):
@@ -84,7 +86,7 @@ def test_models_of_equal_structure_share_their_programs(vlm, tmp_path):
 
 def test_donated_arguments_are_used_up():
     parts, x = Parts(programs=Programs()), jnp.ones(4)
-    parts(lambda _, x: x + 1, None, x, donate=(0,))
+    parts(lambda x: x + 1, x, donate=(0,))
     assert x.is_deleted()
 
 

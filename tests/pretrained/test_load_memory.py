@@ -17,9 +17,11 @@ from xla_flags import flags
 from gp_jax import make_mesh
 from gp_jax.pretrained import files, params
 from gp_jax.pretrained.hf_config import model_config
-from gp_jax.pretrained.names import NAMES, checkpoint_name
+from gp_jax.pretrained.names import checkpoint_name, names_of
 from gp_jax.sharding import parameter_sharding
 from gp_jax.tiny import CONFIG
+
+pytestmark = pytest.mark.slow
 
 MIB = 2**20
 MESHES = ((1, 1, 8), (4, 1, 2), (1, 8, 1))
@@ -58,7 +60,7 @@ def folder(tmp_path_factory) -> Path:
     for path, value in nnx.to_flat_state(state):
         path = ".".join(map(str, path))
         shape = params.checkpoint_shape(path, value.shape, config)
-        tensors[checkpoint_name(path, NAMES[config.model_type].rules)] = rng.random(shape, np.float32)
+        tensors[checkpoint_name(path, names_of(config).rules)] = rng.random(shape, np.float32)
     files.write_tensors(folder / files.SINGLE, tensors)
     return folder
 

@@ -10,7 +10,7 @@ from gp_jax import GlimpseError
 from gp_jax.config.vision import ClipConfig
 from gp_jax.pretrained.hf_config import model_config
 from gp_jax.processing.layout import pack_windows, prompt_input, read_samples, rope_positions, token_grid, vision_input
-from gp_jax.processing.views import read_pictures
+from gp_jax.processing.views import read_tiles
 
 GRIDS = st.lists(st.tuples(st.integers(1, 13), st.integers(1, 13)), min_size=1, max_size=3)
 
@@ -195,6 +195,6 @@ TILES = ClipConfig(2, 8, 8, 2, 8, 1, image_size=28, pinpoints=((28, 56), (56, 28
 )
 def test_bad_tiles_name_the_argument(changes, message):
     good = {"tokens": 12, "pixel_values": np.zeros((1, 3, 3, 28, 28)), "image_grid_thw": None, "image_sizes": [[20, 50]]}
-    assert len(read_pictures(TILES, **good)) == 1
+    assert len(read_tiles(TILES, **good)) == 1
     with pytest.raises(GlimpseError, match=message):
-        read_pictures(TILES, **good | changes)
+        read_tiles(TILES, **good | changes)

@@ -11,10 +11,12 @@ from flax import nnx
 
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, pipeline
 from gp_jax.inference.engine import Engine
-from gp_jax.inference.requests import cut_inputs, resolve
+from gp_jax.inference.requests import resolve
 from gp_jax.processing.layout import read_samples
-from gp_jax.pruning.plan import Cut
+from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.trees import LayerKV, Stream
+
+pytestmark = pytest.mark.slow
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 
@@ -66,8 +68,8 @@ RULES = {
 def test_compacted_equals_masked_in_place(vlm, rule):
     engine, model = vlm.engine, vlm.model
     samples = read_samples(vlm.config, **tiny.inputs(SAMPLES))
-    plan, prune = resolve(RULES[rule], vlm.glimpse_config, vlm.config.text.num_hidden_layers)
-    cut, (given,) = plan[0], cut_inputs(engine, samples, plan, RULES[rule])
+    pruning = resolve(RULES[rule], vlm.glimpse_config, vlm.config.text.num_hidden_layers)
+    cut, (given,) = pruning.plan[0], engine.batch(samples, pruning).cuts
     prompt = engine.prompt(samples, 4, 64, engine.glimpse_rows)
     from gp_jax.processing.layout import vision_input
 

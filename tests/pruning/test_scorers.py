@@ -13,15 +13,17 @@ from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, pipeline
 from gp_jax.config.model import GlimpseConfig
 from gp_jax.evaluation.matching import shrunk_grid
 from gp_jax.evaluation.plans import make_plan
-from gp_jax.inference.requests import cut_inputs, resolve
+from gp_jax.inference.requests import keep_rules, resolve
 from gp_jax.ops.received import attention_received
 from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.processing.layout import prompt_input, read_samples, vision_input
-from gp_jax.pruning.plan import PUBLISHED, SCORER_OF, SCORERS, Cut
+from gp_jax.pruning.plan import PUBLISHED, SCORER_OF, SCORERS
 from gp_jax.pruning.rule import METHODS
 from gp_jax.pruning.scorers import attention, cdpruner, visionzip, vscan
-from gp_jax.pruning.scorers.scorer import Scoring
+from gp_jax.pruning.scorers.scorer import Cut, Scoring
 from gp_jax.runtime.clock import COMPILES
+
+pytestmark = pytest.mark.slow
 
 SAMPLES = [[5, (9, 11), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 COUNTS = [99, 19, 0, 4]
@@ -54,8 +56,7 @@ def scene(vlm):
 def scoring(vlm, scene, method: str, ratio: float, cut: int = 0, stream=None) -> Scoring:
     samples, vision, _, made, embedded = scene
     plan, prune = resolve(Prune(method=method, fixed_remain_ratio=ratio), None, DEPTH)
-    engine = type("Fixed", (), {"vision_slots": lambda self, s: vision.token_image.shape[1], "ladders": vlm.engine.ladders})()
-    limits = cut_inputs(engine, samples, plan, prune)[cut].limits
+    limits = keep_rules(samples, plan, prune, vlm.engine.ladders.batch.fit(len(samples)), vision.token_image.shape[1])[cut].limits
     return Scoring(vlm.model, plan[cut], stream or embedded, vision, made, limits)
 
 

@@ -12,6 +12,8 @@ from etils import epath
 from gp_jax import GlimpseError
 from gp_jax.training.checkpoint import Checkpoints, checksum, differences, quiet
 
+pytestmark = pytest.mark.slow
+
 IDENTITY = {"optim": {"rate": 0.1}, "sources": ["a", "b"]}
 
 
@@ -146,7 +148,8 @@ def test_another_configuration_is_refused(folder):
 def test_differences():
     assert differences({"a": 1}, {"a": 1}) == []
     assert differences({"a": 1}, {"b": 2}) == ["a: 1 in the checkpoint, None now", "b: None in the checkpoint, 2 now"]
-    assert differences({"records": {"count": 1}}, {"records": {"count": 1, "evidence": ["x"]}, "weights": "y"}) == [], "a run of before"
+    assert differences({"a": 1, "gone": 0.0}, {"a": 1, "added": False}) == [], "a setting that is off where it is known"
+    assert differences({"a": 0}, {"a": None}) == ["a: 0 in the checkpoint, None now"], "both say something"
     assert differences({"records": {"evidence": ["x"]}, "weights": "y"}, {"records": {"evidence": ["z"]}}) == [
         "records.evidence[0]: 'x' in the checkpoint, 'z' now",
         "weights: 'y' in the checkpoint, None now",

@@ -24,11 +24,13 @@ from gp_jax.scenes.source import packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 from gp_jax.training import forward
 from gp_jax.training.base_losses import exact_turns
-from gp_jax.training.base_settings import BaseConfig
+from gp_jax.training.base_settings import BaseConfig, BaseLossConfig
 from gp_jax.training.build import attach_glimpse, glimpse_config
 from gp_jax.training.loop import train
 from gp_jax.training.scenes_base import build_base, export_base_run, identity
 from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
+
+pytestmark = pytest.mark.slow
 
 SIDE, COUNT, ROWS = 16, 4, 96
 
@@ -248,9 +250,9 @@ def test_a_base_run_learns_resumes_and_exports(architecture, tmp_path, monkeypat
         "--out",
         str(tmp_path / "eval"),
     ]
-    assert eval_main([*options, "--plans", "dense", "glimpse", "oracle", "nothing", "random"]) == 0
+    assert eval_main([*options, "--plans", "dense", "glimpse", "nothing"]) == 0
     found = read_predictions(tmp_path / "eval" / "predictions.jsonl")
-    assert len(found) == 20 and {p.kept for p in found if p.plan == "nothing"} == {0}
+    assert len(found) == 12 and {p.kept for p in found if p.plan == "nothing"} == {0}
     assert all(p.kept == p.total for p in found if p.plan == "dense")
     assert eval_main([*options, "--plans", "dense", "--max-new-tokens", "3"]) == 1, "other settings, same folder"
     report = (tmp_path / "eval" / "report" / "index.html").read_text()
@@ -284,12 +286,12 @@ def test_base_settings_that_cannot_be(architecture, tmp_path):
             dataclasses.replace(good, **changes).check()
 
 
-def test_settings_that_came_later_are_not_in_the_way_of_older_runs(architecture, tmp_path):
-    plain = identity(base_config(architecture, tmp_path), architecture)
-    assert "start" not in plain and not {"relations", "anchored"} & set(plain["scenes"])
+def test_a_run_is_known_by_its_settings(architecture, tmp_path):
     scenes = dataclasses.replace(base_config(architecture, tmp_path).scenes, relations=0.5, anchored=0.1)
     chosen = identity(base_config(architecture, tmp_path, start="other", scenes=scenes), architecture)
     assert (chosen["start"], chosen["scenes"]["relations"], chosen["scenes"]["anchored"]) == ("other", 0.5, 0.1)
+    unread = identity(base_config(architecture, tmp_path, loss=BaseLossConfig(reading_layer=-2)), architecture)
+    assert unread == identity(base_config(architecture, tmp_path), architecture), "without a reading loss its layer is no setting"
 
 
 def test_sizes_move_from_early_to_late(vlm):

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -17,7 +21,7 @@ from gp_jax.pretrained.known import SIZES
 from gp_jax.scenes.settings import Canvas, ScenesConfig
 from gp_jax.sharding import mesh_sizes
 from gp_jax.training.base_settings import BaseConfig
-from gp_jax.training.build import glimpse_config
+from gp_jax.training.build import glimpse_config, plain
 from gp_jax.training.command import main, parse
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.places import find_places
@@ -66,6 +70,19 @@ def test_shipped_configurations(size, depth, cut, kind):
     if kind == "gqa":
         assert config.data.sources[0].sampling == "random:20000" and config.batch_size * config.accumulation == 8 and config.epochs == 1
         assert config.optim == OptimConfig(learning_rate=1e-4, schedule="cosine", warmup_ratio=0.1, clip_norm=1.0)
+
+
+def test_a_copy_of_a_configuration_that_imports_another_works_in_any_folder(tmp_path):
+    shutil.copy(CONFIGS / "llava_1_5_13b_gqa.py", tmp_path / "mine.py")
+    (tmp_path / "configs").mkdir()  # not those that are meant
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, CONFIGS.parent / "train.py", "--config", "mine.py", "--print-config"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    shown, first = json.loads(ran.stdout), parse(["--config", str(CONFIGS / "qwen2_5_vl_7b_gqa.py")]).train()
+    assert shown["model"] == "liuhaotian/llava-v1.5-13b" and shown["glimpse"]["reduce_layer"] == 26
+    for name in ("data", "loss", "optim", "accumulation", "save_every"):
+        assert shown[name] == plain(getattr(first, name)), f"{name} is that of the configuration that the others are derived from"
 
 
 def test_the_command_line_changes_the_file(mine, capsys):
@@ -230,15 +247,15 @@ def fail(capsys, monkeypatch, *argv: str) -> str:
     "argv, message",
     [
         ([], "--model is missing"),
-        (["--train"], "--model is missing"),
-        (["--train", "--model", "9b"], "--model 9b: is not 3b, 7b, "),
-        (["--train", "--model", "7b", "--batch", "0"], "--batch 0 must be positive"),
+        (["--what", "train"], "--model is missing"),
+        (["--what", "train", "--model", "9b"], "--model 9b: is not 3b, 7b, "),
+        (["--what", "train", "--model", "7b", "--batch", "0"], "--batch 0 must be positive"),
         (
-            ["--train", "--model", "7b", "--topology", "v0:9x9"],
-            "--topology v0:9x9: is not GENERATION:CHIPS of a TPU that is known here (v4:",
+            ["--what", "train", "--model", "7b", "--topology", "v0:9x9"],
+            "--topology v0:9x9: is not GENERATION:CHIPS of a known TPU (v4:",
         ),
         (["--model", "7b", "--retention", "2"], "--retention 2.0 is not in 0..1"),
-        (["--model", "7b", "--mesh", "data=2", "--tensor", "2"], "--mesh excludes --data, --fsdp and --tensor"),
+        (["--model", "7b", "--mesh", "data=2", "--tensor", "2"], "--mesh cannot be combined with --data, --fsdp or --tensor"),
         (["--model", "7b", "--mesh", "rows=2"], "--mesh rows=2: is not like data=2,fsdp=1,tensor=4"),
         (["--model", "7b", "--json", "/none/x.json"], "--json /none/x.json: folder /none does not exist"),
     ],
@@ -248,6 +265,7 @@ def test_compile_errors_are_one_line(capsys, monkeypatch, argv, message):
     assert message in fail(capsys, monkeypatch, "compile", *argv)
 
 
+@pytest.mark.slow
 def test_compiling_ahead_says_what_a_chip_needs(monkeypatch):
     """With a mesh of fake devices in the place of a topology: shapes without arrays through the real step."""
     from gp_jax.ahead import training as ahead_training
