@@ -151,7 +151,7 @@ class GlimpseVLM:
             input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes: what the model's Hugging Face processor returns, as
                 numpy. Rows may be padded on either side; images belong to the image tokens in order.
             prune: Prune settings, None for none, "auto" for those in the glimpse's config.
-            max_new_tokens: the most.
+            max_new_tokens: largest number of new tokens of a sample.
             temperature: 0 is greedy; top_k (0 off), top_p (1 off) and seed matter above 0.
             eos_token_id: id or ids that end a sample; "auto": the checkpoint's; None: never end early.
             stream: called with the new tokens (B,) int32 of every step; padding on samples that have ended.
@@ -160,9 +160,7 @@ class GlimpseVLM:
         Raises: GlimpseError that names the argument at fault, before anything runs.
         """
         _check_names("generate", unknown)
-        pruning = self._resolve(prune)
-        if pruning.rule is not None and pruning.rule.keeps_everything:
-            pruning = pruning._replace(plan=())  # never slower than not pruning
+        pruning = self._shortest(prune)
         choose = partial(sampling_settings, self.config, temperature, top_k, top_p, seed, eos_token_id)
         choose()  # raises before anything runs
         max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
@@ -185,7 +183,7 @@ class GlimpseVLM:
         Args: prune, inputs: as for `generate`. Raises: GlimpseError likewise.
         """
         _check_names("prefill", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
-        return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self._resolve(prune))))
+        return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self._shortest(prune))))
 
     def answer(
         self,
@@ -231,9 +229,8 @@ class GlimpseVLM:
         Args: images, questions: as for `answer`; or inputs: a dict as for `generate`.
         Returns: for one question a list with a (rows, columns) float32 map per image; for several (or `inputs`) a list of lists.
         """
-        pruning = self._resolve(Prune())
         samples = self._read(inputs or self._prepare(images, questions, None, MAX_PIXELS).inputs)
-        filled = self.engine.prefill(self.engine.batch(samples, pruning), scores_only=True)
+        filled = self.engine.prefill(self.engine.batch(samples, self._resolve(Prune())), scores_only=True)
         _, logits = per_token(self.engine.fetch(filled.scores), samples)
         maps = [split_tokens(1 / (1 + np.exp(-row)), sample.grids) for row, sample in zip(logits, samples, strict=True)]
         return maps[0] if isinstance(questions, str) else maps
@@ -263,6 +260,10 @@ class GlimpseVLM:
     def _resolve(self, prune: Prune | str | None) -> Pruning:
         return resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
 
+    def _shortest(self, prune: Prune | str | None) -> Pruning:
+        pruning = self._resolve(prune)  # never slower than not pruning: no cuts where everything is kept
+        return pruning._replace(plan=()) if pruning.rule is not None and pruning.rule.keeps_everything else pruning
+
     def _read(self, inputs: Mapping[str, Any]) -> list[Sample]:
         return read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
 
@@ -281,8 +282,7 @@ class GlimpseVLM:
     ) -> None:
         """Compiles every program that requests up to these lengths can need (default: the whole ladders).
 
-        Args:
-            prune: the kind of pruning: with the glimpse, none, or with reference masks. The numbers in it do not matter.
+        Args: prune: the kind of pruning: with the glimpse, none, or with reference masks; the numbers in it do not matter.
             batch: samples; patches: vision patches of a sample; prompt: prompt tokens of a sample with its visual tokens.
         """
         plan = self._resolve(prune).plan

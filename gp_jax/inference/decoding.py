@@ -21,6 +21,7 @@ import numpy as np
 from gp_jax.errors import GlimpseError
 from gp_jax.inference import sampling
 from gp_jax.inference.engine import Engine
+from gp_jax.inference.requests import ending
 from gp_jax.trees import DecodeState, LayerKV, Prefix, Sampling
 
 PER_ROW = ("temperature", "top_k", "top_p", "seed", "number")  # of `Sampling`
@@ -34,6 +35,12 @@ def check_finite(broken: np.ndarray, steps: int) -> None:
             f"sample {which} of {broken.size}: the model's logits {where} are not finite numbers: its weights or its config make no sense, "
             "or its dtype is too narrow for them"
         )
+
+
+def check_room(max_new_tokens: int, slots: int) -> None:
+    """Raises: GlimpseError unless new tokens fit the slots of rows."""
+    if not 1 <= max_new_tokens <= slots:
+        raise GlimpseError(f"max_new_tokens={max_new_tokens} is not in 1..{slots}, the slots of these rows")
 
 
 class Rows:
@@ -61,10 +68,13 @@ class Rows:
             active: (R,) bool, false on rows that only fill the batch; None: all. slots: n; None: the ladder's rung for max_new_tokens.
             logprobs: note the log-probability of every token.
         """
-        count = settings.seed.size
+        count, prompts = settings.seed.size, prefix.logits.shape[0]
         active = np.ones(count, bool) if active is None else np.asarray(active, bool)
-        placed = engine.split(settings, count)
         slots = slots or engine.ladders.decode.fit(max_new_tokens)
+        check_room(max_new_tokens, slots)
+        if count % prompts or active.size != count:
+            raise GlimpseError(f"settings of {count} rows and active of {active.size}: both must be a multiple of the {prompts} prompts")
+        placed = engine.place_settings(settings)
         (going,) = engine.split((active,), count)
         state = engine.start(prefix, placed, going, np.int32(max_new_tokens), slots=slots, logprobs=logprobs)
         return cls(engine, prefix.kv, state, settings, placed, own=False)
@@ -77,12 +87,13 @@ class Rows:
         lengths: Sequence[int],
         slots: int,
         copies: int = 1,
-        eos: Sequence[int] = (),
+        eos: Sequence[int] | None = None,
         logprobs: bool = False,
     ) -> Self:
         """Free rows: none continues a prompt yet.
 
-        Args: prompts: P; lengths: per decoder layer the rows that a prompt may have in its cache; copies: R / P.
+        Args: prompts: P; lengths: per decoder layer the rows that a prompt may have in its cache; slots: n; copies: R / P; eos: tokens
+            that end a row, None: the checkpoint's.
         """
         config, batch = engine.config.text, prompts * copies
         settings = Sampling(
@@ -91,7 +102,7 @@ class Rows:
             top_p=np.ones(batch, np.float32),
             seed=np.zeros(batch, np.int32),
             number=np.arange(batch, dtype=np.int32),
-            eos=np.array(eos or engine.config.eos_token_ids or (-1,), np.int32),
+            eos=ending(engine.config.eos_token_ids if eos is None else eos),
             pad=np.int32(engine.config.pad_token_id),
         )
         dtype = engine.model.decoder.embed_tokens.dtype
@@ -100,7 +111,7 @@ class Rows:
             shape = (prompts, config.num_key_value_heads, length, config.head_dim)
             return engine.split(LayerKV(np.zeros(shape, dtype), np.zeros(shape, dtype), np.zeros(shape[::2][:2], bool)), prompts)
 
-        placed = engine.split(settings, batch)
+        placed = engine.place_settings(settings)
         state = engine.call(sampling.blank, engine.model, placed, slots=slots, logprobs=logprobs)
         return cls(engine, tuple(map(cache, lengths)), state, settings, placed, own=True)
 
@@ -109,23 +120,23 @@ class Rows:
 
         Args: prompt: the place, 0 .. P - 1; settings: of its R / P rows, but the tokens that end one are those of all rows; sample: of
             the prefix's batch.
-        Raises: GlimpseError when the prompt or what it may generate is longer than the place.
+        Raises: GlimpseError when an argument is out of range, or when the prompt or what it may generate is longer than the place.
         """
-        count = self.prompts
-        if not 0 <= prompt < count:
-            raise GlimpseError(f"prompt={prompt} is not one of the {count} places")
-        if max_new_tokens > self.state.tokens.shape[1]:
-            raise GlimpseError(f"max_new_tokens={max_new_tokens} is more than the {self.state.tokens.shape[1]} slots of these rows")
+        copies = self.settings.seed.size // self._check_place(prompt)
+        check_room(max_new_tokens, self.state.tokens.shape[1])
+        if not 0 <= sample < prefix.logits.shape[0]:
+            raise GlimpseError(f"sample={sample} is not one of the {prefix.logits.shape[0]} prompts that were read together")
+        if settings.seed.size != copies:
+            raise GlimpseError(f"settings are of {settings.seed.size} rows, a place has {copies}")
         for layer, (old, new) in enumerate(zip(self.kv, prefix.kv, strict=True)):
             if new.valid.shape[1] > old.valid.shape[1]:
                 raise GlimpseError(f"layer {layer}: a prompt of {new.valid.shape[1]} rows does not fit a place of {old.valid.shape[1]}")
-        copies = self.settings.seed.size // count
         own = slice(prompt * copies, (prompt + 1) * copies)
         changed = {name: getattr(self.settings, name).copy() for name in PER_ROW}  # arrays on the device may alias these
         for name, values in changed.items():
             values[own] = getattr(settings, name)
         self.settings = dataclasses.replace(self.settings, **changed)
-        self.placed = self.engine.split(self.settings, self.settings.seed.size)
+        self.placed = self.engine.place_settings(self.settings)
         numbers = map(np.int32, (prompt, max_new_tokens, sample))
         donate, self.own = (0, 1) if self.own else (1,), True
         self.kv, self.state = self.engine.call(
@@ -154,9 +165,16 @@ class Rows:
 
     def free(self, prompt: int) -> None:
         """Ends the rows of a prompt: its place can be taken."""
-        copies = self.settings.seed.size // self.prompts
+        copies = self.settings.seed.size // self._check_place(prompt)
         rows = np.arange(self.settings.seed.size) // copies == prompt
-        self.state = dataclasses.replace(self.state, done=self.state.done | self.engine.split((rows,), rows.size)[0])
+        (ended,) = self.engine.split((rows,), rows.size)
+        self.state = self.engine.call(sampling.free, self.state, ended, donate=(0,))
+
+    def _check_place(self, prompt: int) -> int:
+        """Number of places. Raises: GlimpseError unless `prompt` is one of them."""
+        if not 0 <= prompt < self.prompts:
+            raise GlimpseError(f"prompt={prompt} is not one of the {self.prompts} places")
+        return self.prompts
 
     @property
     def prompts(self) -> int:

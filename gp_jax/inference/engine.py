@@ -7,6 +7,7 @@ depend on one length each, so ladders of a and b rungs cost a + b large compilat
 `score` and `compact` the host reads one number, how many rows the longest sample keeps, and picks the bucket.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -73,7 +74,8 @@ class Engine(Stages):
 
     def start(self, prefix: Prefix, settings: Sampling, active: Array, limit: Array, *, slots: int, logprobs: bool) -> DecodeState:
         """The state of rows behind their first token."""
-        return self.call(sampling.start, self.model, prefix, settings, active, limit, slots=slots, logprobs=logprobs)
+        first = prefix.logits, prefix.next_position  # not the caches: the program does not depend on their lengths
+        return self.call(sampling.start, self.model, *first, settings, active, limit, slots=slots, logprobs=logprobs)
 
     def advance(self, kv: tuple, state: DecodeState, settings: Sampling, steps: Array) -> DecodeState:
         """Generates; `state` is used up."""
@@ -96,6 +98,11 @@ class Engine(Stages):
     def place(self, tree: T) -> T:
         """Host arrays to the devices, the same on each."""
         return jax.tree.map(lambda x: put(x, replicated(self.mesh)), tree)
+
+    def place_settings(self, settings: Sampling) -> Sampling:
+        """Sampling settings to the devices: what belongs to rows is split with them, the tokens that end a row are not."""
+        whole = self.place({"eos": settings.eos, "pad": settings.pad})
+        return dataclasses.replace(self.split(dataclasses.replace(settings, eos=None, pad=None), settings.seed.size), **whole)
 
     def fetch(self, tree: Any) -> Any:
         """Device arrays as numpy, the same and whole in every process: what the host decides by them is decided alike everywhere."""

@@ -110,6 +110,13 @@ def next_positions(samples: Sequence[Sample], prune: Prune | None) -> list[int]:
     return [positions[-1]] * len(samples) if prune and prune.released_batch_positions else positions
 
 
+def ending(tokens: Sequence[int]) -> np.ndarray:
+    """Tokens that end a row as an array of few possible sizes: padded with -1, which no token is."""
+    padded = np.full(-(-max(len(tokens), 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
+    padded[: len(tokens)] = tokens
+    return padded
+
+
 def sampling_settings(
     config: ModelConfig,
     temperature: float,
@@ -128,15 +135,12 @@ def sampling_settings(
         ends = one(Several[TokenId], eos_token_id, "eos_token_id")
     else:
         ends = () if eos_token_id is None else (one(TokenId, eos_token_id, "eos_token_id"),)
-    eos = np.array(ends, np.int32)
-    padded = np.full(-(-max(eos.size, 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
-    padded[: eos.size] = eos
     return Sampling(
         temperature=np.full(rows, temperature if temperature >= GREEDY else 0, np.float32),
         top_k=np.full(rows, top_k, np.int32),
         top_p=np.full(rows, top_p, np.float32),
         seed=np.full(rows, seed, np.int32),
         number=np.arange(rows, dtype=np.int32),
-        eos=padded,
+        eos=ending(ends),
         pad=np.int32(config.pad_token_id),
     )

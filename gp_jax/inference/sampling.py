@@ -4,6 +4,7 @@ B prompts, R rows that go on with them (R / B each), V vocabulary, n new-token s
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def write(state: DecodeState, logits: Array, sampling: Sampling, rows: Array | b
     if logprobs is not None:
         found = logprob(drawn_from, token), logprob(logits, token)
         logprobs = tuple(kept.at[place, slot].set(new, mode="drop") for kept, new in zip(logprobs, found, strict=True))
-    return dataclasses.replace(
+    return _by_rows(
         state,
         tokens=state.tokens.at[place, slot].set(token, mode="drop"),
         step=step,
@@ -91,6 +92,14 @@ def write(state: DecodeState, logits: Array, sampling: Sampling, rows: Array | b
     )
 
 
+def _by_rows(state: DecodeState, **changed: Any) -> DecodeState:
+    """The state with other values. All that belongs to rows is split over the mesh in one way, so that no program meets another."""
+    state = dataclasses.replace(state, **changed)
+    names = ("tokens", "step", "limit", "done", "last", "next_position", "broken", "logprobs")
+    split = {name: jax.tree.map(lambda x: constrained(x, "batch"), getattr(state, name)) for name in names}
+    return dataclasses.replace(state, **split)
+
+
 def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False) -> DecodeState:
     """A state whose rows are all free."""
     text, dtype, rows = model.config.text, model.decoder.embed_tokens.dtype, sampling.seed.size
@@ -99,7 +108,7 @@ def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False) -
     def cache() -> Array:
         return constrained(jnp.zeros(shape, dtype), "batch", "kv_heads")
 
-    return DecodeState(
+    state = DecodeState(
         tokens=jnp.full((rows, slots), sampling.pad, jnp.int32),
         step=numbers,
         limit=numbers,
@@ -111,6 +120,7 @@ def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False) -
         broken=jnp.zeros(rows, bool),
         logprobs=(jnp.zeros((rows, slots), jnp.float32),) * 2 if logprobs else None,
     )
+    return _by_rows(state)
 
 
 def begin(state: DecodeState, rows: Array, logits: Array, next_position: Array, limit: Array, sampling: Sampling) -> DecodeState:
@@ -130,13 +140,23 @@ def begin(state: DecodeState, rows: Array, logits: Array, next_position: Array, 
     return write(state, logits, sampling, rows)
 
 
-def start(model: LVLM, prefix: Prefix, sampling: Sampling, active: Array, limit: Array, slots: int, logprobs: bool = False) -> DecodeState:
-    """All rows behind their first token. R / B rows go on with every prompt.
+def start(
+    model: LVLM,
+    logits: Array,
+    next_position: Array,
+    sampling: Sampling,
+    active: Array,
+    limit: Array,
+    slots: int,
+    logprobs: bool = False,
+) -> DecodeState:
+    """All rows with their first token chosen. R / B rows continue every prompt.
 
-    Args: active: (R,) bool, false on rows that only fill the batch; limit: () int; slots: static n; logprobs: note those of every token.
+    Args: logits (B, V), next_position (B,): see `Prefix`; active: (R,) bool, false on rows that only fill the batch; limit: () int; slots:
+        static n; logprobs: note those of every token.
     """
     count = active.size
-    logits, position = (jnp.repeat(x, count // x.shape[0], axis=0) for x in (prefix.logits, prefix.next_position))
+    logits, position = (jnp.repeat(x, count // x.shape[0], axis=0) for x in (logits, next_position))
     return begin(blank(model, sampling, slots, logprobs), active, logits, position, jnp.full(count, limit, jnp.int32), sampling)
 
 
@@ -174,7 +194,7 @@ def insert(
 
 def free(state: DecodeState, rows: Array) -> DecodeState:
     """Ends rows (R,) bool: their place can be taken."""
-    return dataclasses.replace(state, done=state.done | rows)
+    return _by_rows(state, done=state.done | rows)
 
 
 def advance(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState, sampling: Sampling, steps: Array) -> DecodeState:

@@ -48,17 +48,18 @@ def signature(program: Callable, kind: Kind | None, leaves: tuple, args: tuple, 
 
 
 class Known(NamedTuple):
-    """A module that was seen before. Its parameters are read at every call, so changed weights are always seen."""
+    """A module that was seen before. Its parameters are read at every call, so changed weights are always seen. Modules that were replaced
+    in it stay in memory until the next call."""
 
     own: weakref.ref  # an id is unique while the module lives
     kind: Kind
     variables: tuple[nnx.Variable, ...]
     attributes: tuple[tuple[dict, int], ...]  # of the module and the modules in it, with their number of entries
-    children: tuple[tuple[dict, str, Any], ...]  # modules and variables, by owner and name
+    values: tuple[tuple[dict, str, Any], ...]  # all attributes, by owner and name: modules, variables, settings
 
     def as_it_was(self) -> bool:
-        """Whether it still consists of the same modules and variables. Takes microseconds for a layer."""
-        same = all(inside.get(name) is child for inside, name, child in self.children)
+        """Whether it still consists of the same modules, variables and settings. Takes microseconds for a layer."""
+        same = all(inside.get(name) is value for inside, name, value in self.values)
         return same and all(len(inside) == count for inside, count in self.attributes)
 
 
@@ -97,10 +98,10 @@ class Parts:
         kind = self.programs.kinds.setdefault((graph, tree), Kind(graph, tree))
         variables = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
         inside = [vars(node) for _, node in nnx.iter_graph(part) if isinstance(node, nnx.Pytree)]
-        children = [(own, name, child) for own in inside for name, child in own.items() if isinstance(child, nnx.Pytree | nnx.Variable)]
+        values = [(own, name, value) for own in inside for name, value in own.items()]
         key, known = id(part), self.known
         gone = weakref.ref(part, lambda _: known.pop(key, None))
-        return Known(gone, kind, tuple(variables), tuple((own, len(own)) for own in inside), tuple(children))
+        return Known(gone, kind, tuple(variables), tuple((own, len(own)) for own in inside), tuple(values))
 
     def program(self, function: Callable, static: tuple[str, ...], donate: tuple[int, ...]) -> Callable:
         """The jitted function; its own cache tells kinds, shapes and static settings apart."""

@@ -1,6 +1,7 @@
 """Compiling ahead of the first request: every program is run once on empty inputs of every bucket."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -32,6 +33,14 @@ class Once(Parts):
             self.given[key] = super().execute(program, function, kind, leaves, args, static)
         return self.given[key]
 
+    @contextlib.contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Lets go of what is given from here on, at the end."""
+        before = set(self.given)
+        yield
+        for key in self.given.keys() - before:
+            del self.given[key]
+
 
 class WarmUp:
     """Takes the walk of requests on empty ones, over all rungs up to the given lengths."""
@@ -50,6 +59,7 @@ class WarmUp:
         ladders, self.once = engine.ladders, Once(engine.mesh, engine.call.programs)
         self.engine = Engine(engine.model, ladders, engine.mesh, engine.attention, self.once)
         self.plan, self.settings = plan, settings
+        self.decoded: set = set()  # shapes of caches whose decoding was compiled
         self.batches = ladders.batch.upto(batch)
         patch_rungs, self.prompt_rungs, self.decode_rungs = (
             ladder.rungs if most is None else ladder.upto(most)
@@ -83,9 +93,15 @@ class WarmUp:
         empty = Batch([], plan, [], np.zeros(batch, np.int32), batch, slots)
 
         def finish(stream: Stream | None, logits: Array | None, scores: Scores) -> None:
+            assert stream is not None, "a walk to the end"
+            shapes = batch, tuple(kv.valid.shape for kv in stream.kv)
+            if shapes in self.decoded:
+                return
+            self.decoded.add(shapes)
             prefix = engine.prefix(Prefilled(empty, stream, logits, scores))
             for rung in self.decode_rungs:
-                Rows.behind(engine, prefix, self.settings(batch), 1, np.zeros(batch, bool), rung).generate()
+                with self.once.forgetting():
+                    Rows.behind(engine, prefix, self.settings(batch), 1, np.zeros(batch, bool), rung).generate()
 
         rows = engine.glimpse_rows if needs_glimpse(plan) else 0
         stream = engine.embed(engine.prompt([], batch, length, rows), features)
@@ -105,5 +121,8 @@ class WarmUp:
         return self.engine.ladders.kept_rungs(length)
 
     def branch(self, need: Array, rungs: Sequence[int], rest: Callable[[int], T]) -> T:
-        """Goes on with each. Returns: what the last one gave."""
-        return [rest(rung) for rung in rungs][-1]
+        """Goes on with each. What the programs behind one give is let go before the next. Returns: what the last one gave."""
+        for rung in rungs:
+            with self.once.forgetting():
+                last = rest(rung)
+        return last

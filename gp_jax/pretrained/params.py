@@ -21,7 +21,7 @@ from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.misfits import cause, misfits
 from gp_jax.pretrained.names import GLIMPSE, checkpoint_name, is_glimpse, names_of
 from gp_jax.pretrained.sources import TensorSource
-from gp_jax.sharding import parameter_sharding, put, spread
+from gp_jax.sharding import parameter_sharding, put, replicated, spread
 
 MISFIT = "weights do not fit the config"
 BLOCK = 1 << 22  # values of a tensor that are compared at a time
@@ -44,11 +44,15 @@ def replace_params(model: LVLM, params: Mapping[str, Any]) -> None:
     Raises: GlimpseError that names the parameter, before anything is replaced.
     """
     own = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
+    if not isinstance(params, Mapping):
+        raise GlimpseError(f"params must be nested dicts of arrays by name, as inference_params gives them, not {type(params).__name__}")
     new = dict(_flat(params))
     for name, value in new.items():
         if name not in own:
             raise GlimpseError(f"params: {printable(name, 120)} is not a parameter of this model")
         old, shape, dtype = own[name].get_raw_value(), getattr(value, "shape", None), getattr(value, "dtype", None)
+        if isinstance(value, jax.Array) and value.is_deleted():
+            raise GlimpseError(f"params: {name} was deleted: it was donated to another program")
         if shape != old.shape or dtype != old.dtype:
             raise GlimpseError(f"params: {name} has the shape {shape} and type {dtype}, this model's has {old.shape} and {old.dtype}")
     for name, value in new.items():
@@ -60,14 +64,14 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{name}.")
         else:
-            yield f"{above}{name}", value
+            yield f"{above}{name}", value.get_raw_value() if isinstance(value, nnx.Variable) else value
 
 
 def _in_place_of(old: jax.Array, value: Any) -> jax.Array:
     """The value with the sharding and the exact type of the old array, so that compiled programs accept it."""
-    if getattr(value, "weak_type", False):
-        value = np.asarray(value)
-    return put(value, old.sharding)
+    if not isinstance(value, jax.Array) or value.weak_type:
+        value = np.array(value)  # a copy: the caller may go on to write into its array
+    return put(value, old.sharding if isinstance(old, jax.Array) else replicated(None))
 
 
 def flat_paths(model: LVLM) -> list[str]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import EOS, GLIMPSE, LADDERS, VISION_START, glimpse_weights, hf_model, inputs, save_glimpse, torch_inputs
 
-from gp_jax import GlimpseError, GlimpseVLM, Prune
+from gp_jax import GlimpseError, GlimpseVLM, Prune, make_mesh
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.requests import sampling_settings
 from gp_jax.processing.layout import ARRAYS, read_samples
@@ -92,8 +92,19 @@ def test_inserting_and_freeing_compiles_nothing(vlm, requests):
         rows.generate(2)
         rows.free((number + 1) % PLACES)
     assert COMPILES.count == before
-    with pytest.raises(GlimpseError, match="17 is more than the 16 slots"):
-        rows.insert(requests[0][0], 0, choice, 17)
+    for most in (0, 17):
+        with pytest.raises(GlimpseError, match=rf"max_new_tokens={most} is not in 1\.\.16"):
+            rows.insert(requests[0][0], 0, choice, most)
+    with pytest.raises(GlimpseError, match="sample=4 is not one of the 4 prompts"):
+        rows.insert(requests[0][0], 0, choice, 1, sample=4)
+    with pytest.raises(GlimpseError, match="settings are of 2 rows, a place has 1"):
+        rows.insert(requests[0][0], 0, sampling_settings(vlm.config, 0.0, 0, 1.0, 0, None, 2), 1)
+    with pytest.raises(GlimpseError, match="prompt=7 is not one of the 3 places"):
+        rows.free(7)
+    with pytest.raises(GlimpseError, match=r"max_new_tokens=40 is not in 1\.\.16"):
+        Rows.behind(vlm.engine, requests[0][0], sampling_settings(vlm.config, 0.0, 0, 1.0, 0, None, 4), 40, slots=16)
+    with pytest.raises(GlimpseError, match="settings of 3 rows"):
+        Rows.behind(vlm.engine, requests[0][0], sampling_settings(vlm.config, 0.0, 0, 1.0, 0, None, 3), 4)
     with pytest.raises(GlimpseError, match="prompt=3 is not one of the 3 places"):
         rows.insert(requests[0][0], 3, choice, 1)
     with pytest.raises(GlimpseError, match="does not fit a place of 8"):
@@ -134,3 +145,25 @@ def test_logprobs_equal_a_teacher_forced_pass(vlm, temperature):
             before = torch.softmax(largest, 0).cumsum(0) - torch.softmax(largest, 0)
             expected = values[answer[step]] - torch.logsumexp(largest[before < 0.9], 0)
             assert drawn[row, step] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_rows_on_a_mesh_compile_nothing_and_give_the_same_tokens(vlm, requests, tmp_path):
+    """Rows split over devices, tokens that end a row not: there may be any number of them."""
+    vlm.save_pretrained(tmp_path / "model")
+    mesh = make_mesh(2, 1, 1, devices=jax.devices()[:2])
+    split = GlimpseVLM.from_pretrained(tmp_path / "model", ladders=LADDERS, mesh=mesh)
+    own = [prefix(split, number)[0] for number in range(4)]
+    rows = Rows.empty(split.engine, 4, lengths(requests), SLOTS, eos=(EOS,))
+    choice = sampling_settings(split.config, 0.0, 0, 1.0, 0, "auto")
+    for turn in range(3):
+        before = COMPILES.count
+        for place in range(4):
+            rows.insert(own[(place + turn) % 4], place, choice, SLOTS)
+            rows.generate(1 + place)
+        rows.generate(SLOTS)
+        tokens, step = rows.read("tokens", "step")
+        for place in range(4):
+            expected = requests[(place + turn) % 4][1][0.0][: step[place]]
+            np.testing.assert_array_equal(tokens[place, : step[place]], expected)
+            rows.free(place)
+        assert turn == 0 or COMPILES.count == before

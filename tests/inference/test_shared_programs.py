@@ -128,6 +128,11 @@ def test_weights_changed_in_place_are_used(vlm):
     moved("a part of the whole")
     nnx.update(vlm.model, jax.tree.map(lambda x: x * 1.01, nnx.state(vlm.model)))
     moved("all at once")
+    for owner, name, value in ((vlm.model.decoder.norm, "eps", 5.0), (layer.mlp, "act", jnp.tanh)):  # settings: another program
+        setattr(owner, name, value)
+        now = answer()
+        assert not np.array_equal(now[0], before[0]), f"{name}: the logits are those of the old setting"
+        before = now
 
 
 def test_old_weights_are_let_go(vlm):

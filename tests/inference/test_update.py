@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_models import GLIMPSE, LADDERS, glimpse_weights, hf_model, inputs, save_glimpse
 
 from gp_jax import GlimpseError, GlimpseVLM, Prune, inference_params, make_mesh
@@ -79,6 +80,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_replaced(folder):
     vlm = load(folder)
     first = ask(vlm)
     norm = np.zeros_like(inference_params(vlm.model)["decoder"]["norm"]["weight"])
+    with pytest.raises(GlimpseError, match="params must be nested dicts of arrays by name, as inference_params gives them, not list"):
+        vlm.update([norm])
     for wrong, words in (
         ({"norm": {"weight": norm}, "norms": {"weight": norm}}, "decoder.norms.weight is not a parameter"),
         ({"norm": {"weight": norm[:-1]}}, r"decoder.norm.weight has the shape \(\d+,\) and type float32, this model's has"),
@@ -87,4 +90,23 @@ def test_what_does_not_fit_is_named_and_nothing_is_replaced(folder):
     ):
         with pytest.raises(GlimpseError, match=words):
             vlm.update({"decoder": wrong})
+    np.testing.assert_array_equal(ask(vlm), first)
+
+
+def test_what_a_caller_writes_later_is_not_seen(folder):
+    vlm = load(folder)
+    staging = np.array(inference_params(vlm.model)["decoder"]["norm"]["weight"]) * 2
+    raw = np.empty(staging.nbytes + 64, np.uint8)  # aligned, as XLA would take it without a copy
+    begin = -raw.ctypes.data % 64
+    aligned = raw[begin : begin + staging.nbytes].view(staging.dtype)
+    aligned[...] = staging
+    vlm.update({"decoder": {"norm": {"weight": aligned}}})
+    aligned[...] = 0
+    np.testing.assert_array_equal(inference_params(vlm.model)["decoder"]["norm"]["weight"], staging)
+
+
+def test_a_state_of_flax_is_taken_too(folder):
+    vlm = load(folder)
+    first = ask(vlm)
+    vlm.update(nnx.state(vlm.model))
     np.testing.assert_array_equal(ask(vlm), first)
