@@ -9,7 +9,7 @@ LOCK := requirements-dev.lock
 INSTALL := $(BIN)/python -m pip install --quiet --constraint $(LOCK)
 CHECK := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make demo PYTHON=python3.12")'
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test quick lint lock clean
 
 $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { $(CHECK) && $(PYTHON) -m venv --clear $(VENV); }
@@ -35,9 +35,14 @@ endif
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# A subset that touches every folder of the package, in under two minutes.
+quick: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Writes the lock again after a change of pyproject.toml; versions that still fit stay. `make lock UPGRADE=--upgrade` takes the newest.
 # One version of a package for every system and every Python, so that what was tested is what everybody gets.

@@ -91,7 +91,8 @@ def xla(config: "ModelConfig", glimpse: "GlimpseConfig | None", work: "Workload"
     from gp_jax.inference.requests import sampling_settings
     from gp_jax.pretrained.params import abstract_model
     from gp_jax.processing.layout import vision_input
-    from gp_jax.pruning.plan import Cut, needs_glimpse, tapped_layers
+    from gp_jax.pruning.plan import needs_glimpse, tapped_layers
+    from gp_jax.pruning.scorers.scorer import Cut
     from gp_jax.trees import KeepLimits, PromptInput
 
     work = dataclasses.replace(work, new_tokens=2)

@@ -1,6 +1,6 @@
 """Ladders of static sizes. XLA compiles a program per shape, so every length is rounded up to a rung.
 
-Largest rung = everything fits or an error: a bucket never changes a result.
+A length beyond the largest rung is an error, and nothing is cut off to fit: the choice of a bucket never changes a result.
 """
 
 import bisect
@@ -14,7 +14,7 @@ from gp_jax.errors import GlimpseError, TooLong, one_line, some
 
 @dataclass(frozen=True)
 class Ladder:
-    """Ascending rungs of one length; `name` is the setting that an overflow names."""
+    """Ascending rungs of one length. `name` is the setting that the error names when a length exceeds the last rung."""
 
     name: str
     rungs: tuple[int, ...]
@@ -29,7 +29,7 @@ class Ladder:
         object.__setattr__(self, "rungs", rungs)
 
     def fit(self, length: int) -> int:
-        """The smallest rung >= `length`. Raises: TooLong, a GlimpseError, past the last rung."""
+        """The smallest rung >= `length`. Raises: TooLong, a GlimpseError, beyond the last rung."""
         index = bisect.bisect_left(self.rungs, length)
         if index == len(self.rungs):
             raise TooLong(f"{length} is longer than the '{self.name}' ladder, which ends at {self.rungs[-1]}; raise Ladders.{self.name}")
@@ -43,7 +43,7 @@ class Ladder:
 def octaves(name: str, first: int, last: int, parts: int = 8, multiple: int = 1) -> Ladder:
     """Rungs from `first` to `last` that divide every doubling into equal `parts`, rounded up to `multiple`.
 
-    Lengths that are anywhere between two powers of two waste 1 / (3 parts) of their rung on average, at worst 1 / parts of the length.
+    Padding is 1 / (3 parts) of the rung on average, for lengths spread evenly over an octave, and at most 1 / parts of the length.
     """
     if not (1 <= first <= last <= LARGEST and 1 <= parts <= 1024 and multiple >= 1):
         raise GlimpseError(f"ladder '{name}': first={first}, last={last}, parts={parts}, multiple={multiple} make no rungs")
@@ -55,8 +55,8 @@ def octaves(name: str, first: int, last: int, parts: int = 8, multiple: int = 1)
 
 
 def finer_from(first: int, ladder: Ladder, parts: int, multiple: int) -> Ladder:
-    """A ladder with more rungs from `first` on, where a step costs more than a compilation. (Below 2,048 rows some are no multiples of
-    128, to which a TPU's attention pads them.)"""
+    """A ladder with more rungs from `first` on, for lengths where padding costs more than a further compilation. (Below 2,048 some rungs
+    are not multiples of 128; attention on TPU pads them to that.)"""
     above = octaves(ladder.name, first, ladder.rungs[-1], parts, multiple).rungs
     return Ladder(ladder.name, tuple(sorted({*ladder.rungs, *above})))
 
@@ -65,7 +65,7 @@ def finer_from(first: int, ladder: Ladder, parts: int, multiple: int) -> Ladder:
 class Ladders:
     """The lengths that shape a request. Defaults hold one 16,384-token photograph or several smaller ones.
 
-    Fine ladders waste little and compile on the way; a server that warms up, or that compiles slowly, takes coarser ones:
+    Fine ladders pad little, but more programs are compiled. A server that compiles everything in advance uses coarser ones:
     `Ladders(prompt=octaves("prompt", 128, 8192, parts=2))`.
 
     patches: vision patches of a sample, window padding included (4 per visual token).

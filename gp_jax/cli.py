@@ -21,8 +21,8 @@ commands:
 Training is `python train.py --help`. gp-jax COMMAND --help shows a command's options; gp-jax --version the version."""
 
 
-def run(argv: list[str]) -> None:
-    """Dispatches a command."""
+def run(argv: list[str]) -> int:
+    """Dispatches a command. Returns: the exit status; what fails raises."""
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
     elif argv[0] == "--version":
@@ -35,10 +35,11 @@ def run(argv: list[str]) -> None:
         raise GlimpseError(
             f"unknown command '{argv[0]}'" + (f", did you mean '{near[0]}'?" if near else f" (commands: {', '.join(COMMANDS)})")
         )
+    return 0
 
 
 def main() -> None:
     """Entry point."""
     keep_memory()
-    if status := exit_status("gp-jax", lambda: run(sys.argv[1:]) or 0):
+    if status := exit_status("gp-jax", lambda: run(sys.argv[1:])):
         sys.exit(status)

@@ -1,12 +1,12 @@
-"""The one error that users are meant to read, and how names from strangers stand in it."""
+"""The error type whose messages are written for users, and safe display of untrusted names in messages."""
 
 import re
 import reprlib
 from collections.abc import Iterable
 
-LONGEST = 2000  # characters of a message: what is longer hides its cause
-# Control characters (terminals act on them, and a message is one line), changes of writing direction (they show other text than there is),
-# halves of surrogates.
+LONGEST = 2000  # characters of a message; a longer one would hide its cause
+# Characters that are escaped in messages: control characters (terminals act on them, and a message is one line), changes of writing
+# direction (the text would be displayed in another order) and unpaired surrogates.
 UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -18,11 +18,11 @@ class GlimpseError(ValueError):
 
 
 class TooLong(GlimpseError):
-    """A length is past the last rung of its ladder."""
+    """A length exceeds the last rung of its ladder."""
 
 
 def printable(text: object, most: int = LONGEST) -> str:
-    """Text that a terminal shows as it is: control characters are written out, and what is too long is cut in its middle."""
+    """Text that is safe to print: control characters are escaped, and a text that is too long is shortened in the middle."""
     text = str(text)
     if len(text) > most:
         text = f"{text[: most * 3 // 4]} ... {text[-(most // 5) :]}"
@@ -30,24 +30,24 @@ def printable(text: object, most: int = LONGEST) -> str:
 
 
 def one_line(error: object, most: int = 200) -> str:
-    """What a library says, on one line; its type where it says nothing."""
+    """The message of a library's error on one line; its type if the message is empty."""
     return printable(" ".join(str(error).split()), most) or type(error).__name__
 
 
 def reason(error: Exception, most: int = 300) -> str:
-    """Why one of many things failed, on one line; with its type unless the error is ours."""
+    """The cause of a failure on one line; with the type of the error, except for GlimpseError."""
     return one_line(error, most) if isinstance(error, GlimpseError) else f"{type(error).__name__}: {one_line(error, most)}"
 
 
 def some(names: Iterable[object], most: int = 4) -> str:
     """The first few of many names, and how many more there are."""
-    names = [printable(name, 120) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    texts = [printable(name, 120) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value as it stands in a message: on one line and shortened, whatever it is, without its whole text being made."""
+    """Any value for a message: on one line and shortened, without building its full representation."""
     short = reprlib.Repr()
     short.maxlist = short.maxtuple = short.maxset = short.maxdict = 10
     short.maxstring = short.maxlong = short.maxother = most

@@ -1,8 +1,8 @@
 """FLOPs and bytes of every stage of a request, from sizes alone: nothing is built, nothing runs.
 
-FLOPs are those of products (linear layers, attention), a multiply-add is two; XLA also counts norms, activations, rope and softmax, a
-percent of it, in narrow models more. Bytes are the least that a device moves to and from its memory: every weight once per program, what
-enters and leaves a product once, attention scores never (tiled kernels keep them on the chip).
+FLOPs are those of matrix products (linear layers, attention); a multiply-add counts as two. XLA also counts norms, activations, rope and
+softmax: about one percent more, in narrow models more. Bytes are a lower bound on a device's memory traffic: every weight once per program,
+inputs and outputs of a product once, attention scores never (tiled kernels keep them on the chip).
 """
 
 from collections import defaultdict
@@ -35,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Workload:
-    """One sample's sizes without padding; a batch is so many equal ones."""
+    """Sizes of one sample without padding; a batch is `batch` equal samples."""
 
     patches: int  # vision patches, merge_unit per visual token
     visual: int  # visual tokens
@@ -52,7 +52,7 @@ class Workload:
         return cls(visual * vision.merge_unit, visual, text, new_tokens, batch, tuple(grids))
 
     def check(self, config: ModelConfig, glimpse: GlimpseConfig | None, cuts: Cuts) -> None:
-        """Raises: GlimpseError when sizes or cuts cannot be."""
+        """Raises: GlimpseError when sizes or cuts are impossible."""
         unit, depth, afters = config.vision.merge_unit, config.text.num_hidden_layers, [after for after, _ in cuts]
         rules = (
             (self.batch > 0 and self.text > 0 and self.visual >= 0 and self.new_tokens >= 0, "a size is not positive"),
@@ -67,7 +67,7 @@ class Workload:
 
 
 def _linear(rows: int, itemsize: int, *shapes: tuple[int, int], programs: int = 1) -> Cost:
-    """Linear layers of these (in, out) sizes; so many programs read their weights."""
+    """Linear layers of these (in, out) sizes. programs: how often their weights are read."""
     weights, ends = sum(a * b for a, b in shapes), sum(a + b for a, b in shapes)
     return Cost(2 * rows * weights, itemsize * (rows * ends + programs * weights))
 
@@ -78,7 +78,7 @@ def _attention(pairs: int, rows: int, keys: int, heads: tuple[int, int], widths:
 
 
 def segments(vision: Vision, work: Workload) -> tuple[list[int], list[int]]:
-    """Patches of every attention window and of every image; with ladders what runs: padded blocks of windows, a sample's images as one."""
+    """Patches of every attention window and every image; with ladders as executed: padded blocks of windows, a sample's images as one."""
     side, unit, whole = vision.window_side, vision.merge_unit, vision.merge_unit * vision.window_side**2
     if work.ladders:
         slots = pack_windows(work.grids, side)[0].size if work.grids else -(-work.visual // side**2) * side**2
@@ -107,7 +107,7 @@ def clip_tower(config: ClipConfig, work: Workload, batch: int, itemsize: int, de
     """CLIP's blocks up to the deepest hidden state that is read, and LLaVA's projector."""
     windows, _ = segments(config, work)
     full, width, inner, out = config.window_side**2, config.hidden_size, config.intermediate_size, config.out_hidden_size
-    tiles = batch * sum(-(-n // full) for n in windows)  # a tile is seen whole, whatever of it becomes visual tokens
+    tiles = batch * sum(-(-n // full) for n in windows)  # the tower reads whole tiles, even if only a part of one becomes visual tokens
     rows, seen, heads = tiles * full, tiles * (full + 1), (config.num_heads, config.num_heads)
     block = _linear(seen, itemsize, (width, 3 * width), (width, width), (width, inner), (inner, width))
     block += _attention(tiles * (full + 1) ** 2, seen, seen, heads, 2 * config.head_dim, itemsize)
@@ -116,7 +116,7 @@ def clip_tower(config: ClipConfig, work: Workload, batch: int, itemsize: int, de
 
 
 def _vision(config: ModelConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> dict[str, Cost]:
-    """Tower and merger or projector. deepest: hidden state that somebody reads besides."""
+    """Tower, and merger or projector. deepest: the deepest hidden state that the predictor reads."""
     costs = config.family.cost.load()(config.vision, work, batch, itemsize, deepest) if work.visual else (Cost(), Cost())
     return dict(zip(("vision", "merger"), costs, strict=True))
 
@@ -174,7 +174,7 @@ def stages(
         and "kv cache", whose bytes are held, not moved.
     """
     work.check(config, glimpse, cuts)
-    cuts = cuts if work.visual else ()  # as in the engine: without an image there is nothing to prune
+    cuts = cuts if work.visual else ()  # as in the engine: nothing is pruned without an image
     text, ladders, batch = config.text, work.ladders, work.ladders.batch.fit(work.batch) if work.ladders else work.batch
     deepest = max(glimpse.selected_visual_layers) if glimpse else 0
     costs = defaultdict(Cost, _vision(config, work, batch, itemsize, deepest))
@@ -186,7 +186,7 @@ def stages(
     looking, visual, low, key = glimpse if cuts else None, work.visual, 0, text.num_key_value_heads * text.head_dim
     need = work.text + visual + (looking.rows if looking else 0)
     length, bare = (ladders.prompt.fit(n) if ladders else n for n in (need, work.text + visual))  # with and without glimpse rows
-    held = []  # rows in every layer's cache
+    held: list[int] = []  # rows in every layer's cache
     for after, share in (*cuts, (text.num_hidden_layers - 1, None)):
         between, low = range(low, after + 1), after + 1
         held = [length if past else n for n in held] + [length] * len(between)

@@ -66,7 +66,7 @@ def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> 
 def prefill_layer(layer: Layer, x: Array, angles: Array, valid: Array, implementation: str) -> tuple[Array, Array, Array]:
     """One layer over all rows. Returns: hidden (B, T, D), keys and values (B, K, T, H)."""
     x, _, kv = layer.prefill(x, angles, valid, implementation)
-    return constrained(x, "batch"), *(constrained(a, "batch", "kv_heads") for a in (kv.key, kv.value))
+    return constrained(x, "batch"), constrained(kv.key, "batch", "kv_heads"), constrained(kv.value, "batch", "kv_heads")
 
 
 def add_vectors(x: Array, vectors: Array, glimpse_row: Array) -> Array:
@@ -76,7 +76,8 @@ def add_vectors(x: Array, vectors: Array, glimpse_row: Array) -> Array:
 
 def looking_row(x: Array, angles: Array, row: Array) -> tuple[Array, Array]:
     """Every sample's `row` (B,) of what enters a layer: hidden (B, 1, D) and angles (B, 1, H / 2)."""
-    return tuple(constrained(jnp.take_along_axis(a, row[:, None, None], axis=1), "batch") for a in (x, angles))
+    own, turned = (constrained(jnp.take_along_axis(a, row[:, None, None], axis=1), "batch") for a in (x, angles))
+    return own, turned
 
 
 def tap_layer(layer: Layer, x: Array, angles: Array, valid: Array, row: Array, key: Array, log_softmax: bool) -> Array:
@@ -104,15 +105,15 @@ def run(
     """
     if low == high:
         return stream
-    config, x = model.glimpse_config, stream.hidden
-    vectors = call(GlimpsePrompt.per_layer, model.glimpse) if glimpse and model.glimpse is not None else None
-    log_softmax = glimpse and not config.use_attention_logits
+    config, x = model.glimpse_config if glimpse else None, stream.hidden
+    vectors = call(GlimpsePrompt.per_layer, model.glimpse) if config and model.glimpse is not None else None
+    le_layers, log_softmax = (config.le_layers, not config.use_attention_logits) if config else ((), False)
     angles = call(row_angles, stream.positions, config=model.config.text)
     kv, tapped = list(stream.kv), dict(stream.taps)
     for index in range(low, high):
         layer = model.decoder.layers[index]
-        if vectors is not None and index in config.le_layers:
-            x = call(add_vectors, x, vectors[config.le_layers.index(index)], stream.glimpse_row, donate=(0,))
+        if vectors is not None and index in le_layers:
+            x = call(add_vectors, x, vectors[le_layers.index(index)], stream.glimpse_row, donate=(0,))
         looking = call(looking_row, x, angles, stream.tap_row) if index in taps else None
         x, key, value = call(prefill_layer, layer, x, angles, stream.valid, implementation=implementation, donate=(0,))
         kv.append(LayerKV(key, value, stream.valid))
@@ -146,7 +147,9 @@ def score(
 
 def merge(model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, keep: Array, cut: Cut, limits: KeepLimits) -> Stream:
     """Lets kept tokens take in dropped ones, for scorers that do: the stream before layer 0 with the hidden states they make."""
-    tokens = SCORERS[cut.scorer].merge(Scoring(model, cut, stream, vision, features, limits), keep)
+    method = SCORERS[cut.scorer].merge
+    assert method is not None, "a scorer that merges"
+    tokens = method(Scoring(model, cut, stream, vision, features, limits), keep)
     merged = take_rows(tokens, jnp.maximum(stream.image_slot, 0)).astype(stream.hidden.dtype)
     return dataclasses.replace(stream, hidden=jnp.where((stream.image_slot >= 0)[..., None], merged, stream.hidden))
 
@@ -161,7 +164,7 @@ def compact(stream: Stream, stays: Array, cut: Cut, length: int) -> Stream:
     kv = stream.kv
     if cut.past:
         taken = (take_kv(layer, order, valid) for layer in stream.kv)
-        kv = tuple(LayerKV(*(constrained(a, "batch", "kv_heads") for a in (layer.key, layer.value)), valid) for layer in taken)
+        kv = tuple(LayerKV(constrained(a.key, "batch", "kv_heads"), constrained(a.value, "batch", "kv_heads"), valid) for a in taken)
     return Stream(
         hidden=constrained(jnp.where(valid[..., None], take_rows(stream.hidden, order), 0), "batch"),
         positions=jax.vmap(take_rows, (0, None))(stream.positions, order),
@@ -189,6 +192,6 @@ def decode_step(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState) ->
     angles, x, caches = model.decoder.angles(positions), model.decoder.embed(state.last[:, None]), []
     written = state.written
     for layer, prompt_kv, new in zip(model.decoder.layers, prompt, state.new_kv, strict=True):
-        x, new = layer.decode(x, angles, prompt_kv, new, state.cursor, written)
-        caches.append(tuple(constrained(cache, "batch", "kv_heads") for cache in new))
+        x, (key, value) = layer.decode(x, angles, prompt_kv, new, state.cursor, written)
+        caches.append((constrained(key, "batch", "kv_heads"), constrained(value, "batch", "kv_heads")))
     return model.decoder.logits(x[:, 0]), tuple(caches)

@@ -1,4 +1,4 @@
-"""Device meshes: one table says how every kind of array is split.
+"""Device meshes: one table defines how every kind of array is split.
 
 Mesh axes: `data` (samples), `fsdp` (samples, and parameters at rest), `tensor` (heads, MLP and vocabulary).
 """
@@ -24,9 +24,9 @@ from gp_jax.errors import GlimpseError
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# Environment variables by which TPU pods and cluster managers say that a process is one of several.
+# Environment variables that TPU pods and cluster managers set when a process is one of several.
 CLUSTER_SIGNS = ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE")
-TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")  # a TPU VM that sets none of them; it knows the others by its metadata
+TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")  # of a TPU VM that sets none of them; JAX then finds the other hosts by the VM's metadata
 
 # Logical axis -> mesh axis, or axes.
 RULES = {"batch": BATCH_AXES, "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
@@ -61,7 +61,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
         )
     if slices := len({getattr(device, "slice_index", 0) for device in devices}) - 1:
         raise GlimpseError(f"the devices are of {slices + 1} TPU slices; a mesh over more than one is not supported")
-    # An axis may take part of a side of the chips' torus: tensor=8 on 4 x 4 of them, which `jax.make_mesh` refuses on some generations.
+    # An axis may use part of a side of the chips' torus, e.g. tensor=8 on 4 x 4 chips, which `jax.make_mesh` refuses on some generations.
     grid = mesh_utils.create_device_mesh((data, fsdp, tensor), devices, allow_split_physical_axes=True)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -72,16 +72,16 @@ def _warn_once(message: str) -> None:
 
 
 def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None, text: TextConfig) -> jax.sharding.Sharding:
-    """Where a parameter lives. Dimensions that do not divide are replicated; heads are never split inside."""
+    """The sharding of a parameter. Dimensions that the mesh does not divide are replicated; a head is never split."""
     if mesh is None:
         return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     logical = next((axes for pattern, axes in PARAMETERS if fnmatch.fnmatchcase(path, pattern)), ())
     units = {"heads": text.num_attention_heads, "kv_heads": text.num_key_value_heads}
     split = []
     for size, name in zip(shape, logical, strict=False):
-        axis = RULES.get(name)
+        axis = RULES.get(name) if name else None
         parts = mesh.shape.get(axis, 1) if axis else 1
-        if axis and units.get(name, size) % parts:
+        if axis and units.get(str(name), size) % parts:
             if name == "kv_heads":
                 _warn_once(f"{text.num_key_value_heads} key-value heads do not divide over tensor={parts}: they are replicated")
             axis = None
@@ -90,7 +90,7 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None, tex
 
 
 def batch_sharding(mesh: Mesh | None, samples: int, axis: int = 0) -> jax.sharding.Sharding:
-    """Splits samples over `data` and `fsdp` where they divide, else replicates them. axis: where the samples are."""
+    """Splits samples over `data` and `fsdp` if these divide their number, else replicates them. axis: the samples' axis."""
     if mesh is None:
         return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     divides = samples % math.prod(mesh.shape[a] for a in BATCH_AXES) == 0
@@ -98,16 +98,16 @@ def batch_sharding(mesh: Mesh | None, samples: int, axis: int = 0) -> jax.shardi
 
 
 def constrained(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Inside a program: x with its first dimensions split as RULES say where they divide, and the others whole. Without a mesh: x.
+    """Inside a program: x with its first dimensions split by RULES where the mesh divides them, the others replicated. Without a mesh: x.
 
-    What goes from program to program is pinned with it, so that a program meets one way of splitting only and compiles once.
+    Arrays that go from one program to the next are constrained with it, so each program gets its inputs in one sharding and compiles once.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not {*MESH_AXES} <= {*mesh.axis_names}:
         return x
     split = []
     for size, name in zip(x.shape, logical, strict=False):
-        axes = RULES.get(name, ())
+        axes = RULES.get(name, ()) if name else ()
         parts = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
         split.append(axes if axes and size % parts == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*split))
@@ -119,7 +119,7 @@ def replicated(mesh: Mesh | None) -> jax.sharding.Sharding:
 
 
 def spread(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Host values and random keys, the same in every process, to global arrays."""
+    """Makes global arrays of host values and random keys that are equal in every process."""
 
     def place(value: Any) -> jax.Array:
         if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -131,7 +131,8 @@ def spread(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 
 
 def put(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A host value to its devices, which other processes may hold; `jax.device_put` would send it between them to compare."""
+    """Places a host value on its devices, some of which may belong to other processes. (For those `jax.device_put` would exchange the value
+    between processes to compare it.)"""
     return jax.device_put(value, sharding) if sharding.is_fully_addressable else spread(value, sharding)
 
 
@@ -141,14 +142,14 @@ def _gather(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def fetch(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays of a mesh to the host, whole in every process. Where the mesh spans processes, all of them must call it."""
+    """Copies arrays to the host, complete in every process. If the mesh spans processes, all of them must call it."""
     if mesh is not None and mesh.is_multi_process:
         tree = _gather(mesh)(tree)  # a process can read only what its own devices hold
     return jax.tree.map(np.asarray, tree)
 
 
 def has_others(*given: object) -> bool:
-    """Whether this process is one of several, by what is `given` to `start_processes` and by the machine."""
+    """Whether this process is one of several, judged by the arguments of `start_processes` and by the machine."""
     on_tpu = importlib.util.find_spec("libtpu") is not None and any(glob.glob(pattern) for pattern in TPU_DEVICES)
     return on_tpu or any(value is not None for value in given) or any(name in os.environ for name in CLUSTER_SIGNS)
 
@@ -171,19 +172,20 @@ def start_processes(coordinator: str | None = None, processes: int | None = None
 
 
 def wait_for_all(name: str, hours: float = 24) -> None:
-    """Returns when every process of the run has come here; at once where there is one. name: of this place, used once in a run."""
+    """A barrier: returns when every process of the run has called it; at once in a single process. name: unique in a run."""
     if jax.process_count() > 1:
-        from orbax.checkpoint import multihost  # waits at the coordinator, where slow processes do not time out as collectives do
+        from orbax.checkpoint import multihost  # waits at the coordinator: slow processes do not time out there, as they do in collectives
 
         multihost.get_barrier_sync_fn()(key=name, timeout_ms=int(hours * 3_600_000))
 
 
 def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
-    """Sizes with -1 (at most one) replaced by what is left. Raises: GlimpseError when they do not divide the devices."""
+    """The sizes, with -1 (at most one) replaced by what the others leave. Raises: GlimpseError when they do not divide the devices."""
     sizes = (data, fsdp, tensor)
     known = math.prod(size for size in sizes if size != -1)
     if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
         raise GlimpseError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor}: sizes are positive, at most one is -1")
     if -1 in sizes and devices % known:
         raise GlimpseError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not divide {devices} devices")
-    return tuple(devices // known if size == -1 else size for size in sizes)
+    data, fsdp, tensor = (devices // known if size == -1 else size for size in sizes)
+    return data, fsdp, tensor

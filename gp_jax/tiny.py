@@ -1,8 +1,8 @@
-"""A tiny random checkpoint in released layout, to try every command in seconds and without a download.
+"""A tiny random checkpoint in the released layout, to try every command in seconds and without a download.
 
     python -m gp_jax.tiny FOLDER [--picture PICTURE.png] [--data DATA]
 
-Its answers are gibberish: nothing is trained. Sizes and formats are real, so whatever runs on it runs on Qwen2.5-VL.
+It is not trained, so its answers are random text. Its formats are the real ones, so what runs on it runs on Qwen2.5-VL too.
 """
 
 import contextlib
@@ -157,9 +157,9 @@ def make_dataset(folder: Path, count: int = 64, seed: int = 0) -> None:
 
 
 def ensure(folder: Path) -> Path:
-    """A tiny checkpoint in `folder`/model and data in `folder`/data, made if they are not there. Returns: `folder`.
+    """A tiny checkpoint in `folder`/model and data in `folder`/data, made if they are missing. Returns: `folder`.
 
-    They are made in a process of their own: this one may be one of several that have yet to join, before JAX is used.
+    A separate process makes them: this one may be one of several that must join before JAX is used.
     """
     if not all((folder / name).exists() for name in ("model", "data")):
         folder.mkdir(parents=True, exist_ok=True)

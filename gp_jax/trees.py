@@ -1,4 +1,4 @@
-"""Pytrees that travel through jitted programs. Every field's shape stands beside it.
+"""Pytrees that are passed between jitted programs. Every field has its shape in a comment.
 
 B samples, S vision patches of a sample, M = S / merge_unit vision slots (one visual token or padding each), T rows of the stream,
 A position axes (3 under M-RoPE), D decoder width, C ViT width, N query heads, K key-value heads, H head width, R image windows.
@@ -6,21 +6,16 @@ A position axes (3 under M-RoPE), D decoder width, C ViT width, N query heads, K
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-import jax
 import jax.numpy as jnp
-from jax import Array
+from jax.tree_util import register_dataclass
+
+Array: TypeAlias = Any  # of JAX or numpy, or its shape or sharding: the leaves of one tree are each of these on their way
 
 
-def tree(cls):
-    """A frozen dataclass that is a pytree; fields with `metadata={"static": True}` are compile-time constants."""
-    cls = dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)
-    static = [f.name for f in fields if f.metadata.get("static")]
-    return jax.tree_util.register_dataclass(cls, [f.name for f in fields if f.name not in static], static)
-
-
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class VisionInput:
     """Patches of every sample in window order, windows packed into blocks of equal size (see `layout.pack_windows`)."""
 
@@ -33,22 +28,24 @@ class VisionInput:
     token_image: Array  # (B, M) int, -1 padding
 
     def without_pixels(self) -> "VisionInput":
-        """What is read behind the tower: pixels are the largest input, and need not be held until the last cut."""
+        """The same without its pixels: only the tower reads them, and they are the largest input, so they are freed early."""
         return dataclasses.replace(self, patches=None)
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class VisionFeatures:
-    """What the vision tower gives: visual tokens, the predictor's conditions, what was watched, in vision slot order."""
+    """Output of the vision tower in vision slot order: visual tokens, conditions of the predictor, recorded attention and keys."""
 
     tokens: Array  # (B, M, D)
     conditions: tuple[Array, ...]  # each (B, M, C), in the order of `selected_visual_layers`; empty without a glimpse
     received: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M) attention a token receives, mean of its patches
     keys: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M, H) keys after rope, mean of patches and heads
-    line_break: Array | None = None  # (D,) what stands on a picture's rows of a prompt that are no visual token
+    line_break: Array | None = None  # (D,) embedding of the line breaks among a picture's prompt rows (LLaVA-NeXT)
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class PromptInput:
     """Prompts, left-aligned, with glimpse rows behind the last prompt row."""
 
@@ -60,10 +57,11 @@ class PromptInput:
     tap_row: Array  # (B,) int: the row whose queries are tapped (the last glimpse row)
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class TailInput:
-    """What follows a prompt in training: the lead (the glimpse rows, or the last prompt token where there are none), then the
-    answer. U lead and answer rows; the lead is `lead` rows long."""
+    """What follows a prompt in training: the lead (the glimpse rows, or the last prompt token if there are none), then the answer.
+    U lead and answer rows."""
 
     ids: Array  # (B, U) int: answer tokens; a placeholder on glimpse rows
     positions: Array  # (A, B, U) int
@@ -71,7 +69,8 @@ class TailInput:
     targets: Array  # (B, U) int: the token that this row must predict, -1: none
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class TrainBatch:
     """Prompts (without glimpse rows), their answers and the reference masks."""
 
@@ -82,10 +81,11 @@ class TrainBatch:
     number: Array  # (B,) int: number of the sample in its step (the seed of its dropout), -1 padding
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class TurnsInput:
     """Several turns (question, answer) behind one shared prompt that ends with the picture; no turn sees another. U rows of all turns,
-    Q turns, M vision slots. Every turn may have been pruned after some layer: `keep` and `cut` hide what it would no longer see."""
+    Q turns, M vision slots. `keep` and `cut` imitate pruning after some layer: they hide the pruned tokens."""
 
     ids: Array  # (B, U) int
     positions: Array  # (A, B, U) int: every turn goes on behind the prompt
@@ -98,17 +98,19 @@ class TurnsInput:
     cut: Array  # (B,) int: first layer behind the cut; the depth: nothing is cut
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class DenseLabels:
-    """What is drawn where, -1: unknown; P merge_unit patches of a visual token."""
+    """Labels of what is drawn at each patch, -1: unknown. P = merge_unit, patches per visual token."""
 
     patch: Array  # (B, M, P, 3) int: kind, color and fill
-    neighbor: Array  # (B, M, 4, 2) int: kind and color of what is left, right, above, below
-    beside: Array  # (B, Q, 4, 2) int: the same of the shape that a relation names
+    neighbor: Array  # (B, M, 4, 2) int: kind and color of the neighbor to the left, right, above and below
+    beside: Array  # (B, Q, 4, 2) int: the same around the shape that a question about a relation names
     row: Array  # (B, Q) int: last row of a question, 0 for padding
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class PackedBatch:
     """Pictures with several turns each, to train a whole model."""
 
@@ -118,7 +120,8 @@ class PackedBatch:
     labels: DenseLabels
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class LayerKV:
     """Keys and values of one layer; `valid` says which slots hold a token."""
 
@@ -127,7 +130,8 @@ class LayerKV:
     valid: Array  # (B, T) bool
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Stream:
     """A prompt on its way through the decoder."""
 
@@ -141,19 +145,21 @@ class Stream:
     taps: dict[int, Array]  # layer -> (B, T, N) glimpse logits on every row
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class KeepLimits:
     """The keep rule of a cut as numbers, computed on the host (exact integer arithmetic, no recompilation)."""
 
     threshold: Array  # () float: keep probabilities above it
     cap_trigger: Array  # (B,) int: more kept than this ...
-    cap: Array  # (B,) int: ... and only the best so many stay
-    floor: Array  # (B,) int: the best so many always stay
-    fixed: Array  # (B,) int: exactly the best so many, -1: off
+    cap: Array  # (B,) int: ... and only this number of them stays, the best
+    floor: Array  # (B,) int: at least this number stays, the best
+    fixed: Array  # (B,) int: exactly this number stays, the best; -1: off
     always: Array  # (B, M) bool: slots that always stay (anchors)
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Sampling:
     """How every row chooses its tokens. Temperature 0 is greedy; top_k 0 and top_p 1 are off. A draw depends on seed, number and step,
     not on the place of the row."""
@@ -167,7 +173,8 @@ class Sampling:
     pad: Array  # () int: written after the end
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Prefix:
     """Prompts that were read, for several continuations to share."""
 
@@ -176,13 +183,15 @@ class Prefix:
     next_position: Array  # (B,) int: its position on every axis
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class DecodeState:
-    """Everything that changes while tokens are generated. R rows; the prompts' caches stay outside, for they are only read: of P
+    """Everything that changes while tokens are generated. R rows. The prompts' caches are not part of it, because they are only read: of P
     prompts, prompt p belongs to the rows p R / P, ..., (p + 1) R / P - 1.
 
-    All rows write to one slot of the new cache, `cursor`, which goes round: a row that has written w tokens finds them in the w slots
-    behind it. So rows of any age stand side by side, and a row that begins anew need not clear anything.
+    The new cache is a ring buffer. All rows write to the same slot, `cursor`, which advances by one per step and wraps around. The
+    tokens of a row that has written w of them are in the last w slots, so rows may start at different steps, and a new row need not
+    clear the cache.
     """
 
     tokens: Array  # (R, n) int
@@ -200,5 +209,5 @@ class DecodeState:
     def written(self) -> Array:
         """(R, n) bool: slots of the new cache that hold a row's own tokens, the newest in `cursor` among them."""
         slots = self.tokens.shape[1]
-        age = (self.cursor - jnp.arange(slots)) % slots  # tokens ago that a slot was written
+        age = (self.cursor - jnp.arange(slots)) % slots  # steps since each slot was written
         return age < self.step[:, None]

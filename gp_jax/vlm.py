@@ -1,10 +1,11 @@
 """GlimpseVLM, the front door: load, generate, answer, look, save."""
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_confi
 from gp_jax.pretrained.misfits import check_quantised
 from gp_jax.pretrained.tower import base_source
 from gp_jax.processing.images import MAX_PIXELS, ImageLike
-from gp_jax.processing.layout import ARRAYS, read_samples
+from gp_jax.processing.layout import ARRAYS, Sample, read_samples
 from gp_jax.processing.qwen import Prepared, Processor, as_batch
 from gp_jax.processing.table import load_processor
 from gp_jax.pruning.rule import Prune
@@ -34,6 +35,7 @@ from gp_jax.runtime.clock import Clock
 from gp_jax.runtime.disk import read_json
 from gp_jax.trees import Prefix
 
+T = TypeVar("T")
 VIDEO_HINT = ": only still images are supported"
 DTYPES = ("float32", "bfloat16", "float16")
 ALL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.pt")
@@ -60,11 +62,10 @@ class GlimpseVLM:
 
     def with_model(self, model: LVLM) -> "GlimpseVLM":
         """The same front door with another model behind it, e.g. one whose glimpse was trained."""
-        engine = self.engine
-        options = dict(
-            folder=self.folder, mesh=engine.mesh, ladders=engine.ladders, attention=engine.attention, nested_keys=self.nested_keys
-        )
-        return GlimpseVLM(model, self.hf_config, self.processor, **options)
+        other, engine = copy.copy(self), self.engine
+        other.model, other.config, other.glimpse_config = model, model.config, model.glimpse_config
+        other.engine = Engine(model, engine.ladders, engine.mesh, engine.attention)
+        return other
 
     @classmethod
     def from_pretrained(
@@ -95,17 +96,15 @@ class GlimpseVLM:
         check_quantised(hf_config, folder / "config.json")
         generation = read_json(folder / "generation_config.json", required=False)
         config = model_config(hf_config, generation, str(folder / "config.json"))
-        own = glimpse is None
-        home = folder if own else files.find_folder(glimpse, ("*.json", files.GLIMPSE_TENSORS, files.GLIMPSE_TORCH))
+        home = folder if glimpse is None else files.find_folder(glimpse, ("*.json", files.GLIMPSE_TENSORS, files.GLIMPSE_TORCH))
         extra = settings = None
-        if not own or files.has_glimpse(home):
+        if glimpse is not None or files.has_glimpse(home):
             extra = files.glimpse_source(home)
             settings = glimpse_config(read_json(home / "config.json"), config, str(home / "config.json"))
         processor = load_processor(folder, config)
         base = base_source(folder, config)
-        bar = (lambda items: tqdm(items, desc="loading weights", unit="tensor")) if progress else iter
         dtype = None if dtype is None else jnp.dtype(dtype)
-        model = params.load(config, settings, base, extra, dtype=dtype, mesh=mesh, progress=bar)
+        model = params.load(config, settings, base, extra, dtype=dtype, mesh=mesh, progress=_bar("loading weights", "tensor", progress))
         nested = any(key.startswith("model.language_model.") for key in base.shapes)
         return cls(model, hf_config, processor, folder=folder, mesh=mesh, ladders=ladders, attention=attention, nested_keys=nested)
 
@@ -120,8 +119,7 @@ class GlimpseVLM:
     def update(self, params: Mapping[str, Any]) -> None:
         """Takes new parameters of the same structure, all or some of them: nothing is compiled, and no second copy is kept.
 
-        Args: params: nested dicts of arrays, as `inference_params(vlm.model)` gives them.
-        Raises: GlimpseError that names the parameter, before anything is replaced.
+        Args: params: nested dicts of arrays, as `inference_params(vlm.model)` gives them. Raises: as `Engine.update`.
         """
         self.engine.update(params)
 
@@ -187,8 +185,7 @@ class GlimpseVLM:
         Args: prune, inputs: as for `generate`. Raises: GlimpseError likewise.
         """
         _check_names("prefill", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
-        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
-        return self.engine.prefix(self.engine.prefill(self.engine.batch(samples, self._resolve(prune))))
+        return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self._resolve(prune))))
 
     def answer(
         self,
@@ -219,7 +216,8 @@ class GlimpseVLM:
 
         def show(tokens: np.ndarray) -> None:
             pieces.append(int(tokens[0]))
-            on_text(self.processor.text(np.array(pieces)))
+            if on_text:
+                on_text(self.processor.text(np.array(pieces)))
 
         done = self.generate(**prepared.inputs, **options, stream=show if on_text else None, timed=clock)
         answers = answers_of(done, prepared, self.processor)
@@ -234,9 +232,7 @@ class GlimpseVLM:
         Returns: for one question a list with a (rows, columns) float32 map per image; for several (or `inputs`) a list of lists.
         """
         pruning = self._resolve(Prune())
-        if inputs is None:
-            inputs = self._prepare(images, questions, None, MAX_PIXELS).inputs
-        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
+        samples = self._read(inputs or self._prepare(images, questions, None, MAX_PIXELS).inputs)
         filled = self.engine.prefill(self.engine.batch(samples, pruning), scores_only=True)
         _, logits = per_token(self.engine.fetch(filled.scores), samples)
         maps = [split_tokens(1 / (1 + np.exp(-row)), sample.grids) for row, sample in zip(logits, samples, strict=True)]
@@ -262,13 +258,15 @@ class GlimpseVLM:
         if inputs is None:
             own, questions = as_batch(images, questions)
             return fitting_inputs(self.processor, own, questions, self.glimpse_config, rule, buckets, shrink=shrink)[1]
-        samples = read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
-        return inference_inputs(samples, self.config, self.glimpse_config, rule, buckets)
+        return inference_inputs(self._read(inputs), self.config, self.glimpse_config, rule, buckets)
 
     def _resolve(self, prune: Prune | str | None) -> Pruning:
         return resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
 
-    def _prepare(self, images: Any, questions: str | Sequence[str], system: str | None, max_image_pixels: int) -> Prepared:
+    def _read(self, inputs: Mapping[str, Any]) -> list[Sample]:
+        return read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
+
+    def _prepare(self, images: Any, questions: str | Sequence[str] | None, system: str | None, max_image_pixels: int) -> Prepared:
         return self.processor(*as_batch(images, questions), system, max_image_pixels)
 
     def warm_up(
@@ -289,8 +287,11 @@ class GlimpseVLM:
         """
         plan = self._resolve(prune).plan
         settings = partial(sampling_settings, self.config, 0.0, 0, 1.0, 0, AUTO)
-        bar = (lambda items: tqdm(items, desc="compiling", unit="bucket")) if progress else iter
-        WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(bar)
+        WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(_bar("compiling", "bucket", progress))
+
+
+def _bar(label: str, unit: str, progress: bool) -> Callable[[list[T]], Iterable[T]]:
+    return lambda items: tqdm(items, desc=label, unit=unit, disable=not progress)
 
 
 def _check_names(function: str, unknown: Iterable[str]) -> None:

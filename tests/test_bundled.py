@@ -16,6 +16,8 @@ from gp_jax.pretrained.files import BUNDLED
 from gp_jax.processing.images import decode
 from gp_jax.scenes.source import ScenesSource
 
+pytestmark = pytest.mark.slow
+
 RECORDS = 48
 ROOT = Path(__file__).resolve().parents[1]
 

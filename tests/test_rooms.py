@@ -33,7 +33,7 @@ RANKS = {
     "commands": [{"ask", "compile", "export", "prepare"}],
     "config": [{"choices", "families", "files", "schema"}, {"vision"}, {"model"}],
     "data": [
-        {"collate", "formats", "record", "report", "settings", "sources"},
+        {"collate", "formats", "record", "settings", "sources", "tally"},
         {"builder", "checks", "masks", "sampling", "shapes"},
         {"prepared", "schedule", "work"},
         {"prepare", "samples"},

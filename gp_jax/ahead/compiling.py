@@ -1,5 +1,5 @@
-"""Programs compiled instead of run: `Compiler` stands in the place of `parts.Parts`, `CompilingEngine` in that of the engine, and the
-engine's own code decides which programs there are. Values are shapes with a place on the mesh, and it is noted how long they live."""
+"""Compiles the programs of a request without running them: `Compiler` replaces `shared_programs.Parts`, `CompilingEngine` the engine, and
+the engine's own code decides which programs there are. Values are abstract arrays with a sharding, whose lifetimes are tracked."""
 
 import contextlib
 import re
@@ -10,21 +10,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from gp_jax.ahead.hlo import Facts, read
+from gp_jax.buckets import Ladders
 from gp_jax.errors import GlimpseError
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.shared_programs import Kind, Parts, Programs, signature
+from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.target import targeting
 from gp_jax.processing.layout import Sample
 from gp_jax.sharding import batch_sharding, replicated
 from gp_jax.trees import DecodeState, VisionFeatures
 
 VISION, PREFILL, FIRST, DECODE = STAGES = ("vision", "decoder prefill", "first token", "decode token")
+T = TypeVar("T")
 
 
 @dataclass
@@ -45,12 +48,12 @@ class Program:
 
     @property
     def attention(self) -> str:
-        """How it attends."""
+        """The attention kernel and its number of calls."""
         return f"splash x{self.facts.splash}" if self.facts.splash else "-"
 
 
 class Memory:
-    """Bytes on a chip, and the most there were."""
+    """Bytes held on a chip."""
 
     def __init__(self) -> None:
         self.held = 0
@@ -60,8 +63,8 @@ class Memory:
 
 
 class Value(jax.ShapeDtypeStruct):
-    """An array that is not there. It counts as held for as long as Python holds it, as an array would (one that a program may overwrite
-    too, so a chip needs rather less than is said)."""
+    """Abstract array with a tracked lifetime: its memory counts for as long as Python holds it. The estimate is an upper bound, because
+    arrays that a program may overwrite count as well."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding, memory: Memory):
         super().__init__(shape, dtype, sharding=sharding)
@@ -71,7 +74,7 @@ class Value(jax.ShapeDtypeStruct):
 
     @property
     def plain(self) -> jax.ShapeDtypeStruct:
-        """What JAX takes."""
+        """The same as JAX accepts it."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.sharding)
 
 
@@ -82,7 +85,7 @@ def shard_bytes(value: Any) -> int:
 
 
 class Compiler(Parts):
-    """Compiles what it is told to run, once per program, and answers with shapes. Threads, a request each, share what is compiled."""
+    """Compiles each program once instead of running it, and returns abstract outputs. Threads, one per request, share the programs."""
 
     def __init__(self, mesh: jax.sharding.Mesh, weights: int, label: Callable, watch: Callable, rows: Mapping[int, int]):
         """weights: bytes on a chip; label: (function, args, static) -> name; watch: name -> context around its compilation; rows: of
@@ -95,12 +98,12 @@ class Compiler(Parts):
         self.lock, self.own = threading.RLock(), threading.local()
 
     def begin(self) -> None:
-        """A new request, of this thread."""
+        """Begins a new request in this thread."""
         self.own.memory, self.own.ran, self.own.current, self.own.stage = Memory(), [], "", PREFILL
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What is called inside belongs to this stage of generation."""
+        """Programs called inside belong to this stage of generation."""
         before, self.own.stage = self.own.stage, name
         try:
             yield
@@ -120,7 +123,7 @@ class Compiler(Parts):
             return super().program(function, static, donate)
 
     def execute(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> Any:
-        """Compiles a program that is new; notes that it runs."""
+        """Compiles the program if it is new, and records that it runs."""
         key = signature(program, kind, leaves, args, static)
         with self.lock:
             new = key not in self.compiled
@@ -142,12 +145,10 @@ class Compiler(Parts):
         return jax.tree.map(lambda out: Value(out.shape, out.dtype, out.sharding, self.memory), outputs)
 
     def programs_compiled(self) -> tuple[Program, ...]:
-        """In the order in which they were begun."""
+        """All compiled programs, in the order in which their compilation began."""
         return tuple(future.result()[0] for future in self.compiled.values())
 
-    def compile(
-        self, name: str, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict
-    ) -> tuple:
+    def compile(self, name: str, program: Any, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> tuple:
         """Returns: the record and the outputs as shapes with shardings."""
         args = jax.tree.map(lambda v: v.plain if isinstance(v, Value) else v, args)
         start = time.perf_counter()
@@ -177,13 +178,15 @@ class Compiler(Parts):
 
 
 class CompilingEngine(Engine):
-    """The engine on shapes. `slots` vision slots stand for the samples' pictures, `kept` rows for what a cut leaves.
+    """The engine on abstract arrays. slots: vision slots of the samples' pictures; kept: rows that each cut leaves.
 
     It also says which stage a program belongs to, since it knows what it calls it for, whatever the model's parts are called.
     """
 
-    def __init__(self, *args: Any, parts: Compiler, slots: int, kept: Sequence[int], **options: Any):
-        super().__init__(*args, parts=parts, **options)
+    call: Compiler
+
+    def __init__(self, model: LVLM, ladders: Ladders, mesh: jax.sharding.Mesh, compiler: Compiler, slots: int, kept: Sequence[int]):
+        super().__init__(model, ladders, mesh, parts=compiler)
         self.slots, self.kept = slots, list(kept)
 
     def see(self, *args: Any, **options: Any) -> VisionFeatures:
@@ -198,11 +201,11 @@ class CompilingEngine(Engine):
         with self.call.stage(DECODE):
             return super().advance(*args, **options)
 
-    def split(self, tree: object, samples: int, axis: int = 0) -> object:
+    def split(self, tree: T, samples: int, axis: int = 0) -> T:
         split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
         return jax.tree.map(lambda x: Value(np.shape(x), x.dtype, split if np.ndim(x) > axis else whole, self.call.memory), tree)
 
-    def place(self, tree: object) -> object:
+    def place(self, tree: T) -> T:
         return jax.tree.map(lambda x: Value(np.shape(x), x.dtype, replicated(self.mesh), self.call.memory), tree)
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:
@@ -213,7 +216,7 @@ class CompilingEngine(Engine):
 
 
 def shortage(error: Exception) -> GlimpseError | None:
-    """What the compiler says when a program does not fit, in one line; None when it says something else.
+    """The compiler's message that a program does not fit, in one line; None for any other error.
 
     Only where it speaks of HBM the numbers are a chip's: other memories (vmem) are too small for one kernel, and its own words say so.
     """

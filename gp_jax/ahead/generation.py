@@ -20,7 +20,7 @@ from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, shard_byt
 from gp_jax.ahead.topology import hbm_bytes, inference_mesh
 from gp_jax.buckets import Ladders
 from gp_jax.config.model import GlimpseConfig, ModelConfig
-from gp_jax.config.vision import VisionConfig
+from gp_jax.config.vision import Vision
 from gp_jax.errors import GlimpseError
 from gp_jax.flops import Cost, Workload, segments, stages
 from gp_jax.inference.decoding import Rows
@@ -33,7 +33,7 @@ from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.sharding import batch_sharding, parameter_sharding
 from gp_jax.trees import KeepLimits
 
-LONG = 512  # sequences from here on must not have their scores stored whole
+LONG = 512  # for sequences of at least this length, no program may store rows x rows scores
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Request:
     answer_tokens: int = 128
     retention: float = 0.111
 
-    def grid(self, vision: VisionConfig) -> tuple[int, int]:
+    def grid(self, vision: Vision) -> tuple[int, int]:
         """About a square of whole attention windows, (rows, columns) in visual tokens, with at least as many."""
         side = vision.window_side
         columns = max(side, int(self.visual_tokens**0.5) // side * side)
         return -(-self.visual_tokens // columns), columns
 
-    def workload(self, vision: VisionConfig, ladders: Ladders | None) -> Workload:
-        """For `flops`."""
+    def workload(self, vision: Vision, ladders: Ladders | None) -> Workload:
+        """The same as `flops` counts it."""
         rows, columns = self.grid(vision)
         work = Workload.of(vision, [(rows, columns)], self.prompt_tokens, self.answer_tokens, self.batch)
         return Workload(work.patches, work.visual, work.text, work.new_tokens, work.batch, work.grids, ladders)
@@ -61,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Compiled:
-    """One plan's programs and what they come to on a chip."""
+    """One plan's programs and their totals on a chip."""
 
     runs: dict[str, int]  # program -> runs for one prefill and one decoded token
     cache: int  # bytes of keys and values that decoding reads
@@ -69,7 +69,7 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationReport:
     """The report of `compile_generation`. Bytes are per chip."""
 
     mesh: dict[str, int]
@@ -78,8 +78,8 @@ class Generation:
     hbm: int
     programs: tuple[Program, ...]
     plans: dict[str, Compiled]
-    scores: int  # bytes that one layer's attention scores of the prompt would take, were they stored
-    seconds: float  # to compile all
+    scores: int  # bytes that one layer's attention scores of the prompt would take, if they were stored
+    seconds: float  # wall time to compile all programs
     cpu_seconds: float  # of all threads
 
     @property
@@ -107,7 +107,7 @@ def placed(model: LVLM, mesh: Mesh) -> LVLM:
 
 
 def weight_bytes(model: LVLM) -> int:
-    """Of the whole model."""
+    """Bytes of all parameters."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model)))
 
 
@@ -149,7 +149,7 @@ def words(name: str) -> str:
 
 
 def quiet(name: str) -> AbstractContextManager:
-    """Says nothing of a compilation."""
+    """Prints nothing during a compilation."""
     return contextlib.nullcontext()
 
 
@@ -193,7 +193,7 @@ def compile_generation(
     ladders: Ladders | None = None,
     watch: Callable[[str], Any] = quiet,
     mesh: Mesh | None = None,
-) -> Generation:
+) -> GenerationReport:
     """Compiles what generation runs for a request under every plan ("glimpse", "dense").
 
     Args: sizes: of the mesh, None: chosen; watch: program's name -> context around its compilation; mesh: instead of the topology's.
@@ -219,8 +219,8 @@ def compile_generation(
 
     def compiled(name: str) -> Compiled:
         plan: Plan = (Cut(glimpse.reduce_layer, "glimpse"),) if name == "glimpse" else ()
-        options = dict(slots=slots, kept=[work.text + int(request.retention * work.visual)] * len(plan))
-        engine = CompilingEngine(model, ladders, mesh, parts=compiler, **options)
+        kept = [work.text + int(request.retention * work.visual)] * len(plan)
+        engine = CompilingEngine(model, ladders, mesh, compiler, slots, kept)
         compiler.begin()
         try:
             cache = walk(engine, plan, [blank] * request.batch, slots, lengths["decode"])
@@ -238,10 +238,11 @@ def compile_generation(
         found = dict(zip(plans, threads.map(compiled, plans), strict=True))
     start, processor = time.perf_counter() - start, time.process_time() - processor
     scores = jax.ShapeDtypeStruct((lengths["batch"], config.text.num_attention_heads, lengths["prompt"], lengths["prompt"]), jnp.float32)
-    samples = batch_sharding(mesh, lengths["batch"]).spec[0]
+    by_batch = batch_sharding(mesh, lengths["batch"])
+    samples = by_batch.spec[0] if isinstance(by_batch, NamedSharding) else None
     heads = "tensor" if config.text.num_attention_heads % mesh.shape["tensor"] == 0 else None
     scores = scores.update(sharding=NamedSharding(mesh, PartitionSpec(samples, heads)))
-    return Generation(
+    return GenerationReport(
         mesh=dict(mesh.shape),
         lengths=lengths,
         weights=weights,

@@ -1,4 +1,4 @@
-"""What the text of a compiled program says: bytes sent between chips, attention kernels, the largest array, loops."""
+"""Reads facts from the text of a compiled program: bytes sent between chips, attention kernels, the largest array, loops."""
 
 import math
 import re
@@ -25,7 +25,7 @@ NO_ARRAY = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "cond
 
 
 def array_bytes(kind: str, sizes: str) -> int:
-    """Bytes of "bf16", "4,128"; sub-byte types count whole bits."""
+    """Bytes of an array, such as "bf16", "4,128"; types below a byte count in bits."""
     bits = BITS[kind] if kind in BITS else int(match.group()) if (match := re.search(r"\d+", kind)) else 0
     count = 1
     for size in sizes.split(","):
@@ -34,18 +34,18 @@ def array_bytes(kind: str, sizes: str) -> int:
 
 
 def type_bytes(text: str) -> int:
-    """Bytes of a type, of all its elements if it is a tuple."""
+    """Bytes of a type; of a tuple, of all its elements together."""
     return sum(array_bytes(*found) for found in ARRAY.findall(text))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one run of a program, on one chip; a loop whose length is not known counts once."""
+    """Facts about one run of a program on one chip. A loop of unknown length counts once."""
 
     collectives: dict[str, int]  # kind -> bytes of the operands
     splash: int  # splash attention kernels
     kernels: int  # kernels of any kind
-    largest: int  # bytes of the largest array that is computed, inputs apart
+    largest: int  # bytes of the largest array that is computed, inputs excluded
     squares: int  # bytes of the largest array of rows x rows
     loops: tuple[int, ...]  # known lengths of loops; XLA's cost analysis counts their bodies once
 
@@ -58,7 +58,9 @@ class _Computation:
 
 def _read(text: str) -> tuple[dict[str, _Computation], str, set[str]]:
     """Computations by name, the entry's name, and those whose arrays are never stored (bodies of fusions, reducers)."""
-    found, entry, inner, current = {}, "", set(), None
+    found: dict[str, _Computation] = {}
+    inner: set[str] = set()
+    entry, current = "", None
     for line in text.splitlines():
         if head := COMPUTATION.match(line):
             current = found.setdefault(head.group(2), _Computation())
@@ -76,7 +78,10 @@ def _read(text: str) -> tuple[dict[str, _Computation], str, set[str]]:
 
 
 def read(text: str, rows: Mapping[int, int] | None = None) -> Facts:
-    """Args: text: `compiled.as_text()`; rows: lengths of sequences, to look for arrays of rows x rows with more elements than so many."""
+    """Reads the facts of a compiled program.
+
+    Args: text: `compiled.as_text()`; rows: length of a sequence -> elements; `Facts.squares` counts arrays of length x length with more.
+    """
     computations, entry, inner = _read(text)
     times: dict[str, int] = defaultdict(int)
 

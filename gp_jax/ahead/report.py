@@ -1,22 +1,22 @@
-"""A compiled generation in words and as JSON."""
+"""Reports a compiled generation as text and as JSON."""
 
 import dataclasses
 from collections.abc import Iterator
 
 from gp_jax.ahead.compiling import DECODE, PREFILL, VISION, Program
-from gp_jax.ahead.generation import Compiled, Generation, Request
+from gp_jax.ahead.generation import Compiled, GenerationReport, Request
 
 GIB = 2**30
-COUNTED = (VISION, PREFILL, DECODE)  # the first token's choice is no work
+COUNTED = (VISION, PREFILL, DECODE)  # choosing the first token takes negligible work
 
 
 def parts(plan: Compiled, programs: dict[str, Program]) -> dict[str, list[tuple[Program, int]]]:
-    """A plan's programs by stage, with their runs."""
+    """The programs of a plan by stage, each with its number of runs."""
     return {stage: [(programs[name], runs) for name, runs in plan.runs.items() if programs[name].stage == stage] for stage in COUNTED}
 
 
-def totals(generation: Generation, name: str) -> dict[str, dict[str, float]]:
-    """Per stage: FLOPs and bytes of all chips, by XLA and from sizes, and bytes that a chip sends to others."""
+def totals(generation: GenerationReport, name: str) -> dict[str, dict[str, float]]:
+    """Per stage: FLOPs and bytes of all chips, as counted by XLA and computed from sizes, and bytes that a chip sends to others."""
     plan, chips = generation.plans[name], 1
     for size in generation.mesh.values():
         chips *= size
@@ -33,8 +33,8 @@ def totals(generation: Generation, name: str) -> dict[str, dict[str, float]]:
     return table
 
 
-def ratios(generation: Generation) -> dict[str, dict[str, float]]:
-    """Pruned over dense, per stage; empty unless both were compiled."""
+def ratios(generation: GenerationReport) -> dict[str, dict[str, float]]:
+    """Costs of the pruned plan divided by those of the dense one, per stage; empty unless both were compiled."""
     if len(generation.plans) < 2:
         return {}
     pruned, dense = (totals(generation, name) for name in ("glimpse", "dense"))
@@ -42,7 +42,7 @@ def ratios(generation: Generation) -> dict[str, dict[str, float]]:
     return found | {"kv cache": {"bytes": generation.plans["glimpse"].cache / generation.plans["dense"].cache}}
 
 
-def _programs(generation: Generation) -> Iterator[str]:
+def _programs(generation: GenerationReport) -> Iterator[str]:
     width = max(len(p.name) for p in generation.programs)
     heads = f"{'compile s':>10}{'args':>8}{'temp':>8}{'output':>8}{'GFLOP':>10}{'GB':>8}{'sent MB':>9}  attention"
     yield f"{'program':<{width}}{'runs':>10}{heads}"
@@ -57,7 +57,7 @@ def _programs(generation: Generation) -> Iterator[str]:
     )
 
 
-def _stages(generation: Generation) -> Iterator[str]:
+def _stages(generation: GenerationReport) -> Iterator[str]:
     compared = ratios(generation)
     tables = {name: totals(generation, name) for name in generation.plans}
     yield f"{'all chips':<18}" + "".join(f"{head:>26}" for head in ("TFLOP by XLA", "TFLOP from sizes", "GB by XLA", "GB from sizes"))
@@ -69,20 +69,20 @@ def _stages(generation: Generation) -> Iterator[str]:
             line += f"{values + (f' {ratio:.1%}' if ratio else ''):>26}"
         yield line
     caches = " / ".join(f"{plan.cache / GIB:.3f}" for plan in generation.plans.values())
-    ratio = f" ({compared['kv cache']['bytes']:.1%})" if compared else ""
-    yield f"{' / '.join(generation.plans)}; keys and values on a chip: {caches} GiB{ratio}"
+    less = f" ({compared['kv cache']['bytes']:.1%})" if compared else ""
+    yield f"{' / '.join(generation.plans)}; keys and values on a chip: {caches} GiB{less}"
 
 
-def verdict(generation: Generation) -> str:
-    """Whether it fits."""
+def verdict(generation: GenerationReport) -> str:
+    """A line that says whether the programs fit the memory."""
     most = max(generation.programs, key=lambda p: p.resident)
     fits = "fits" if generation.fits else "DOES NOT FIT"
     sizes = f"needs {generation.needed / GIB:.2f} GiB of {generation.hbm / GIB:.2f} GiB per chip, weights {generation.weights / GIB:.2f}"
     return f"{sizes}: {fits} (most while '{most.name}' runs)"
 
 
-def attention(generation: Generation) -> str:
-    """That no program stores rows x rows scores."""
+def attention(generation: GenerationReport) -> str:
+    """A line about attention: whether any program stores scores of rows x rows."""
     with_splash = sum(p.facts.splash > 0 for p in generation.programs)
     largest, squares = (max(getattr(p.facts, name) for p in generation.programs) for name in ("largest", "squares"))
     stored = f"{squares / GIB:.2f} GiB of rows x rows ARE STORED" if squares else "no array of rows x rows"
@@ -92,8 +92,8 @@ def attention(generation: Generation) -> str:
     )
 
 
-def text(generation: Generation, request: Request, model: str, topology: str, dtype: str) -> str:
-    """All of it."""
+def text(generation: GenerationReport, request: Request, model: str, topology: str, dtype: str) -> str:
+    """The whole report as text."""
     mesh = " ".join(f"{axis}={size}" for axis, size in generation.mesh.items())
     lengths = ", ".join(f"{name} {size}" for name, size in generation.lengths.items())
     samples = f"{request.batch} x ({request.visual_tokens} visual + {request.prompt_tokens} text) tokens"
@@ -109,8 +109,8 @@ def text(generation: Generation, request: Request, model: str, topology: str, dt
     return "\n".join([*lines, verdict(generation)])
 
 
-def facts(generation: Generation, request: Request, model: str, topology: str, dtype: str) -> dict:
-    """The same for machines."""
+def facts(generation: GenerationReport, request: Request, model: str, topology: str, dtype: str) -> dict:
+    """The whole report as JSON values."""
     return {
         "model": model,
         "topology": topology,

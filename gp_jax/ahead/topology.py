@@ -1,8 +1,9 @@
-"""TPU topologies by name, the memory of their chips, and the mesh that generation gets on them unless told otherwise."""
+"""TPU topologies by name, the memory of their chips, and the default mesh for generation on them."""
 
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -11,13 +12,13 @@ from gp_jax.config.model import TextConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.sharding import MESH_AXES, make_mesh, mesh_sizes
 
-WEIGHTS_SHARE = 0.6  # of a chip's memory that weights may fill before the model is split further
+WEIGHTS_SHARE = 0.6  # largest share of a chip's memory for weights; beyond it the model is split further
 
 
 @dataclass(frozen=True)
-class Generation:
-    """hbm_gib: that programs can use per device, as the compiler's own messages state it. examples: slices that exist. options: of
-    the compiler, when its default is not how the generation is used."""
+class ChipGeneration:
+    """A TPU generation. hbm_gib: memory that programs can use per device, according to the compiler. examples: existing slices. options:
+    compiler options, if the defaults are not how the generation is used."""
 
     hbm_gib: float
     examples: tuple[str, ...]
@@ -27,49 +28,49 @@ class Generation:
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")
 GENERATIONS = {
-    "v4": Generation(30.75, CUBES, (("chip_config_name", "megacore"),)),  # one device per chip, not one per core
-    "v5e": Generation(15.75, FLAT),
-    "v5p": Generation(95.74, CUBES),
-    "v6e": Generation(31.25, FLAT),
+    "v4": ChipGeneration(30.75, CUBES, (("chip_config_name", "megacore"),)),  # one device per chip instead of one per core
+    "v5e": ChipGeneration(15.75, FLAT),
+    "v5p": ChipGeneration(95.74, CUBES),
+    "v6e": ChipGeneration(31.25, FLAT),
 }
 
 
 def known() -> str:
-    """All that a message about a topology can offer."""
+    """A text with the known topologies, for messages."""
     return "; ".join(f"{name}: {' '.join(generation.examples)} ..." for name, generation in GENERATIONS.items())
 
 
-def generation_of(topology: str) -> Generation:
+def generation_of(topology: str) -> ChipGeneration:
     """The generation of a topology such as v5e:2x4. Raises: GlimpseError that lists the known ones."""
     name, _, chips = topology.lower().partition(":")
     if name not in GENERATIONS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", chips):
-        raise GlimpseError(f"--topology {topology}: is not GENERATION:CHIPS of a TPU that is known here ({known()})")
+        raise GlimpseError(f"--topology {topology}: is not GENERATION:CHIPS of a known TPU ({known()})")
     return GENERATIONS[name]
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-    """The devices of a topology, one per chip. Raises: GlimpseError when it is unknown, or the compiler is not here."""
+    """The devices of a topology, one per chip. Raises: GlimpseError for an unknown topology, or when the compiler is not installed."""
     from jax.experimental import topologies
 
     generation = generation_of(topology)
     topology = topology.lower()
     sides = [int(n) for n in topology.partition(":")[2].split("x")]
-    options = dict(generation.options)
-    if sides[0] % 2 or sides[1] % 2:  # hosts have 2x2 chips; a smaller slice is one host's
+    options: dict[str, Any] = dict(generation.options)
+    if sides[0] % 2 or sides[1] % 2:  # a host has 2x2 chips; a smaller slice is a part of one host
         options["chips_per_host_bounds"] = [*sides, 1][:3] if math.prod(sides) == 1 else None
     try:
         if options.get("chips_per_host_bounds", True) is None:
             raise ValueError("its sides must be even")
         return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
-    except Exception as error:  # from the TPU plugin, in many kinds
+    except Exception as error:  # the TPU plugin raises many kinds of errors
         reason = " ".join(str(error).split())[:200]
         missing = "libtpu" in reason or "plugin" in reason.lower()
         hint = 'is the TPU compiler installed? pip install "gp_jax[tpu]"' if missing else f"known: {known()}"
-        raise GlimpseError(f"--topology {topology}: the TPU compiler gave no such topology ({reason}); {hint}") from error
+        raise GlimpseError(f"--topology {topology}: the TPU compiler does not know this topology ({reason}); {hint}") from error
 
 
 def hbm_bytes(topology: str) -> int:
-    """Memory that programs can use on a chip."""
+    """Memory that programs can use on a chip, in bytes."""
     return int(generation_of(topology).hbm_gib * 2**30)
 
 
@@ -79,14 +80,14 @@ def parse_mesh(text: str) -> dict[str, int]:
     for item in text.split(","):
         axis, _, size = (part.strip() for part in item.partition("="))
         if axis not in MESH_AXES or axis in sizes or not re.fullmatch(r"-1|[1-9]\d*", size):
-            raise GlimpseError(f"--mesh {text}: is not like data=2,fsdp=1,tensor=4 (axes {', '.join(MESH_AXES)}; -1: what is left)")
+            raise GlimpseError(f"--mesh {text}: is not like data=2,fsdp=1,tensor=4 (axes {', '.join(MESH_AXES)}; -1: all that remain)")
         sizes[axis] = int(size)
     return sizes
 
 
 def choose_sizes(text: TextConfig, chips: int, batch: int, weights: int, hbm: int) -> tuple[int, int, int]:
-    """Sizes of data, fsdp and tensor for generation: `tensor` as wide as there are key-value heads, wider when weights would not fit or
-    the batch would not divide over what is left; `fsdp` when no width is enough.
+    """Sizes of data, fsdp and tensor for generation. `tensor` is the number of key-value heads, and larger if weights would not fit or the
+    batch would not divide over the remaining chips; `fsdp` is used if no size of `tensor` is enough.
 
     Args: weights: bytes of the whole model; hbm: bytes of a chip.
     """
@@ -101,7 +102,7 @@ def choose_sizes(text: TextConfig, chips: int, batch: int, weights: int, hbm: in
 
 
 def inference_mesh(topology: str, sizes: dict[str, int], text: TextConfig, batch: int, weights: int) -> Mesh:
-    """A mesh over a topology. sizes: as asked for; an axis that is not among them is 1, no axis at all: `choose_sizes`.
+    """A mesh over a topology. sizes: requested sizes by axis; other axes have size 1; empty: `choose_sizes` decides.
 
     Raises: GlimpseError when the sizes do not fit the chips.
     """

@@ -1,4 +1,4 @@
-"""Compiling the real training step for a TPU topology on a machine without a TPU, to know that it fits before renting one."""
+"""Compiles the training step for a TPU topology on a machine without a TPU, to know that it fits before renting one."""
 
 import dataclasses
 import time
@@ -26,12 +26,12 @@ from gp_jax.training.settings import GlimpseSettings, LossConfig, OptimConfig
 from gp_jax.training.step import METRICS, Counts, Gathered, TrainingStep, TrainState
 from gp_jax.trees import TrainBatch
 
-STEPS = 1000  # of the schedule; its length is in no shape
+STEPS = 1000  # length of the learning-rate schedule, which no shape depends on
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a compiled step needs. Bytes per chip."""
+    """The memory that a compiled step needs, in bytes per chip."""
 
     seconds: float
     arguments: int
@@ -50,7 +50,7 @@ class Fit:
 def example(
     config: ModelConfig, batch: int, visual_tokens: int, prompt_tokens: int, answer_tokens: int, rows: int
 ) -> tuple[TrainBatch, Shape]:
-    """A batch with shapes but no arrays."""
+    """A batch of abstract arrays, with shapes and no values."""
     side = config.vision.window_side
     columns = max(side, int(visual_tokens**0.5) // side * side)
     grid = (-(-visual_tokens // columns), columns)
@@ -60,7 +60,7 @@ def example(
         round_up(visual_tokens + prompt_tokens),
         round_up(max(1, rows) + answer_tokens),
     )
-    image_token = np.full(3, -1)  # the shapes come from `shape`; a sample without pictures is enough to fill them
+    image_token = np.full(3, -1)  # the shapes come from `shape`, so a sample without pictures suffices
     sample = Sample(
         np.zeros(3, np.int32),
         rope_positions(image_token, (), config.position_axes),
@@ -93,9 +93,9 @@ def compile_training(
     dtype: str = "bfloat16",
     remat: bool = True,
 ) -> Fit:
-    """Compiles both programs of the training step, with the released settings, for a topology.
+    """Compiles both programs of the training step for a topology, with the released settings.
 
-    Raises: GlimpseError when the topology is unknown, the batch does not divide, or the compiler says that it does not fit.
+    Raises: GlimpseError when the topology is unknown, the batch does not divide over the devices, or the programs do not fit the memory.
     """
     devices = topology_devices(topology)
     mesh = make_mesh(*mesh_sizes(data, fsdp, tensor, len(devices)), devices=devices)
@@ -148,8 +148,9 @@ def compile_training(
             raise
         raise GlimpseError(f"the training step on {topology} {short}") from error
     memory = compiled.memory_analysis()
+    assert memory is not None, "the TPU compiler reports memory"
     opt_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt))
-    arguments = memory.argument_size_in_bytes + opt_bytes  # the optimiser's state waits while gradients are gathered
+    arguments = memory.argument_size_in_bytes + opt_bytes  # the optimiser's state stays in memory while gradients are accumulated
     unaliased = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = arguments + memory.temp_size_in_bytes + unaliased + memory.generated_code_size_in_bytes
     seconds = time.perf_counter() - start
@@ -157,12 +158,12 @@ def compile_training(
 
 
 def facts(fit: Fit) -> dict:
-    """For machines."""
+    """The facts as JSON values."""
     return dataclasses.asdict(fit) | {"fits": fit.fits}
 
 
 def report(fit: Fit) -> str:
-    """In words."""
+    """The facts as text."""
     gib = {name: getattr(fit, name) / 2**30 for name in ("arguments", "temporary", "total", "limit")}
     rows = f"{fit.shape.slots} visual, {fit.shape.prompt} prompt, {fit.shape.tail} answer"
     return (

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -45,7 +45,7 @@ class Ask:
     threshold: float | None = None
     """Keep visual tokens whose importance is above it. [default: the glimpse's config]"""
     min_remain_num: int | None = None
-    """Keep at least so many visual tokens. [default: the glimpse's config]"""
+    """Keep at least this number of visual tokens. [default: the glimpse's config]"""
     prune: bool = True
     """Prune; --no-prune reads the whole picture."""
     max_new_tokens: int = 128
@@ -127,13 +127,17 @@ def run(args: Ask) -> None:
         on_stage=next_stage,
     )
     bar.close()
-    report(args, answer, {"loading": loading} | answer.timings, shown if live else "")
+    assert not isinstance(answer, list)  # one question has one answer
+    report(args, answer, loading, shown if live else "")
     if prune is None and args.prune and not args.json:
         print("no pruning: no glimpse was given (--glimpse) and the model folder has none")
 
 
-def report(args: Ask, answer: "Answer", timings: dict[str, float], shown: str) -> None:
-    """Prints the answer (less what was shown while it grew) and its facts; writes the overlay."""
+def report(args: Ask, answer: "Answer", loading: float, shown: str) -> None:
+    """Prints the answer (less what was shown while it grew) and its facts; writes the overlay. loading: seconds."""
+    from gp_jax.runtime.clock import COMPILE
+
+    timings = {"loading": loading} | answer.timings
     if args.json:
         facts = {
             "answer": answer.text,
@@ -148,7 +152,9 @@ def report(args: Ask, answer: "Answer", timings: dict[str, float], shown: str) -
         return save_overlay(answer, args.overlay)
     print(answer.text.removeprefix(shown))
     print(f"\nvisual tokens  {answer.kept} of {answer.total} kept ({answer.retention:.1%})")
-    print("seconds        " + "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in timings.items()))
+    print("seconds        " + "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.timings.items() if stage != COMPILE))
+    print(f"first call     {answer.timings[COMPILE]:.1f} s of tracing, compiling and loading programs, not in the seconds above")
+    print(f"model loaded   in {loading:.1f} s")
     save_overlay(answer, args.overlay)
     if args.overlay:
         print(f"overlay        {args.overlay}")
@@ -159,8 +165,9 @@ def pruning(args: Ask, glimpse: "GlimpseConfig | None") -> "Prune | None":
     """The keep rule: the glimpse's own, changed by what the command line says. Raises: GlimpseError when nothing can prune."""
     from gp_jax import Prune
 
-    given = {"reduce_threshold": args.threshold, "max_remain_ratio": args.max_remain_ratio, "min_remain_num": args.min_remain_num}
-    given = {name: value for name, value in (given | {"fixed_remain_ratio": args.fixed_remain_ratio}).items() if value is not None}
+    given: dict[str, Any] = {"reduce_threshold": args.threshold, "max_remain_ratio": args.max_remain_ratio}
+    given |= {"min_remain_num": args.min_remain_num, "fixed_remain_ratio": args.fixed_remain_ratio}
+    given = {name: value for name, value in given.items() if value is not None}
     if given and not (args.prune and glimpse):
         raise GlimpseError("options that prune need a glimpse (--glimpse)" if args.prune else "--no-prune excludes the options that prune")
     if not args.prune or glimpse is None:
@@ -177,7 +184,9 @@ def save_overlay(answer: "Answer", path: Path | None) -> None:
         return
     scratch = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        answer.overlay().save(scratch)
+        picture = answer.overlay()
+        assert picture is not None  # `check` asks for a photo
+        picture.save(scratch)
         scratch.replace(path)
     except (OSError, ValueError) as error:
         raise GlimpseError(f"--overlay {path}: cannot be written ({error})") from error
@@ -206,7 +215,7 @@ def parse(argv: list[str]) -> Ask:
     end = argv.index("--") if "--" in argv else len(argv)
     words, behind = argv[:end], tuple(argv[end + 1 :])
     check_options(words)
-    options = dict(args=words, prog="gp-jax ask", config=(tyro.conf.HelptextFromCommentsOff,))
+    options: dict[str, Any] = dict(args=words, prog="gp-jax ask", config=(tyro.conf.HelptextFromCommentsOff,))
     args = tyro.cli(Ask, **options)
     if args.config is not None:
         args = tyro.cli(Ask, default=Ask(inputs=(), **config_defaults(args.config)), **options)

@@ -8,7 +8,7 @@ import time
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
 
 import tyro
 
@@ -17,7 +17,7 @@ from gp_jax.errors import GlimpseError
 if TYPE_CHECKING:
     from gp_jax.config.model import GlimpseConfig, ModelConfig
 
-# The TPU compiler runs without a TPU when told not to look for one. Its programs are not kept: without a TPU nothing can read them back.
+# These settings let the TPU compiler run without a TPU. Compiled programs are not cached: without a TPU they cannot be read again.
 WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "0",
@@ -32,20 +32,20 @@ WITHOUT_TPU = {
 
 @dataclass(frozen=True)
 class Compile:
-    """Compile for a TPU that is not here, to know beforehand that programs fit its memory. Needs libtpu: pip install libtpu.
+    """Compile for a TPU on a machine without one, to know beforehand that programs fit its memory. Needs libtpu: pip install libtpu.
 
     gp-jax compile --model 7b --topology v5e:2x4 --batch 8 --visual-tokens 4096
     gp-jax compile --what train --model 7b --topology v5e:4x4 --batch 16 --visual-tokens 2048
     """
 
     what: Literal["generate", "train"] = "generate"
-    """The programs of generation; or the step of training the glimpse, with the released settings."""
+    """What to compile: the programs of generation, or the training step of the glimpse with the released settings."""
     model: str = ""
     """3b, 7b, 32b or 72b (Qwen2.5-VL), llava-1.5-7b, llava-1.5-13b, or a model folder, of which only config.json is read."""
     topology: str = "v5e:4x4"
     """TPU generation (v4, v5e, v5p, v6e) and chips, e.g. v5e:1x1, v5e:2x4, v6e:4x4, v5p:2x2x4."""
     batch: int | None = None
-    """Samples, over all chips. [default: 8; train: 16 per micro-batch]"""
+    """Samples over all chips together. [default: 8; train: 16 per micro-batch]"""
     visual_tokens: int | None = None
     """Visual tokens of a sample. [default: 4096, train: 2048; LLaVA: those of its largest pictures]"""
     prompt_tokens: int = 64
@@ -53,26 +53,26 @@ class Compile:
     answer_tokens: int | None = None
     """Tokens of an answer. [default: 128; train: 32]"""
     plan: Literal["glimpse", "dense"] = "glimpse"
-    """Generation: glimpse prunes, and is compared with the dense programs; dense compiles those alone."""
+    """Generation: glimpse compiles the pruning programs and compares them with the dense ones; dense compiles only the dense ones."""
     retention: float = 0.111
     """Generation: share of the visual tokens that the cut keeps."""
     mesh: str = ""
-    """Mesh as data=2,fsdp=1,tensor=4; -1: all that is left. [default: chosen for generation; train: data=1,fsdp=-1,tensor=1]"""
+    """Mesh, such as data=2,fsdp=1,tensor=4; -1: all that remain. [default: chosen for generation; train: data=1,fsdp=-1,tensor=1]"""
     data: int | None = None
-    """Mesh: copies of the model; samples are split over them."""
+    """Mesh: number of copies of the model; samples are split over them."""
     fsdp: int | None = None
-    """Mesh: the model's parts at rest, and samples, are split over these."""
+    """Mesh: devices over which stored parameters, and samples, are split."""
     tensor: int | None = None
-    """Mesh: heads, MLPs and vocabulary are split over these."""
+    """Mesh: devices over which heads, MLPs and the vocabulary are split."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the base model."""
+    """Type of the base model's weights."""
     remat: bool = True
-    """Train: compute attention again in the backward pass."""
+    """Train: recompute attention in the backward pass."""
     json: Path | None = None
-    """Write everything to this file; - is standard output, instead of text."""
+    """Write the report as JSON to this file; -: to standard output, in place of the text."""
 
     def check(self) -> None:
-        """What can be wrong before anything is compiled."""
+        """Checks everything that can be checked before anything is compiled. Raises: GlimpseError."""
         from gp_jax.pretrained.known import SIZES
 
         if not self.model:
@@ -83,12 +83,12 @@ class Compile:
         if not 0 <= self.retention <= 1:
             raise GlimpseError(f"--retention {self.retention} is not in 0..1")
         if self.mesh and any(getattr(self, axis) is not None for axis in ("data", "fsdp", "tensor")):
-            raise GlimpseError("--mesh excludes --data, --fsdp and --tensor")
+            raise GlimpseError("--mesh cannot be combined with --data, --fsdp or --tensor")
         if self.json and str(self.json) != "-" and not self.json.parent.is_dir():
             raise GlimpseError(f"--json {self.json}: folder {self.json.parent} does not exist")
 
     def sizes(self) -> dict[str, int]:
-        """The mesh as it was asked for."""
+        """The requested sizes of the mesh, by axis."""
         from gp_jax.ahead.topology import parse_mesh
 
         given = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor") if getattr(self, axis) is not None}
@@ -96,7 +96,7 @@ class Compile:
 
 
 def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
-    """A known size's or a folder's configuration, with the folder's own glimpse or one of the released proportions."""
+    """The configuration of a known size or a folder, with the folder's own glimpse or one of the released proportions."""
     from gp_jax.pretrained import hf_config
     from gp_jax.pretrained.known import SIZES
     from gp_jax.runtime.disk import kind_of, path_of, read_json
@@ -117,7 +117,7 @@ def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
 
 def run(args: Compile) -> None:
     """Runs `gp-jax compile`."""
-    os.environ.update(WITHOUT_TPU)  # before anything imports JAX
+    os.environ.update(WITHOUT_TPU)  # before JAX is imported
     args.check()
     sizes = args.sizes()
     from gp_jax.ahead.topology import generation_of
@@ -129,14 +129,16 @@ def run(args: Compile) -> None:
         (train if args.what == "train" else generate)(args, *model, sizes)
 
 
-def note(message: Warning | str, *_: Any) -> None:
-    """A warning as one readable line."""
+def note(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    """Prints a warning as one line."""
     with ticking.lock:
         print(f"note: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def generate(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
-    """The programs of generation."""
+    """Compiles the programs of generation and reports them."""
     from gp_jax.ahead import report
     from gp_jax.ahead.generation import Request, compile_generation
 
@@ -152,15 +154,15 @@ def generate(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", siz
 
 
 def train(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
-    """The training step, with the released settings whatever the folder's glimpse is."""
+    """Compiles the training step and reports it. The settings are the released ones, not those of the folder's glimpse."""
     from gp_jax.ahead.training import compile_training, facts, report
 
-    sizes = {"data": 1, "fsdp": -1 if -1 not in sizes.values() else 1, "tensor": 1} | sizes
+    mesh: dict[str, Any] = {"data": 1, "fsdp": -1 if -1 not in sizes.values() else 1, "tensor": 1} | sizes
     visual_tokens = args.visual_tokens or config.vision.most_tokens or 2048
-    options = {"batch": args.batch or 16, "visual_tokens": visual_tokens, "answer_tokens": args.answer_tokens or 32}
+    options: dict[str, Any] = {"batch": args.batch or 16, "visual_tokens": visual_tokens, "answer_tokens": args.answer_tokens or 32}
     options |= {"prompt_tokens": args.prompt_tokens, "dtype": args.dtype, "remat": args.remat}
     with ticking(f"the training step of {args.model} for {args.topology} (minutes)"):
-        fit = compile_training(config, args.topology, **options, **sizes)
+        fit = compile_training(config, args.topology, **options, **mesh)
     show(args, facts(fit), report(fit))
     if not fit.fits:
         needs = f"needs {fit.total / 2**30:.2f} GiB of {fit.limit / 2**30:.2f} GiB per chip"
@@ -168,7 +170,7 @@ def train(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes:
 
 
 def show(args: Compile, facts: dict, text: str) -> None:
-    """Prints, and writes."""
+    """Prints the report and writes it to --json."""
     import json
 
     from gp_jax.runtime.disk import write_text
@@ -180,9 +182,9 @@ def show(args: Compile, facts: dict, text: str) -> None:
 
 
 class ticking:
-    """Says what is being compiled and how long it takes, on standard error: the compiler cannot tell its progress."""
+    """Prints what is being compiled and for how long, on standard error, because the compiler does not report progress."""
 
-    running: ClassVar[dict[str, float]] = {}  # what -> since when; several threads compile
+    running: ClassVar[dict[str, float]] = {}  # name -> start time; several threads compile
     lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, what: str):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gp_jax.pruning.rule import Prune
 
 PLATFORMS = ("cpu", "tpu", "cuda")
-NOT_FIXED = ("oracle", "downsample")  # plans that depend on more than a picture and a question
+NOT_FIXED = ("oracle", "downsample")  # plans that need more than a picture and a question
 
 
 @dataclass(frozen=True)
@@ -24,47 +24,47 @@ class Export:
     gp-jax export MODEL --to DIR --platforms cpu,tpu,cuda
 
     The program takes pixels and a prompt in fixed sizes and returns the tokens of `generate` (greedy), the keep mask and the importance
-    map. DIR/README.md has the ten lines that load and call it with jax and orbax alone, and says how to make inputs of one's own:
+    map. DIR/README.md has the ten lines that load and call it with jax and orbax alone, and explains how to make your own inputs:
     gp_jax.artifact_inputs(DIR, picture, question), a dict of arrays for np.savez.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder or Hugging Face Hub id of the base model."""
     to: Path | None = None
-    """The folder to write; an earlier export there is replaced."""
+    """Folder to write; an earlier export in it is replaced."""
     platforms: str = "cpu,tpu,cuda"
-    """For which it must run."""
+    """Platforms that the program must run on."""
     glimpse: str | None = None
     """Folder or Hub id of the glimpse; by default the model folder's own, if it has one."""
     plan: str | None = None
-    """dense, glimpse, glimpse-11.1 (at most so many percent stay), glimpse-fixed-11.1 (exactly), nothing, or attention-11.1,
+    """Pruning plan: dense, glimpse, glimpse-11.1 (keeps at most 11.1 %), glimpse-fixed-11.1 (exactly 11.1 %), nothing, or attention-11.1,
     fastv-11.1, pyramiddrop-, visionzip-, divprune-, cdpruner-, vscan-11.1. [default: glimpse if there is one, else dense]"""
     batch: int = 1
-    """Samples of a call; fewer are padded."""
+    """Samples per call; smaller batches are padded."""
     visual_tokens: tuple[int, ...] = ()
-    """Visual tokens of a sample, at most. Several sizes: the program takes the smallest that is enough. [default: 1024; LLaVA: those of
+    """Most visual tokens of a sample. Of several sizes the program uses the smallest one that is enough. [default: 1024; LLaVA: that of
     its largest pictures]"""
     prompt_length: tuple[int, ...] = ()
-    """Rows of a prompt, visual tokens and glimpse included; as above. [default: the visual tokens and 128]"""
+    """Most rows of a prompt, visual tokens and glimpse included; one or several sizes. [default: the visual tokens and 128]"""
     kept: tuple[int, ...] = ()
-    """Sizes of what is left behind a cut, to choose from. [default: a few parts of the prompt]"""
+    """Sizes for the rows that remain after a cut; the program uses the smallest that is enough. [default: some fractions of the prompt]"""
     max_new_tokens: int = 128
-    """Length limit of the answer."""
+    """Length limit of the answer, in tokens."""
     dtype: str | None = None
     """Weights and activations: float32 or bfloat16. [default: as stored]"""
     attention: Literal["auto", "xla"] = "auto"
-    """auto: on TPU the splash kernel; xla: none, for programs that several TPU chips share."""
+    """Attention. auto: the splash kernel on TPU; xla: no kernel, for programs that several TPU chips share."""
     image: Path | None = None
     """Picture of the example. [default: a drawn one]"""
     shrink: bool = True
-    """Scale the example's picture down where it has more visual tokens than the program holds; otherwise that is an error."""
+    """Scale the example's picture down if it has too many visual tokens for the program; otherwise that is an error."""
     question: str = "What is there?"
     """Question of the example."""
     example: bool = True
     """Answer the example here and check that the program's tokens are those of `generate`."""
 
     def check(self) -> tuple[str, ...]:
-        """What can be wrong before anything is loaded. Returns: the platforms."""
+        """Checks everything that can be checked before anything is loaded. Returns: the platforms. Raises: GlimpseError."""
         if self.to is None:
             raise GlimpseError("--to is missing: the folder to write")
         platforms = tuple(dict.fromkeys(name.strip() for name in self.platforms.split(",")))
@@ -90,7 +90,7 @@ class Export:
 
 
 def named_plan(name: str | None, glimpse: "GlimpseConfig | None") -> "tuple[str, Prune | None]":
-    """The plan's name and its keep rule. Raises: GlimpseError when it is not one that a picture and a question decide."""
+    """The plan's name and its keep rule. Raises: GlimpseError when the plan needs more than a picture and a question."""
     from gp_jax.evaluation.plans import make_plan
 
     name = name or ("glimpse" if glimpse else "dense")
@@ -108,12 +108,13 @@ def named_plan(name: str | None, glimpse: "GlimpseConfig | None") -> "tuple[str,
 def run(args: Export) -> None:
     """Runs `gp-jax export`."""
     platforms = args.check()
-    from gp_jax.processing.images import open_image  # light; the picture is checked before the model is loaded
+    assert args.to is not None, "checked"
+    from gp_jax.processing.images import open_image  # quick to import; the picture is checked before the model is loaded
 
     picture = open_image(args.image) if args.image else None
     from tqdm import tqdm
 
-    from gp_jax.ahead.artifact.write import STEPS, Program, check_target, export
+    from gp_jax.ahead.artifact.write import STEPS, ExportSettings, check_target, export
     from gp_jax.inference.function import inference_buckets
     from gp_jax.inference.requests import resolve
     from gp_jax.tiny import picture as draw
@@ -127,11 +128,10 @@ def run(args: Export) -> None:
     visual_tokens = args.visual_tokens or (most or 1024,)
     if most and max(visual_tokens) < most:
         raise GlimpseError(f"--visual-tokens {max(visual_tokens)}: this model's pictures have up to {most}, which nothing can change")
-    sizes = dict(batch=args.batch, visual_tokens=visual_tokens, prompt=args.prompt_length, kept=args.kept, cuts=len(plan))
-    buckets = inference_buckets(vlm.config, **sizes)
-    program = Program(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
-    if args.example and picture is None:
-        picture = draw()
+    prompt, kept, cuts = args.prompt_length, args.kept, len(plan)
+    buckets = inference_buckets(vlm.config, batch=args.batch, visual_tokens=visual_tokens, prompt=prompt, kept=kept, cuts=cuts)
+    program = ExportSettings(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
+    example = (draw() if picture is None else picture, args.question) if args.example else None
     bar = tqdm(total=len(STEPS), bar_format="{desc} ({n}/{total}) {elapsed}", leave=False, disable=not sys.stderr.isatty())
 
     def tell(step: str) -> None:
@@ -140,7 +140,7 @@ def run(args: Export) -> None:
         if bar.disable:
             print(f"{step} ...", file=sys.stderr)
 
-    done = export(vlm, program, args.to, (picture, args.question) if args.example else None, args.shrink or not args.image, tell)
+    done = export(vlm, program, args.to, example, args.shrink or not args.image, tell)
     bar.close()
     print(f"wrote {args.to}: {done['bytes'] / 1e6:.1f} MB for {', '.join(platforms)}, plan {name}")
     if done.get("equal") is not None:

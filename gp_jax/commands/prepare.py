@@ -17,35 +17,35 @@ class Prepare:
     gp-jax prepare SOURCE [SOURCE ...] --images DIR --out DIR
 
     Reads Visual-CoT's training JSONL and benchmark JSON as released, and 'your own': JSONL or a JSON list of objects with image
-    (or images), question, answer, and boxes [[x1, y1, x2, y2], ...] or a mask picture (white = evidence). Pictures are looked for
-    as written, and in cot/DATASET and DATASET. Bad rows are counted and reported (report.txt in the output folder), not used.
-    Interrupted work goes on when the same command is run again.
+    (or images), question, answer, and boxes [[x1, y1, x2, y2], ...] or a mask picture (white = evidence). Pictures are searched
+    at the path in the row, and in cot/DATASET and DATASET. Bad rows are not used; they are counted and reported (report.txt in the output
+    folder). Interrupted work is continued when the same command is run again.
     """
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
     """Annotation files, or folders with .jsonl and .json files."""
     images: Path | None = None
-    """Folder of the pictures. Nothing outside it is read."""
+    """Folder of the pictures. No files outside it are read."""
     out: Path | None = None
-    """Folder to write: a new one, or one where the same command was interrupted."""
+    """Folder to write: a new one, or that of the same command when it was interrupted."""
     split: str | None = None
     """Put all rows into this split. [default: each row's own `split`, else train]"""
     boxes: Literal["auto", "pixel", "normalized", "0-1000"] = "auto"
-    """What box numbers of 'your own' rows mean. auto: what the row's box_format says; without one, fractions all in 0..1 are
-    normalised, all else is pixels. 0-1000 must be said, here or in the rows: it looks like pixels."""
+    """Meaning of box numbers in 'your own' rows. auto: the row's box_format; without one, fractions that are all in 0..1 are normalized,
+    everything else is pixels. 0-1000 must be declared, here or in the rows, because it looks like pixels."""
     workers: int | None = None
-    """Processes. [default: one per core, fewer for small sets]"""
+    """Number of processes. [default: one per core, fewer for small sets]"""
     max_bad_share: float = 0.1
     """Stop when more than this share of all rows is bad."""
     rows_per_shard: int | None = None
-    """Source rows that make one shard. [default: 512, fewer for small sets]"""
+    """Source rows per shard. [default: 512, fewer for small sets]"""
     offenders: int = 5
     """Bad rows to show per reason, at most 20."""
     overwrite: bool = False
-    """Start afresh in an output folder that holds another preparation."""
+    """Delete another preparation that is in the output folder and start again."""
 
     def check(self) -> None:
-        """What can be wrong before anything is read."""
+        """Checks everything that can be checked before anything is read. Raises: GlimpseError."""
         if not self.sources:
             raise GlimpseError("give at least one annotation file or folder: gp-jax prepare SOURCE --images DIR --out DIR")
         if self.images is None:
@@ -57,6 +57,7 @@ class Prepare:
 def run(args: Prepare) -> None:
     """Runs `gp-jax prepare`."""
     args.check()
+    assert args.images is not None and args.out is not None, "checked"
     from gp_jax.data.prepare import TooManyBad
     from gp_jax.data.prepare import prepare as run
 

@@ -1,1 +1,1 @@
-"""What a model is, what a vision tower is, configuration files, settings that are words; types with bounds."""
+"""Configurations of models and vision towers, configuration files, settings with fixed choices, and types with bounds."""

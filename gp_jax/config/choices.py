@@ -1,16 +1,18 @@
-"""Settings that can only be some words: the words, and the check, without loading what they stand for."""
+"""Settings with a fixed set of words: the words and their check, without importing what they select."""
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 from gp_jax.errors import GlimpseError, shown
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
 ATTENTION = ("auto", "einsum", "split_batch", "blockwise", "rows", "splash", "splash_interpret", "cudnn")  # of ops.attention
-ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu")  # of ops.layers
-NORMS = ("rmsnorm", "layernorm")
-PREDICTORS = ("AttnFuserV1", "AttnFuserV2", "mean")  # mean: of the glimpse maps, nothing is learned (ours, for ablations)
+Activation = Literal["silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu"]  # of ops.layers
+Norm = Literal["rmsnorm", "layernorm"]
+PredictorKind = Literal["AttnFuserV1", "AttnFuserV2", "mean"]  # mean: of the glimpse maps, nothing is learned (ours, for ablations)
+NORMS, PREDICTORS = get_args(Norm), get_args(PredictorKind)
 
 
 def check_choice(field: str, value: object, known: Iterable[str]) -> None:

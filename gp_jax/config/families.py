@@ -1,7 +1,7 @@
 """The families of models that there are, one record each: to add a family, write its files and its record.
 
-A record names what every folder of the package needs to know of a family. It stands below those folders, so it holds addresses, which are
-imported on first use: reading a record loads nothing, and a program that never sees a family never imports it.
+A record names everything that the folders of the package need for a family. This module is below those folders, so a record holds import
+paths, which are resolved on first use: a program imports only the families that it uses.
 """
 
 import pkgutil
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Lazy(Generic[T]):
-    """Something in a module above this one, imported when it is asked for. address: "module:name", as entry points are written."""
+    """An object of a higher module, imported on demand. address: "module:name", as entry points are written."""
 
     address: str
 
     def load(self) -> T:
-        """What stands at the address."""
+        """The object at the address."""
         return pkgutil.resolve_name(self.address)
 
 
@@ -36,8 +36,8 @@ class Family:
     needs:       a field by which its files differ from those of another family with the same type.
     key:         regular expression of a checkpoint's keys (layer numbers as "*") by which its weights are known.
     read:        (file, generation_config, what messages call the file) -> ModelConfig.
-    complete:    (file, its folder) -> the file with what it only refers to; None: nothing.
-    flat:        file -> the file as it stands beside a glimpse; None: as it is.
+    complete:    (file, its folder) -> the file with the configs that it only refers to; None: it refers to none.
+    flat:        file -> the layout that is saved beside a glimpse; None: unchanged.
     names:       `pretrained.names.Names` of its checkpoints.
     processor:   (folder, ModelConfig) -> its processor, a `processing.qwen.Processor`.
     pictures:    (vision config, image tokens, pixel_values, image_grid_thw, image_sizes) -> list of `processing.views.Picture`.

@@ -2,21 +2,19 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from gp_jax.config.choices import NORMS, PREDICTORS
+from gp_jax.config.choices import Activation, Norm, PredictorKind
 from gp_jax.config.families import Family, family_of
 from gp_jax.config.schema import LARGEST, Count, Layer, Layers, Number, RopeBase, Several, Share, Size, Small, TokenId, Width, checked
-from gp_jax.config.vision import Activation as Activation
-from gp_jax.config.vision import ClipConfig as ClipConfig
-from gp_jax.config.vision import Vision as Vision
-from gp_jax.config.vision import VisionConfig as VisionConfig
+from gp_jax.config.vision import Vision
 from gp_jax.errors import GlimpseError, shown
 
-ANCHORS = ("tl", "tr", "bl", "br")
-Anchors = Several[Literal[*ANCHORS]]
+Anchor = Literal["tl", "tr", "bl", "br"]
+Anchors = Several[Anchor]
+ANCHORS = get_args(Anchor)
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,14 @@ class ModelConfig:
     model_type: str
     vision: Vision
     text: TextConfig
-    image_token_id: Annotated[int, Field(ge=-200, le=LARGEST)]  # negative: LLaVA's own, which stands in prompts but in no vocabulary
+    image_token_id: Annotated[int, Field(ge=-200, le=LARGEST)]  # negative: LLaVA's own, used in prompts only and not part of the vocabulary
     video_token_id: TokenId | None = None
     eos_token_ids: Several[TokenId] = ()
     pad_token_id: TokenId = 0
 
     @property
     def family(self) -> Family:
-        """What the package needs to know of its kind. Raises: GlimpseError when no family has this `model_type`."""
+        """The record of its family. Raises: GlimpseError when no family has this `model_type`."""
         return family_of(self.model_type)
 
     @property
@@ -68,19 +66,19 @@ class ModelConfig:
 class GlimpseConfig:
     """The glimpse and its predictor. Field names and meanings are those of the released `config.json`.
 
-    `ori_attn_supervision` is accepted and changes nothing: the released code puts one more map in front of the list of
-    which only the last one decides. `attn_fuse_use_flash_attn` is not a mere kernel choice there: it deals the value
-    channels out to the heads differently, and so it does here.
+    `ori_attn_supervision` is accepted and has no effect: with it the released code only adds a map at the front of a list whose last
+    entry alone is used. `attn_fuse_use_flash_attn` is more than a choice of a kernel there: it assigns the value channels to the heads
+    differently, and so it does here.
     """
 
     selected_layers: Annotated[Several[Layer], Field(min_length=1)]  # the predictor needs at least one attention map
     reduce_layer: Count
     le_layers: Several[Layer] = (0,)
     le_length: Annotated[int, Field(ge=0, le=1024)] = 1
-    le_norm_type: Literal[*NORMS] = "rmsnorm"
+    le_norm_type: Norm = "rmsnorm"
     le_dropout_prob: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_attention_logits: bool = False
-    attn_fuse_type: Literal[*PREDICTORS] = "AttnFuserV1"
+    attn_fuse_type: PredictorKind = "AttnFuserV1"
     attn_fuse_size: Width = 256
     attn_fuse_num_heads: Width = 4
     attn_fuse_hidden_act: Activation = "silu"
@@ -100,7 +98,7 @@ class GlimpseConfig:
 
     @property
     def rows(self) -> int:
-        """Glimpse rows appended to the prompt; without any the last prompt row looks at the image."""
+        """Glimpse rows appended to the prompt. If there are none, the attention of the last prompt row is used."""
         return self.le_length if self.le_layers else 0
 
     @property
@@ -109,7 +107,7 @@ class GlimpseConfig:
         return self.visual_cond_size if self.attn_fuse_type == "AttnFuserV1" else 0
 
     def validate(self, model: ModelConfig, where: str = "glimpse config") -> "GlimpseConfig":
-        """Checks every field, alone and against the model. where: what messages begin with.
+        """Checks every field, alone and against the model. where: prefix of messages.
 
         Returns: itself, with `reduce_layer` clamped to the last layer (the released default of 1000 means that).
         Raises: GlimpseError that names the first field that cannot work.

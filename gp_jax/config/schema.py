@@ -1,27 +1,31 @@
-"""What a setting may hold: types with bounds, written where the field is declared, checked by pydantic.
+"""Types with bounds for settings, written where a field is declared and checked by pydantic.
 
     @dataclass(frozen=True)
     class TextConfig:
         num_hidden_layers: Layers
         rms_norm_eps: Small = 1e-6
 
-Strict: `true` is not a number and "8" is not one either; a number is finite; lists become tuples, and numbers of numpy Python's. What
-several fields must satisfy together is checked where they are read. A dataclass is checked by whoever reads a file or takes a caller's
-settings, not when it is built: there it can be said where a value comes from, and what code builds has values of our own.
+Strict: neither `true` nor "8" is a number; numbers must be finite; lists become tuples, and NumPy numbers become Python numbers.
+Conditions on several fields together are checked where they are read. A dataclass is not checked when it is built, but by the code that
+reads it from a file or takes it from a caller: that code knows where a value comes from and can name it in the message.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gp_jax.errors import GlimpseError, one_line, shown
 
-LARGEST = 2**31 - 1  # of 32 bits, which arrays of numbers and token ids have
+LARGEST = 2**31 - 1  # of int32, the type of counts and token ids in arrays
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def _python(value: Any) -> Any:
@@ -50,8 +54,8 @@ Layer = Annotated[int, Field(ge=0, lt=512)]
 Pixels = Annotated[int, Field(ge=1, le=2**13)]  # of a side
 Few = Annotated[int, Field(ge=1, le=16)]
 Share = Annotated[float, Field(ge=0, le=1), FromNumpy]
-Small = Annotated[float, Field(ge=1e-30, lt=1)]  # added to a divisor; less is 0 in float32
-RopeBase = Annotated[float, Field(ge=1, le=1e12)]  # below 1 frequencies would rise, above a cycle per token
+Small = Annotated[float, Field(ge=1e-30, lt=1)]  # an epsilon, added to a divisor; a smaller one could be 0 in float32
+RopeBase = Annotated[float, Field(ge=1, le=1e12)]  # below 1 frequencies would increase and exceed one cycle per token
 
 
 @functools.cache
@@ -72,11 +76,11 @@ def _is_dataclass(hint: Any) -> bool:
 
 
 def one(kind: Any, value: Any, name: str, where: str = "") -> Any:
-    """A value of this type. name, where: what to call it in a message. Raises: GlimpseError that names it."""
+    """The value, checked against this type. name, where: its name and place in a message. Raises: GlimpseError that names it."""
     try:
         return _adapter(kind).validate_python(value)
     except ValidationError as error:
-        # Of several types that would do, the one that the value fits best.
+        # Of a union of types, report the error of the one that the value matches deepest.
         errors = [([i for i in found["loc"] if isinstance(i, int)], found) for found in error.errors(include_url=False)]
         index, deepest = max(errors, key=lambda found: len(found[0]))
         name += "".join(f"[{i}]" for i in index)
@@ -84,13 +88,13 @@ def one(kind: Any, value: Any, name: str, where: str = "") -> Any:
 
 
 def values(config: Any, where: str = "", names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What a dataclass's fields hold. names: fields that are called otherwise where they come from. Raises: GlimpseError that names one."""
-    called = names or {}
-    return {name: one(hint, getattr(config, name), called.get(name, name), where) for name, hint in hints(type(config)).items()}
+    """The checked values of a dataclass's fields. names: of fields that their source calls otherwise. Raises: GlimpseError."""
+    called, cls = names or {}, cast(Any, type(config))
+    return {name: one(hint, getattr(config, name), called.get(name, name), where) for name, hint in hints(cls).items()}
 
 
-def checked(config: T, where: str = "", names: Mapping[str, str] | None = None) -> T:
-    """A dataclass whose fields hold what they are annotated with. Args, raises: as `values`."""
+def checked(config: Config, where: str = "", names: Mapping[str, str] | None = None) -> Config:
+    """The dataclass with its fields checked and converted by `values`. Args, raises: as there."""
     return dataclasses.replace(config, **values(config, where, names))
 
 

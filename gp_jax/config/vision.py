@@ -1,25 +1,24 @@
-"""What a vision tower is. All configurations have one interface, so callers never test which of them they have."""
+"""Configurations of vision towers. All configurations have one interface, so callers never test which of them they have."""
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from gp_jax.config.choices import ACTIVATIONS
+from gp_jax.config.choices import Activation
 from gp_jax.config.schema import Few, Layer, Layers, Pixels, Several, Small, Width
 
-Activation = Literal[*ACTIVATIONS]
 Patch = Annotated[int, Field(ge=1, le=256)]  # pixels of its side
 Pinpoint = Annotated[Several[Pixels], Field(min_length=2, max_length=2)]
 
 
 @dataclass(frozen=True)
 class Vision(ABC):
-    """What the rest of the package asks about a vision tower, whatever its family. Widths in channels.
+    """The interface of all vision tower configurations. Widths in channels.
 
-    sized_by: the input that says how many visual tokens pictures have. class_token: the tower has a token that is no patch.
+    sized_by: the input that determines how many visual tokens pictures have. class_token: whether the tower has a class token.
     """
 
     depth: Layers
@@ -89,7 +88,7 @@ class Vision(ABC):
 
     @property
     def most_tokens(self) -> int | None:
-        """Visual tokens of the largest pictures. None: as many as one lets them have."""
+        """Visual tokens of the largest pictures. None: not limited by the model."""
         return None
 
 
@@ -137,8 +136,8 @@ class VisionConfig(Vision):
         return self.window_size // self.spatial_merge_size // self.patch_size
 
     def slots_for(self, tokens: int) -> int:
-        """Vision slots that hold any picture of `tokens` visual tokens: at worst little more than half of each block is full, and a
-        block more, for windows that a picture's border cuts share one only if two of them fit."""
+        """Vision slots that are enough for any picture of `tokens` visual tokens. At worst a little more than half of each block is full,
+        because windows that the picture's border cuts share a block only if they fit together; one more block for the rest."""
         side = self.window_side
         return -(-tokens * side // (side // 2 + 1)) // side**2 * side**2 + side**2
 
@@ -186,7 +185,7 @@ class ClipConfig(Vision):
         return (1 + max(details, default=0)) * self.window_side**2
 
     def slots_for(self, tokens: int) -> int:
-        """Whole tiles: the border of LLaVA-1.5's pictures cuts none, and LLaVA-NeXT's may have all tiles of which few tokens are left."""
+        """Whole tiles. LLaVA-1.5's pictures fill theirs; a LLaVA-NeXT picture may need all tiles even if few of their tokens are used."""
         tile = self.window_side**2
         return max(-(-tokens // tile) * tile, self.most_tokens)
 

@@ -1,1 +1,1 @@
-"""Data for training and evaluation: public formats in, one format inside, batches of fixed shapes out."""
+"""Data for training and evaluation: public annotation formats are read into one record type and become batches of fixed shapes."""

@@ -1,7 +1,7 @@
 """Prepared data as a TFDS data set of ArrayRecord shards, written and read without TensorFlow.
 
 TFDS's own `download_and_prepare` writes in one process into a folder that it throws away when interrupted. So shards are written here,
-with TFDS's feature encoding and file names, and TFDS's metadata on top: `tfds.builder_from_directory` then knows no difference.
+with TFDS's feature encoding, file names and metadata, and `tfds.builder_from_directory` reads the folder like any other.
 """
 
 import contextlib
@@ -11,25 +11,30 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gp_jax.data.record import Box, Record
 from gp_jax.runtime.disk import write_text
 
+if TYPE_CHECKING:  # TFDS takes seconds to import
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
 NAME = "glimpse"
 VERSION = "1.0.0"
 SUFFIX = "array_record"
 SIZES = "shards.json"
-# One record per chunk: random access reads no neighbours. Encoded pictures do not compress; trying takes most of the writing time.
+# One record per chunk: random access then reads no other records. Encoded pictures do not compress, and trying to takes most of the time.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 Size = tuple[int, int]
 
 
 @functools.cache
-def features() -> "tfds.features.FeaturesDict":  # noqa: F821  TFDS is imported when needed
-    """What a stored record is made of."""
+def features() -> "tfds.features.FeaturesDict":
+    """The TFDS features of a stored record."""
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text
@@ -48,14 +53,15 @@ def features() -> "tfds.features.FeaturesDict":  # noqa: F821  TFDS is imported 
 
 
 @functools.cache
-def _serializer() -> "ExampleSerializer":  # noqa: F821
+def _serializer() -> "ExampleSerializer":
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     return ExampleSerializer(features().get_serialized_info())
 
 
 def _pixels(box: Box, size: Size) -> list[float]:
-    """Stored boxes are float32, which is exact for whole pixels and not for shares: a token's edge must stay where it is."""
+    """A box in pixels. Boxes are stored as float32, which holds whole pixels exactly but not shares: a box that ends at a token's edge must
+    still end there when it is read."""
     (width, height), (x1, y1, x2, y2) = size, box
     return [x1 * width, y1 * height, x2 * width, y2 * height]
 
@@ -72,14 +78,14 @@ def encode(record: Record, sizes: Sequence[Size]) -> bytes:
         "boxes": [{"image": i, "box": _pixels(box, sizes[i])} for i, boxes in enumerate(record.boxes) for box in boxes],
         "masks": [mask or b"" for mask in record.masks],
     }
-    # Protobuf orders a map's fields by chance, another in each process, unless told not to.
+    # Otherwise protobuf writes a map's fields in a random order that differs between processes.
     return _serializer().get_tf_example(features().encode_example(example)).SerializeToString(deterministic=True)
 
 
 def decode(data: bytes) -> tuple[Record, tuple[Size, ...]]:
-    """Undoes `encode`. Raises: whatever TFDS does for bytes that are no such example."""
+    """Inverse of `encode`. Raises: any exception of TFDS for bytes that are not such an example."""
     example = features().deserialize_example_np(data)
-    boxes = [[] for _ in example["images"]]
+    boxes: list[list[Box]] = [[] for _ in example["images"]]
     for i, box in zip(example["boxes"]["image"], example["boxes"]["box"], strict=True):
         (width, height), (x1, y1, x2, y2) = example["sizes"][int(i)].tolist(), map(float, box)
         boxes[int(i)].append((x1 / width, y1 / height, x2 / width, y2 / height))
@@ -93,7 +99,7 @@ def decode(data: bytes) -> tuple[Record, tuple[Size, ...]]:
 
 
 class ShardWriter:
-    """One ArrayRecord file, there under its name only when it is whole."""
+    """Writes one ArrayRecord file, under a temporary name until it is complete."""
 
     def __init__(self, path: Path) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
@@ -103,7 +109,7 @@ class ShardWriter:
         self.file = ArrayRecordWriter(str(self.scratch), WRITER_OPTIONS)
 
     def write(self, data: bytes) -> None:
-        """Adds a record. Raises: RuntimeError when the disk does."""
+        """Adds a record. Raises: RuntimeError when it cannot be written to disk."""
         self.file.write(data)
         self.examples += 1
         self.bytes += len(data)

@@ -1,4 +1,4 @@
-"""Every check that stands between an annotation row and a record. A failed one raises `BadRow` with one of these reasons:
+"""All checks of an annotation row before it becomes a record. A check that fails raises `BadRow` with one of these reasons:
 
     not JSON, not an object, field missing, field not text, field too long, fields clash, split name, unknown box format, counts disagree,
     size not numbers (formats.py); empty question, empty answer, image outside the folder, image missing, image broken,
@@ -22,14 +22,14 @@ from gp_jax.errors import GlimpseError, printable, shown
 from gp_jax.processing.images import MAX_BYTES, read_picture
 from gp_jax.runtime.disk import kind_of, read_bytes, spelled
 
-SLACK_PIXELS = 1.0  # boxes beyond the picture by this, or by SLACK_SHARE of the side, are clipped: rounding of annotation tools
+SLACK_PIXELS = 1.0  # a box may leave the picture by this, or by SLACK_SHARE of the side, and is clipped: tools round
 SLACK_SHARE = 0.005
-UNCLEAR_BELOW = 2.0  # no evidence is this small in pixels, and no share of a picture this large
-CACHED = 8  # pictures: rows about one picture follow each other
-WHITE = 128  # mask pixels from here on are evidence
+UNCLEAR_BELOW = 2.0  # a box in pixels has a coordinate of at least this; a share of the picture is smaller
+CACHED = 8  # pictures that are remembered: rows about one picture follow each other
+WHITE = 128  # mask pixels of this value or more are evidence
 SIBLINGS = {"textcap": "textvqa", "visual7w": "v7w", "v7w": "visual7w"}  # released data sets that share or rename a folder of pictures
 
-# Where (x, y) of the stored picture is in the upright one, as shares, by EXIF orientation.
+# EXIF orientation -> function from (x, y) in the stored picture to (x, y) in the upright one, as shares of width and height.
 TO_UPRIGHT = {
     2: lambda x, y: (1 - x, y),
     3: lambda x, y: (1 - x, 1 - y),
@@ -42,8 +42,8 @@ TO_UPRIGHT = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A file that decodes. size is that of the upright picture; orientation is EXIF's."""
+class PictureFile:
+    """A picture file that can be decoded. size: (width, height) of the upright picture; orientation: the EXIF tag, 1..8."""
 
     data: bytes
     size: tuple[int, int]
@@ -51,7 +51,7 @@ class Picture:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """As programs see it that ignore EXIF."""
+        """(width, height) as stored, which is what programs that ignore EXIF report."""
         return self.size[::-1] if self.orientation >= 5 else self.size
 
 
@@ -64,7 +64,7 @@ class Checker:
         self.open_mask = functools.lru_cache(CACHED)(_read_mask)
 
     def check(self, row: Row, evidence: bool = True) -> tuple[Record, tuple[tuple[int, int], ...]]:
-        """The record, and the sizes of its upright pictures. evidence: there must be some. Raises: BadRow."""
+        """Returns the record and the sizes of its upright pictures. evidence: whether the row must have some. Raises: BadRow."""
         for name, text in (("question", row.question), ("answer", row.answer)):
             if not text.strip():
                 raise BadRow(f"empty {name}")
@@ -77,7 +77,7 @@ class Checker:
         for path, picture, values, declared in zip(row.images, pictures, numbers, row.sizes, strict=True):
             turned = _is_turned(declared, picture, path)
             regions.append(tuple(_box(box, frame, picture, turned) for box in values))
-        masks = [path and self._mask(path, row.dataset, picture) for path, picture in zip(row.masks, pictures, strict=True)]
+        masks = [self._mask(path, row.dataset, picture) if path else None for path, picture in zip(row.masks, pictures, strict=True)]
         record = Record(
             id=row.id,
             dataset=row.dataset,
@@ -89,13 +89,13 @@ class Checker:
         )
         return record, tuple(picture.size for picture in pictures)
 
-    def _picture(self, path: str, dataset: str) -> Picture:
+    def _picture(self, path: str, dataset: str) -> PictureFile:
         found = self.open(self.find(path, dataset, "image"))
         if isinstance(found, str):
             raise BadRow("image broken", f"{path}: {found}")
         return found
 
-    def _mask(self, path: str, dataset: str, picture: Picture) -> bytes:
+    def _mask(self, path: str, dataset: str, picture: PictureFile) -> bytes:
         found = self.open_mask(self.find(path, dataset, "mask"))
         if isinstance(found, BadRow):
             raise BadRow(found.reason, f"{path}: {found.detail}")
@@ -105,21 +105,21 @@ class Checker:
         return found.data
 
     def find(self, path: str, dataset: str, kind: str) -> Path:
-        """The first place where the file is. Nothing outside the folder is looked at (links inside it are the user's own choice)."""
+        """The first of the `candidates` that exists. Only the folder is searched; symbolic links in it are followed. Raises: BadRow."""
         for place in candidates(path, dataset, self.folder, kind):
             try:
                 place = spelled(place)
-                if kind_of(place) in ("file", "other"):  # what is no regular file is named when it is opened
+                if kind_of(place) in ("file", "other"):  # opening anything but a regular file reports what it is
                     return place
-            except GlimpseError:  # a name that no file can have
+            except GlimpseError:  # not a possible file name
                 break
         raise BadRow(f"{kind} missing", f"{path}: no such file")
 
 
 def candidates(path: str, dataset: str, folder: Path, kind: str = "image") -> Iterator[Path]:
-    """Where a row's picture may be: as written, or in the released layout with its folders cot/DATASET. Raises: BadRow.
+    """Paths at which a row's picture may be: as written, or in the released layout with its folders cot/DATASET. Raises: BadRow.
 
-    A row whose path begins with these folders also finds pictures when the folder of images is `cot`, or the data set's own.
+    A path that begins with cot/DATASET is also tried without these folders, for a folder of images that is `cot` or `cot/DATASET` itself.
     """
     if os.path.isabs(path):
         inside = [os.path.relpath(path, base) for base in (os.path.abspath(folder), os.path.realpath(folder))]
@@ -135,11 +135,11 @@ def candidates(path: str, dataset: str, folder: Path, kind: str = "image") -> It
     if parts[:1] == ("cot",):
         yield folder.joinpath(*parts[1:])
         yield folder.joinpath(*parts[2:])
-        yield folder.joinpath(*parts[:2], "val", *parts[2:])  # where the released evaluation looks too
+        yield folder.joinpath(*parts[:2], "val", *parts[2:])  # the released evaluation also looks there
 
 
 def _four_numbers(boxes: Sequence[object]) -> list[tuple[float, float, float, float]]:
-    """Lists of four finite numbers. Raises: BadRow."""
+    """Boxes as tuples of four finite numbers. Raises: BadRow."""
     checked = []
     for box in boxes:
         values = list(box) if isinstance(box, list | tuple) else []
@@ -150,8 +150,8 @@ def _four_numbers(boxes: Sequence[object]) -> list[tuple[float, float, float, fl
     return checked
 
 
-def _is_turned(declared: tuple[int | None, int | None], picture: Picture, path: str) -> bool:
-    """Whether the row speaks of the picture as stored, before EXIF turns it upright; its declared size tells."""
+def _is_turned(declared: tuple[int | None, int | None], picture: PictureFile, path: str) -> bool:
+    """Whether the row describes the picture as stored, before EXIF turns it upright: its declared size decides. Raises: BadRow."""
 
     def agrees(size: tuple[int, int]) -> bool:
         return all(said in (None, real) for said, real in zip(declared, size, strict=True))
@@ -164,8 +164,8 @@ def _is_turned(declared: tuple[int | None, int | None], picture: Picture, path: 
     raise BadRow("size disagrees", f"{path}: the row says {said}, the file is {picture.size[0]} x {picture.size[1]}")
 
 
-def _box(values: tuple[float, ...], frame: str, picture: Picture, turned: bool) -> Box:
-    """Shares of the upright picture, clipped to it. Raises: BadRow."""
+def _box(values: tuple[float, ...], frame: str, picture: PictureFile, turned: bool) -> Box:
+    """A box as shares of the upright picture, clipped to the picture. Raises: BadRow."""
     width, height = picture.stored_size if turned else picture.size
     scale, left, top = {  # shares = (values - offset) / scale, for x and y
         "pixel": ((width, height), 0.0, 0.0),
@@ -183,19 +183,19 @@ def _box(values: tuple[float, ...], frame: str, picture: Picture, turned: bool) 
     if turned:
         (x1, y1), (x2, y2) = (TO_UPRIGHT[picture.orientation](x, y) for x, y in ((x1, y1), (x2, y2)))
         x1, y1, x2, y2 = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-    box = tuple(float(np.float32(min(max(value, 0.0), 1.0))) for value in (x1, y1, x2, y2))
-    if box[0] >= box[2] or box[1] >= box[3]:
+    left, top, right, bottom = (float(np.float32(min(max(value, 0.0), 1.0))) for value in (x1, y1, x2, y2))
+    if left >= right or top >= bottom:
         raise BadRow("box empty", f"{list(values)}: nothing of it is inside the picture")
-    return box
+    return left, top, right, bottom
 
 
 def _padding(width: int, height: int) -> tuple[float, float]:
-    """Left and top margin of the picture in its centred square, as shares of the square."""
+    """Left and top margin of the picture when it is padded to a centred square, as shares of the square."""
     return (1 - width / max(width, height)) / 2, (1 - height / max(width, height)) / 2
 
 
 def _clear_frame(boxes: Sequence[tuple[float, ...]]) -> str:
-    """Pixels or shares, when the row does not say. Raises: BadRow rather than guess."""
+    """Decides between "pixel" and "normalized" for a row without `box_format`. Raises: BadRow when both are possible."""
     frames = set()
     for box in boxes:
         largest = max(abs(value) for value in box)
@@ -208,31 +208,31 @@ def _clear_frame(boxes: Sequence[tuple[float, ...]]) -> str:
     return frames.pop()
 
 
-def _read_picture(path: Path) -> Picture | str:
-    """The picture, or what is wrong with it."""
+def _read_picture(path: Path) -> PictureFile | str:
+    """The picture, or a text that says why it cannot be used."""
     try:
         data = read_bytes(path, MAX_BYTES)
         found = read_picture(data, str(path))
         found.rgb()
-        return Picture(data, found.size, found.orientation)
+        return PictureFile(data, found.size, found.orientation)
     except GlimpseError as error:
         return _less(path, error)
 
 
 def _less(path: Path, error: GlimpseError) -> str:
-    """What is wrong with a file, without its name, which a row gives in its own words."""
+    """The message of an error without the file's full path: the caller names the file as the row does."""
     return str(error).removeprefix(f"{printable(path)}: ")
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of an upright picture, by its header alone: decoding may still fail. Raises: BadRow."""
+    """Width and height of an upright picture, from its header alone: decoding may still fail. Raises: BadRow."""
     try:
         return read_picture(read_bytes(path, MAX_BYTES), str(path)).size
     except GlimpseError as error:
         raise BadRow("image broken", f"{path.name}: {_less(path, error)}") from error
 
 
-def _read_mask(path: Path) -> Picture | BadRow:
+def _read_mask(path: Path) -> PictureFile | BadRow:
     found = _read_picture(path)
     if isinstance(found, str):
         return BadRow("mask broken", found)

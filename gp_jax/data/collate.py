@@ -14,7 +14,7 @@ from gp_jax.trees import TailInput, TrainBatch
 
 @dataclass(frozen=True)
 class TrainSample:
-    """A prompt, the answer to learn and the evidence."""
+    """A prompt, the answer to learn and the mask of evidence."""
 
     prompt: Sample
     answer: np.ndarray  # (a,) int, a > 0: token ids, the end of the turn included
@@ -23,7 +23,7 @@ class TrainSample:
 
 @dataclass(frozen=True)
 class Shape:
-    """A bucket: every array of a batch has these lengths."""
+    """A bucket: the lengths of all arrays of a batch."""
 
     slots: int  # vision slots M
     prompt: int  # prompt rows T
@@ -31,7 +31,7 @@ class Shape:
 
 
 def lengths(slots: int, prompt: int, answer: int, glimpse_rows: int) -> Shape:
-    """What a sample needs, from its vision slots, prompt tokens and answer tokens (see `train_batch`)."""
+    """The smallest shape that holds a sample with these vision slots, prompt tokens and answer tokens (see `train_batch`)."""
     return Shape(slots, prompt if glimpse_rows else prompt - 1, max(1, glimpse_rows) + answer)
 
 
@@ -47,7 +47,7 @@ def split_answer(ids: np.ndarray, labels: np.ndarray, where: str = "labels") -> 
 
 
 def tail_input(samples: Sequence[TrainSample | None], config: ModelConfig, batch: int, length: int, glimpse_rows: int) -> TailInput:
-    """Lead and answers, left-aligned. Positions go on behind the prompt, on all axes."""
+    """The lead rows and the answers, left-aligned. Positions continue after the prompt, on all axes."""
     shape, lead = (batch, length), max(1, glimpse_rows)
     ids = np.full(shape, config.pad_token_id, np.int32)
     targets, valid = np.full(shape, -1, np.int32), np.zeros(shape, bool)
@@ -55,7 +55,7 @@ def tail_input(samples: Sequence[TrainSample | None], config: ModelConfig, batch
     for b, sample in enumerate(samples):
         if sample is None:
             continue
-        rows = lead + sample.answer.size  # the last one predicts nothing; a released denominator knows its key
+        rows = lead + sample.answer.size  # the last row predicts nothing; its key counts in the denominator of the released training
         ids[b, :lead] = (config.eos_token_ids or (config.pad_token_id,))[0] if glimpse_rows else sample.prompt.ids[-1]
         ids[b, lead:rows] = sample.answer
         targets[b, lead - 1 : rows - 1] = sample.answer
@@ -65,19 +65,19 @@ def tail_input(samples: Sequence[TrainSample | None], config: ModelConfig, batch
 
 
 def without_last(sample: Sample) -> Sample:
-    """The prompt without its last token, which leads the tail where there are no glimpse rows."""
+    """The prompt without its last token: without glimpse rows that token is the first row of the tail."""
     return dataclasses.replace(sample, ids=sample.ids[:-1], positions=sample.positions[:, :-1], image_token=sample.image_token[:-1])
 
 
 def train_batch(
     samples: Sequence[TrainSample | None], config: ModelConfig, batch: int, shape: Shape, glimpse_rows: int, numbers: Sequence[int]
 ) -> TrainBatch:
-    """Pads samples to `batch` rows of a bucket; where there is none the row weighs nothing.
+    """Pads samples to `batch` rows of a bucket. A row without a sample has weight 0.
 
-    Args: numbers: number of every sample in its step.
+    Args: numbers: the index of every sample within its optimiser step.
     """
-    whole = [sample and sample.prompt for sample in samples]
-    prompts = whole if glimpse_rows else [prompt and without_last(prompt) for prompt in whole]
+    whole = [None if sample is None else sample.prompt for sample in samples]
+    prompts = whole if glimpse_rows else [None if prompt is None else without_last(prompt) for prompt in whole]
     reference, number = np.zeros((batch, shape.slots), bool), np.full(batch, -1, np.int32)
     for b, sample in enumerate(samples):
         if sample is None:

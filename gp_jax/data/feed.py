@@ -1,4 +1,4 @@
-"""From a schedule to arrays on the devices: background loading with grain, each host its own rows, in exact order."""
+"""Loads the micro-batches of a schedule onto the devices: in the background with grain, in exact order, each host its own rows."""
 
 import bisect
 import dataclasses
@@ -26,26 +26,28 @@ from gp_jax.sharding import BATCH_AXES, batch_sharding
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A micro-batch on the host: this process's rows."""
+class LoadedBatch:
+    """This process's rows of a micro-batch, in host memory."""
 
     number: int
     shape: Shape
     batch: Any  # a `trees` batch, numpy
-    rows: tuple[int, ...]  # which rows of the global batch they are
-    bad: tuple[str, ...] = ()  # what is wrong with records that could not be read: their rows are empty
+    rows: tuple[int, ...]  # their indices in the global batch
+    bad: tuple[str, ...] = ()  # error messages of records that could not be read: their rows are empty
 
 
 class LoadMicroBatch(grain.transforms.Map):
-    """Reads, decodes and pads a micro-batch; runs in background threads or processes. A record that cannot be read leaves its row empty: it
-    counts as a loss of 0, the same on any number of hosts."""
+    """Reads, decodes and pads a micro-batch; runs in background threads or processes. A record that cannot be read leaves its row empty and
+    counts as a loss of 0, on any number of hosts."""
 
     def __init__(self, sources: Sequence[Source], maker: SampleMaker, schedule: Schedule, rows: Sequence[int], accumulation: int):
         self.sources, self.maker, self.schedule = sources, maker, schedule
         self.rows, self.accumulation = tuple(rows), accumulation
 
-    def map(self, number: int) -> Loaded:
-        planned, samples, bad = self.schedule[number], [], []
+    def map(self, number: int) -> LoadedBatch:
+        planned = self.schedule[number]
+        samples: list[TrainSample | None] = []
+        bad: list[str] = []
         for member in (planned.members[row] for row in self.rows if row < len(planned.members)):
             try:
                 samples.append(self.sample(*member, planned.shape))
@@ -55,10 +57,10 @@ class LoadMicroBatch(grain.transforms.Map):
         before = number % self.accumulation * self.schedule.batch  # samples in the step's earlier micro-batches
         numbers = [before + row for row in self.rows]
         batch = train_batch(samples, self.maker.config, len(self.rows), planned.shape, self.maker.glimpse_rows, numbers)
-        return Loaded(number, planned.shape, batch, self.rows, tuple(bad))
+        return LoadedBatch(number, planned.shape, batch, self.rows, tuple(bad))
 
     def sample(self, source: int, record: int, shape: Shape) -> TrainSample:
-        """A record's sample. Raises: BadRecord, also when it is larger than was measured."""
+        """A record's training sample. Raises: BadRecord, also when it needs a larger shape than the schedule measured."""
         found = self.sources[source][record]
         sample = self.maker.make(found, self.schedule.sources[source].suffix)
         needs = lengths(sample.prompt.slots.size, sample.prompt.ids.size, sample.answer.size, self.maker.glimpse_rows)
@@ -68,7 +70,7 @@ class LoadMicroBatch(grain.transforms.Map):
 
 
 class Numbers(grain.sources.RandomAccessDataSource):
-    """0, 1, 2, ... up to an end."""
+    """A data source whose element i is i itself."""
 
     def __init__(self, end: int):
         self.end = end
@@ -80,11 +82,11 @@ class Numbers(grain.sources.RandomAccessDataSource):
         return int(number)
 
 
-def load(loader: grain.transforms.Map, start: int, end: int, *, threads: int, prefetch: int, workers: int) -> Iterator[Loaded]:
+def load(loader: grain.transforms.Map, start: int, end: int, *, threads: int, prefetch: int, workers: int) -> Iterator[LoadedBatch]:
     """Micro-batches start .. end-1 in order, loaded ahead. workers: processes; 0: threads only."""
     data = grain.MapDataset.source(Numbers(end)).slice(slice(start, None)).map(loader)
     if workers:
-        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which only absl's own main parses
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which only absl.app.run parses
             flags.FLAGS.mark_as_parsed()
         stream = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, prefetch // workers))
@@ -93,37 +95,40 @@ def load(loader: grain.transforms.Map, start: int, end: int, *, threads: int, pr
 
 
 def start_worker(number: int, count: int) -> None:
-    """In a loading process: a signal to the whole group is for the process that trains, which still needs what is loaded to stop well
-    and ends its workers itself. Should it die, they follow."""
+    """Starts a loading process. It ignores signals that are sent to the whole process group: the training process handles them, still needs
+    loaded batches until it stops, and ends its workers itself. When the training process dies, this one exits too."""
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a loading process"
+
     def follow_parent() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def local_rows(mesh: Mesh | None, batch: int) -> tuple[int, ...]:
-    """Rows of a global batch that this process's devices hold, ascending; on a TPU torus they need not be neighbours.
+    """Rows of a global batch that this process's devices hold, ascending; on a TPU torus they need not be consecutive.
 
-    Raises: GlimpseError when the devices cannot share the batch evenly: each would then do all of it.
+    Raises: GlimpseError when the batch does not divide evenly: every device would then compute the whole batch.
     """
     if mesh is None:
         return tuple(range(batch))
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch % parts:
         raise GlimpseError(
-            f"batch_size={batch} is not a multiple of data x fsdp = {parts} devices: each would do all of it "
+            f"batch_size={batch} is not a multiple of data x fsdp = {parts} devices: each would compute all of it "
             f"(e.g. --batch-size {parts}, with --accumulation as many times smaller)"
         )
     indices = batch_sharding(mesh, batch).addressable_devices_indices_map((batch,)).values()
-    return tuple(sorted({row for index in indices for row in range(batch)[index[0]]}))
+    return tuple(sorted({row for index in indices if index is not None for row in range(batch)[index[0]]}))
 
 
 class Placer:
-    """Host rows to global arrays."""
+    """Makes global arrays of the rows that each host has loaded."""
 
     def __init__(self, mesh: Mesh | None, batch: int):
         self.mesh, self.batch = mesh, batch
@@ -132,15 +137,16 @@ class Placer:
         shape = (*local.shape[:axis], self.batch, *local.shape[axis + 1 :])
         sharding = batch_sharding(self.mesh, self.batch, axis)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            wanted = range(self.batch)[index[axis]]  # neighbours, hence neighbours among this process's rows too
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None, "every array has a sample axis"
+            wanted = range(self.batch)[index[axis]]  # consecutive rows, hence consecutive among this process's rows too
             low = bisect.bisect_left(rows, wanted.start)
             return local[(*index[:axis], slice(low, low + len(wanted)), *index[axis + 1 :])]
 
         return jax.make_array_from_callback(shape, sharding, part)
 
     def __call__(self, tree: Any, rows: Sequence[int]) -> Any:
-        """A global batch, or a part of one; positions hold their samples on axis 1, everything else on axis 0."""
+        """A global batch, or a part of one. The sample axis is 1 in `positions` and 0 in all other arrays."""
 
         def place(name: str, value: Any) -> Any:
             return self(value, rows) if dataclasses.is_dataclass(value) else self._place(value, rows, 1 if name == "positions" else 0)

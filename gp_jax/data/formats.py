@@ -1,8 +1,9 @@
-"""Annotation rows of the public formats, read into one `Row`. What they say about pictures is checked in `checks.py`.
+"""Annotation rows of the public formats, read into one `Row`. `checks.py` compares them with their pictures.
 
-Three formats; each row is recognised by its content.
+There are three formats; the format of each row is recognised by its content.
 
-Visual-CoT training JSONL: `question, answer, image, width, height, bboxs, dataset, split`, boxes in pixels. A case of 'your own'.
+Visual-CoT training JSONL: `question, answer, image, width, height, bboxs, dataset, split`, boxes in pixels. It is a
+special case of 'your own'.
 
 Visual-CoT benchmark JSON: `image` is `[path, "path###[x1, y1, x2, y2]"]` with the box in pixels, `conversations` holds the question,
 the same box as shares of the picture padded to a centred square (used only when the pixel box is absent), and the answer.
@@ -19,8 +20,8 @@ Your own: JSONL, or one JSON list, of objects with
     id, dataset, split optional
 
 Boxes are shares or pixels of the upright picture, as viewers show it. Without `box_format` (and `--boxes auto`) fractions that all lie
-in 0..1 are normalised and everything else is pixels. Per mille must be said: [100, 200, 300, 400] is a fine box in pixels too, and
-nothing in a row can tell the two apart. What fits neither reading, such as [0, 0, 1, 1] in whole numbers, is a bad row.
+in 0..1 are normalised and everything else is pixels. The format 0-1000 must be declared: [100, 200, 300, 400] is a valid box in pixels
+too, and nothing in a row can tell the two apart. A row whose format is unclear, such as [0, 0, 1, 1] in whole numbers, is a bad row.
 """
 
 import json
@@ -33,19 +34,19 @@ from typing import Any
 from gp_jax.errors import GlimpseError, printable, shown
 from gp_jax.runtime.disk import parse_json
 
-Frame = str  # what numbers of boxes mean: "auto", or one of FRAMES, or "square" (shares of the picture padded to a square)
+Frame = str  # what the numbers of boxes mean: "auto", one of FRAMES, or "square" (shares of the picture padded to a square)
 FRAMES = ("pixel", "normalized", "0-1000")
 ALIASES = {"pixels": "pixel", "normalised": "normalized", "per_mille": "0-1000", "qwen": "0-1000"}
 FRAME_NAMES = {name: name for name in ("auto", *FRAMES)} | ALIASES
 BOX_FIELDS = ("boxes", "bboxes", "bboxs", "bbox")
 REQUEST = "Please provide the bounding box coordinate of the region that can help you answer the question better"
-SPLIT_NAME = re.compile(r"(?!all$)[A-Za-z][A-Za-z0-9_]*", re.IGNORECASE)  # what TFDS takes; it reserves "all"
-LONGEST = 100_000  # characters of a text: the prompt of a longer one would fit no model
+SPLIT_NAME = re.compile(r"(?!all$)[A-Za-z][A-Za-z0-9_]*", re.IGNORECASE)  # split names that TFDS accepts; it reserves "all"
+LONGEST = 100_000  # characters of a text; a longer prompt would not fit into any model
 LONGEST_NAME = 1000
 
 
 class BadRow(Exception):
-    """A row that cannot become a record: a short stable reason for counting, and one line of detail."""
+    """A row that cannot become a record. reason: short and always the same, for counting; detail: one line about this row."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -54,7 +55,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One annotation as its file says it; pictures are not opened yet. Tuples have one element per picture."""
+    """One annotation as its file has it, before pictures are opened. Tuples have one element per picture."""
 
     id: str
     dataset: str
@@ -62,7 +63,7 @@ class Row:
     question: str
     answer: str
     images: tuple[str, ...]
-    boxes: tuple[tuple[Any, ...], ...]  # not yet known to be numbers
+    boxes: tuple[tuple[Any, ...], ...]  # not yet checked to be numbers
     masks: tuple[str | None, ...]
     frame: Frame
     sizes: tuple[tuple[int | None, int | None], ...]  # declared (width, height)
@@ -71,8 +72,8 @@ class Row:
 def parse_row(data: bytes, where: str, dataset: str, boxes: Frame = "auto", split: str | None = None) -> Row:
     """One row of any format.
 
-    Args: where: "file.jsonl:17", becomes the id of a row without one; dataset: for rows that name none; boxes: what box numbers mean,
-    above what rows of 'your own' say of themselves unless "auto"; split: above the row's.
+    Args: where: such as "file.jsonl:17", which becomes the id of a row without one; dataset: for rows that name none; boxes: what box
+    numbers of 'your own' rows mean, unless "auto" it overrides their `box_format`; split: overrides the row's own.
     Raises: BadRow.
     """
     try:
@@ -91,8 +92,8 @@ def _own(fields: dict, where: str, dataset: str, boxes: Frame) -> Row:
     for name in ("question", "answer"):
         if name not in fields:
             raise BadRow("field missing", f"has no '{name}'")
-    images = _paths(fields, "image", "images")
-    if not images or None in images:
+    images = tuple(path for path in _paths(fields, "image", "images") if path is not None)
+    if not images:
         raise BadRow("field missing", "has no 'image'")
     given = next((fields[name] for name in BOX_FIELDS if name in fields), None)
     masks = _paths(fields, "mask", "masks")
@@ -114,7 +115,7 @@ def _own(fields: dict, where: str, dataset: str, boxes: Frame) -> Row:
 
 
 def _benchmark(fields: dict, where: str, dataset: str) -> Row:
-    """Each distinct path of `image` is a picture; what follows ### are its boxes, in pixels."""
+    """A row of the benchmark. Each distinct path of `image` is a picture; the numbers after ### are its boxes, in pixels."""
     boxes: dict[str, tuple] = {}
     for path in _paths(fields, "image", "images"):
         name, _, text = (path or "").partition("###")
@@ -146,11 +147,11 @@ def _benchmark(fields: dict, where: str, dataset: str) -> Row:
 
 
 def _turns(conversations: object) -> tuple[list[str], list[str]]:
-    """What the human and what the model said, in order."""
-    turns = conversations if isinstance(conversations, list) else [None]
+    """The texts of the human and of the model, each in order."""
+    turns: list[Any] = conversations if isinstance(conversations, list) else [None]
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
         raise BadRow("field not text", "conversations are not a list of objects with 'from' and a text 'value'")
-    said = {"human": [], "gpt": []}
+    said: dict[str, list[str]] = {"human": [], "gpt": []}
     for turn in turns:
         speaker = {"user": "human", "assistant": "gpt"}.get(str(turn.get("from")), turn.get("from"))
         if speaker in ("human", "gpt"):
@@ -159,7 +160,7 @@ def _turns(conversations: object) -> tuple[list[str], list[str]]:
 
 
 def _spoken_box(text: str) -> list | None:
-    """[x1, y1, x2, y2] when a turn is just that."""
+    """The box when a turn consists of [x1, y1, x2, y2] alone, else None."""
     try:
         box = parse_json(text, "box")
     except GlimpseError:
@@ -175,7 +176,7 @@ def _numbers(text: str) -> object:
 
 
 def _common(fields: dict, where: str, dataset: str) -> dict[str, str]:
-    """Id, dataset and split. A benchmark's question ids count within its data set."""
+    """Id, dataset and split. A benchmark's question ids are unique only within its data set, so the data set becomes part of the id."""
     dataset = _text(fields, "dataset") if "dataset" in fields else dataset
     split = _text(fields, "split").strip() if "split" in fields else "train"
     if not SPLIT_NAME.fullmatch(split):
@@ -189,7 +190,7 @@ def _common(fields: dict, where: str, dataset: str) -> dict[str, str]:
 
 
 def _text(fields: dict, name: str) -> str:
-    """A field that can be stored, printed and tokenized. Raises: BadRow for what later stages could not use."""
+    """A text field. Raises: BadRow for a text that cannot be stored, printed or tokenized."""
     value = fields[name]
     if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise BadRow("field not text", f"'{name}' is {value if isinstance(value, float) else f'a {type(value).__name__}'}")
@@ -207,7 +208,7 @@ def _text(fields: dict, name: str) -> str:
 
 
 def _paths(fields: dict, one: str, several: str) -> tuple[str | None, ...]:
-    """Under either name: a path, or a list of paths and nulls."""
+    """Paths in the field `one` or `several`, whichever the row has: one path, or a list of paths and nulls."""
     if one in fields and several in fields:
         raise BadRow("fields clash", f"has both '{one}' and '{several}'")
     name = one if one in fields else several
@@ -231,12 +232,12 @@ def _lengths(fields: dict, name: str, count: int) -> list[int | None]:
 
 
 def _is_box(value: object) -> bool:
-    """Could be [x1, y1, x2, y2]: a list without lists in it. Its values are checked later, one by one."""
+    """Whether a value may be one box: a list without lists in it. Its values are checked later."""
     return isinstance(value, list) and bool(value) and not any(isinstance(item, list) or item is None for item in value)
 
 
 def _one_image(value: object) -> tuple[Any, ...]:
-    """One box or a list of boxes."""
+    """The boxes of a single picture: one box, or a list of boxes."""
     if value is None or value == []:
         return ()
     if _is_box(value):
@@ -256,5 +257,5 @@ def _per_image(value: object, count: int) -> tuple[tuple[Any, ...], ...]:
             raise BadRow("counts disagree", f"boxes for {len(value)} images, there are {count}: one list of boxes per image")
         return tuple(_one_image(boxes) for boxes in value)
     if len(value) == 1 and isinstance(value[0], list) and (not value[0] or isinstance(value[0][0], list)):
-        value = value[0]  # a list per image, of one
+        value = value[0]  # one list per image, for one image
     return (_one_image(value),)

@@ -10,7 +10,7 @@ from gp_jax.processing.qwen import Area, Processor
 
 
 def box_mask(boxes: Sequence[Box], grid: tuple[int, int]) -> np.ndarray:
-    """The union of boxes, every token that one touches.
+    """The tokens that at least one box touches.
 
     Args: boxes: shares of width and height; grid: (rows, columns). Returns: (rows, columns) bool.
     """
@@ -23,27 +23,27 @@ def box_mask(boxes: Sequence[Box], grid: tuple[int, int]) -> np.ndarray:
 
 
 def picture_mask(encoded: bytes, grid: tuple[int, int], area: Box = (0, 0, 1, 1)) -> np.ndarray:
-    """A mask picture, every token that a white pixel (128 or brighter) touches. It is opened as pictures are: upright, 16 bits scaled to 8.
+    """The tokens of a mask picture that contain a white pixel (128 or more). It is opened like a picture: upright, 16 bits scaled to 8.
 
-    Args: area: what the grid covers, as shares of width and height. Returns: (rows, columns) bool.
+    Args: area: the part of the picture that the grid covers, as shares of width and height. Returns: (rows, columns) bool.
     """
     picture = decode(encoded, "mask").convert("L")
     (width, height), (left, top, right, bottom) = picture.size, area
-    covered = picture.crop(tuple(map(round, (left * width, top * height, right * width, bottom * height))))
+    covered = picture.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
     white = np.asarray(covered) >= 128
-    top, bottom = _spans(grid[0], white.shape[0])
-    left, right = _spans(grid[1], white.shape[1])
-    summed = np.pad(white.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # white pixels above and left of a corner
-    touched = summed[bottom][:, right] - summed[top][:, right] - summed[bottom][:, left] + summed[top][:, left]
+    upper, lower = _spans(grid[0], white.shape[0])
+    first, last = _spans(grid[1], white.shape[1])
+    summed = np.pad(white.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # white pixels above and left of every corner
+    touched = summed[lower][:, last] - summed[upper][:, last] - summed[lower][:, first] + summed[upper][:, first]
     return touched > 0
 
 
 def inside(box: Box, size: tuple[int, int], area: Area) -> Box | None:
-    """A box as shares of an area of its picture, less what lies beyond; None when nothing is left. size: width and height in pixels."""
+    """A box as shares of an area of its picture, clipped to the area; None when they do not overlap. size: width and height in pixels."""
     if tuple(area) == (0, 0, *size):
         return box
     (width, height), (left, top, right, bottom) = size, area
-    if right <= left or bottom <= top:  # LLaVA-NeXT's detail of pictures longer than 72:1
+    if right <= left or bottom <= top:  # the detail views of LLaVA-NeXT for pictures longer than 72:1
         return None
     x1, x2 = ((x * width - left) / (right - left) for x in box[::2])
     y1, y2 = ((y * height - top) / (bottom - top) for y in box[1::2])
@@ -53,10 +53,10 @@ def inside(box: Box, size: tuple[int, int], area: Area) -> Box | None:
 
 
 def evidence(record: Record, sizes: Sequence[tuple[int, int]], processor: Processor, released: bool = False) -> list[np.ndarray]:
-    """Visual tokens that hold a record's evidence, per view of every picture (rows, columns) bool.
+    """The visual tokens that hold a record's evidence: one array (rows, columns) bool per view of every picture.
 
-    Args: sizes: width and height of every picture in pixels; released: take boxes as shares of what a view covers, although they are of
-        the picture, as the released training does where a picture is padded to a square.
+    Args: sizes: width and height of every picture in pixels; released: interpret boxes as shares of the padded square instead of the
+        picture, as the released training does by mistake.
     """
     masks = []
     for boxes, mask, (width, height) in zip(record.boxes, record.masks, sizes, strict=True):
@@ -71,6 +71,6 @@ def evidence(record: Record, sizes: Sequence[tuple[int, int]], processor: Proces
 
 
 def _spans(tokens: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and behind-last pixel that every token touches along one side."""
+    """First pixel of every token along one side, and the pixel after its last one."""
     token = np.arange(tokens)
     return token * pixels // tokens, -(-(token + 1) * pixels // tokens)

@@ -1,9 +1,9 @@
-"""From public annotation files to a TFDS folder: checked, sharded, resumable, by several processes.
+"""Writes public annotation files as a TFDS folder: checked, in shards, resumable, with several processes.
 
-The output folder while work goes on: `prepare.json` (what is being prepared), `parts/` with, per chunk of source rows and split, a shard
-and its index, and per chunk a sidecar with its report, written last: a chunk with a sidecar is done. At the end parts get their final
-names, so nothing is copied. Chunks depend on the sources alone; so the result is the same for any number of processes and however often
-the work was interrupted.
+During the work the output folder holds `prepare.json` (what is being prepared) and `parts/`. In `parts/` there is a shard and its index
+per chunk of source rows and split, and per chunk a sidecar with its report. The sidecar is written last: a chunk that has one is done. At
+the end the shards are renamed, so nothing is copied. Chunks depend on the sources alone, so the result is the same for any number of
+processes and any number of interruptions.
 """
 
 import json
@@ -17,19 +17,19 @@ from pathlib import Path
 from gp_jax.data import builder
 from gp_jax.data.formats import FRAME_NAMES, SPLIT_NAME
 from gp_jax.data.prepared import open_prepared
-from gp_jax.data.report import KEPT, Report, read_as
 from gp_jax.data.sources import Chunk, cut, find_files, scan
+from gp_jax.data.tally import KEPT, Report, read_as
 from gp_jax.data.work import Done, Job, final_paths, finish_all, part_path
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import kind_of, path_of, read_bytes, read_json, write_text, writing
 from gp_jax.runtime.lock import FILE as LOCK
 from gp_jax.runtime.lock import only_one
 
-ROWS_PER_SHARD = 512  # at most; about 100 MB of photographs
-SHARDS_WANTED = 64  # of small sets, for several processes to share
-ROWS_WORTH_A_WORKER = 500  # a process takes as long to start as hundreds of rows take
-MAX_REPORT = 1 << 30  # bytes; it names every data set
-FORMAT = 1  # changes when the same rows would give other bytes
+ROWS_PER_SHARD = 512  # at most; photographs then take about 100 MB
+SHARDS_WANTED = 64  # of a small data set, so that several processes can share the work
+ROWS_WORTH_A_WORKER = 500  # starting a process takes as long as preparing hundreds of rows
+MAX_REPORT = 1 << 30  # bytes; the report lists every data set
+FORMAT = 1  # to be raised when the same rows would give other bytes
 STATE = "prepare.json"
 METADATA = r"(report|features|dataset_info|shards)\.(json|txt)"
 OURS = re.compile(rf"{builder.NAME}-.*\.{builder.SUFFIX}-.*|index-.*\.jsonl|{METADATA}|.*\.partial")
@@ -37,12 +37,12 @@ OURS = re.compile(rf"{builder.NAME}-.*\.{builder.SUFFIX}-.*|index-.*\.jsonl|{MET
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be made of which rows."""
+    """One preparation: its rows, its settings and where it is written."""
 
     job: Job
     out: Path
     chunks: tuple[Chunk, ...]
-    state: dict  # what must be equal for work to be resumed
+    state: dict  # must be equal for interrupted work to be resumed
 
     @property
     def rows(self) -> int:
@@ -63,18 +63,18 @@ def prepare(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Checks annotation rows and writes those that are good as a TFDS folder.
+    """Checks annotation rows and writes the good ones as a TFDS folder.
 
     Args:
       sources: annotation files, or folders with them (formats.py lists the formats). images: the folder of pictures.
-      out: a new folder, or one where the same preparation was interrupted: it goes on, or, when finished, only reports.
+      out: a new folder, or that of the same preparation: interrupted work is continued, finished work only returns its report.
       split: for all rows, instead of each row's own `split` (or "train").
       boxes: what box numbers of 'your own' rows mean: "auto" (each row's box_format), "pixel", "normalized" or "0-1000".
-      workers: processes; default: one per core, fewer for small sets. max_bad_share: of all rows; once more are bad, work stops.
-      rows_per_shard: source rows; default: 512, fewer for small sets. offenders: shown per reason, at most 20.
-      overwrite: start afresh in a folder that holds another preparation.
-    Returns: counts and first offenders; also in report.json and report.txt.
-    Raises: GlimpseError before work for missing or unreadable sources and settings, after it for too many bad rows.
+      workers: processes; default: one per core, fewer for small sets. max_bad_share: when a larger share of all rows is bad, work stops.
+      rows_per_shard: source rows; default: 512, fewer for small sets. offenders: bad rows shown per reason, at most 20.
+      overwrite: delete another preparation that is in the folder and start again.
+    Returns: the report, with counts and the first bad rows; it is also written to report.json and report.txt.
+    Raises: GlimpseError before any work for missing or unreadable sources and wrong settings; TooManyBad.
     """
     _check_settings(split, boxes, workers, max_bad_share, rows_per_shard, offenders)
     plan = _make_plan(sources, images, out, split, boxes, rows_per_shard)
@@ -99,7 +99,7 @@ def prepare(
 
 
 class TooManyBad(GlimpseError):
-    """The share of bad rows is above the limit. `report` has the facts."""
+    """The share of bad rows is above the limit. `report` has the counts and the first bad rows."""
 
     def __init__(self, report: Report, limit: float, out: Path) -> None:
         self.report = report
@@ -154,7 +154,7 @@ def _make_plan(
 
 
 def _check_folder(out: Path) -> None:
-    """Raises: GlimpseError for a folder with other things in it."""
+    """Raises: GlimpseError for a folder with files of anything else."""
     if kind_of(out) is None or kind_of(out / STATE) is not None:
         return
     with writing(out):
@@ -164,11 +164,11 @@ def _check_folder(out: Path) -> None:
 
 
 def _resume(plan: _Plan, overwrite: bool) -> bool:
-    """Makes the folder ready for this plan. Returns: whether its work is finished already."""
+    """Prepares the folder for this plan. Returns: whether the plan's work is finished already."""
     path = plan.out / STATE
     known = {} if overwrite or kind_of(path) is None else _known(path)
     if overwrite or (not known and kind_of(plan.out / "dataset_info.json") is None):
-        write_text(path, "{}\n")  # from here on what was there before is not whole
+        write_text(path, "{}\n")  # marks earlier content as incomplete: it is deleted from here on
         for old in plan.out.iterdir():
             if old.name == "parts" or old.name.endswith(".partial"):
                 shutil.rmtree(old, ignore_errors=True)
@@ -205,12 +205,12 @@ def _finished_report(out: Path) -> Report:
 
 
 def _finalise(plan: _Plan, done: Sequence[Done]) -> None:
-    """Gives shards their final names, joins the indexes, and writes TFDS's metadata. May be interrupted and repeated."""
+    """Renames the shards, joins their indexes and writes TFDS's metadata. It can be interrupted and repeated."""
     finals = final_paths(plan.job, dict(enumerate(done)))
     lengths: dict[str, list[tuple[int, int]]] = {}
     for (chunk, split), final in finals.items():
         part, known = part_path(plan.job.parts, chunk, split), done[chunk].parts[split]
-        if part.exists():  # otherwise it is there already
+        if part.exists():  # otherwise it was renamed before an interruption
             part.replace(final)
         scratch = plan.out / f"index-{split}.jsonl.partial"
         with scratch.open("ab" if split in lengths else "wb") as index:

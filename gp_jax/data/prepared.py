@@ -1,4 +1,4 @@
-"""Reading prepared folders: records at random by number, entries without opening a picture. Folders may be gs:// paths."""
+"""Reads prepared folders: any record by its number, and entries without opening pictures. Folders may be gs:// paths."""
 
 import bisect
 import functools
@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING
 
 from gp_jax.data.builder import SIZES, SUFFIX, decode
 from gp_jax.data.record import BadRecord, Entry, Record
-from gp_jax.data.report import Natural, read_as, say
+from gp_jax.data.tally import Natural, read_as, say
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import MAX_JSON, check_regular, folder_of, kind_of, read_bytes, read_json
 
 if TYPE_CHECKING:
+    from array_record.python.array_record_module import ArrayRecordReader
     from etils import epath
 
 MAX_INDEX = 8 << 30  # bytes
-OPEN_SHARDS = 32  # per process; a large set has more shards than a process may open files
+OPEN_SHARDS = 32  # per process; a large data set has more shards than a process may have open files
 
 
 class PreparedSource:
-    """A split of a prepared folder, a `record.Source`. Pickles as (folder, split) and opens files when first asked."""
+    """A split of a prepared folder, as a `record.Source`. It is pickled as (folder, split), and opens files when they are first read."""
 
     def __init__(self, folder: str, split: str = "train", progress: bool = True) -> None:
         self.folder, self.split, self._progress = folder, split, progress
@@ -45,13 +46,13 @@ class PreparedSource:
 
     @functools.cached_property
     def _shards(self) -> tuple[list[str], list[int]]:
-        """Paths, and the number of the first record of each, ending with the total."""
+        """Paths of the shards, and the number of the first record of each, followed by the total."""
         paths, lengths, _ = self._info
         return paths, [0, *itertools.accumulate(lengths)]
 
     @functools.cached_property
     def made_from(self) -> str:
-        """Digest of what entries do not show, the evidence: annotation files, meaning of their boxes, bytes of all pictures and masks."""
+        """Digest of everything that entries do not contain: annotation files, meaning of their boxes, bytes of all pictures and masks."""
         state = read_json(folder_of(self.folder) / "prepare.json", required=False)
         facts = [state.get(name) for name in ("format", "sources", "boxes")] + [self._info[2]]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -62,7 +63,7 @@ class PreparedSource:
 
     @functools.cached_property
     def entries(self) -> list[Entry]:
-        """One per record, in order: from the index, or by reading every record where there is none."""
+        """One entry per record, in order: from the index, or by reading every record where there is no index."""
         path = folder_of(self.folder) / f"index-{self.split}.jsonl"
         if kind_of(path) is None:
             return self._scan("no index")
@@ -101,7 +102,7 @@ class PreparedSource:
             return decode(self._reader(paths[shard], starts[shard + 1] - starts[shard]).read([index - starts[shard]])[0])
         except GlimpseError:
             raise
-        except Exception as error:  # array_record, protobuf and TFDS each have their own for damaged files
+        except Exception as error:  # array_record, protobuf and TFDS raise different errors for damaged files
             raise BadRecord(f"{paths[shard]}: record {index - starts[shard]} is damaged ({one_line(error)})") from error
 
 
@@ -116,7 +117,7 @@ def open_prepared(folder: "str | epath.PathLike", split: str = "train", progress
 
 
 def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:
-    """Paths and lengths of a split's shards, and their bytes. Raises: GlimpseError."""
+    """Paths of a split's shards, their numbers of records, and their bytes in total. Raises: GlimpseError."""
     from tensorflow_datasets.core import dataset_info, naming
     from tensorflow_datasets.core import splits as splits_lib
 
@@ -128,13 +129,13 @@ def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:
         unfinished = kind_of(folder / "prepare.json") is not None
         hint = "gp-jax prepare has not finished there, run it again" if unfinished else "make one with gp-jax prepare"
         raise GlimpseError(f"{name}: is not a prepared folder, it has no dataset_info.json ({hint})")
-    read_json(path)  # of bounded size and depth
+    read_json(path)  # checks its size and depth before TFDS reads it
     try:
         proto = dataset_info.read_proto_from_builder_dir(folder)
         template = naming.ShardedFileTemplate(data_dir=folder, dataset_name=proto.name, filetype_suffix=proto.file_format or SUFFIX)
         splits = splits_lib.SplitDict.from_proto(proto.splits, template)
         known = {own: (list(map(str, info.filepaths)), list(info.shard_lengths), info.num_bytes) for own, info in splits.items()}
-    except Exception as error:  # whatever TFDS makes of damaged metadata
+    except Exception as error:  # damaged metadata make TFDS raise many kinds of errors
         raise GlimpseError(f"{path}: cannot be read ({one_line(error)})") from error
     if split not in known:
         raise GlimpseError(f"{name}: has no split '{split}' (there are: {', '.join(sorted(known))})")
@@ -147,11 +148,11 @@ def _read_info(name: str, split: str) -> tuple[list[str], list[int], int]:
 
 
 def _check_shards(folder: Path, paths: list[Path]) -> None:
-    """Raises: GlimpseError unless every shard is as long as it was written. A folder of TFDS itself does not list its lengths."""
+    """Raises: GlimpseError unless every shard has the size that was written. A folder that TFDS itself wrote has no list of sizes."""
     try:
         sizes = read_as(dict[str, Natural], read_bytes(folder / SIZES, MAX_JSON))
     except (GlimpseError, ValueError) as error:
-        say(f"{folder / SIZES}: is missing or damaged ({one_line(error)}); whether shards are whole shows when they are read")
+        say(f"{folder / SIZES}: is missing or damaged ({one_line(error)}); whether shards are complete is only seen when they are read")
         sizes = {}
     for path in paths:
         if not os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep):
@@ -162,7 +163,7 @@ def _check_shards(folder: Path, paths: list[Path]) -> None:
             raise GlimpseError(f"{path}: is cut off or another file ({size} bytes, {written} were written); prepare it again")
 
 
-def _open_shard(path: str, length: int) -> "ArrayRecordReader":  # noqa: F821
+def _open_shard(path: str, length: int) -> "ArrayRecordReader":
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(path, "readahead_buffer_size:0")

@@ -1,4 +1,4 @@
-"""One question about one or several pictures, with the regions that hold the evidence: the one format inside."""
+"""The record: one question about one or several pictures, with the regions that hold the evidence. All formats are read into it."""
 
 from dataclasses import dataclass
 from typing import Annotated, Protocol
@@ -13,20 +13,20 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares (0..1) of th
 
 @dataclass(frozen=True)
 class Record:
-    """Everything a training sample is made of. Evidence is, per picture, boxes or a mask; a picture may have none of its own."""
+    """Everything that a training sample is made of. Evidence is given per picture as boxes or a mask; a picture may have none."""
 
     id: str
     dataset: str
     question: str
     answer: str
-    images: tuple[bytes, ...]  # encoded files, as they were
+    images: tuple[bytes, ...]  # encoded files, byte for byte
     boxes: tuple[tuple[Box, ...], ...]  # per picture
-    masks: tuple[bytes | None, ...]  # per picture: an encoded mask picture (white = evidence) that stands instead of boxes
+    masks: tuple[bytes | None, ...]  # per picture: an encoded mask picture (white = evidence) instead of boxes
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What planning batches needs to know of a record without reading its pictures."""
+    """The part of a record that planning batches needs; it can be read without the pictures."""
 
     id: str
     dataset: str
@@ -36,7 +36,7 @@ class Entry:
 
 
 class BadRecord(GlimpseError):
-    """One record cannot be used; its neighbours can."""
+    """One record that cannot be used. It does not affect other records."""
 
 
 class Source(Protocol):
@@ -44,10 +44,10 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """How messages call this source."""
 
     @property
     def entries(self) -> list[Entry]:
-        """One per record, in order."""
+        """One entry per record, in order."""
 
     def __getitem__(self, index: int) -> Record: ...

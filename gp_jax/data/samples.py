@@ -1,8 +1,9 @@
-"""Records to training samples: chat template, tokens, pictures, evidence. Host only; picklable for worker processes."""
+"""Makes training samples of records: chat template, tokens, pictures, evidence. On the host only; picklable for worker processes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,16 +17,19 @@ from gp_jax.processing.images import decode
 from gp_jax.processing.layout import pack_windows, read_samples
 from gp_jax.processing.qwen import Processor
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TOKENIZED_AT_ONCE = 2048
 
 
 def question_text(question: str, suffix: str) -> str:
-    """The question as the model reads it."""
+    """The question with its suffix on a line of its own."""
     return f"{question}\n{suffix}" if suffix else question
 
 
 class SampleMaker:
-    """Makes what the training step needs of a record, and says beforehand how long it will be."""
+    """Makes training samples of records, and measures their lengths without reading pictures."""
 
     def __init__(self, processor: Processor, glimpse_rows: int, max_visual_tokens: int | None = None, released_boxes: bool = False):
         """Args: max_visual_tokens: larger pictures are scaled down to this many visual tokens per picture; released_boxes: see
@@ -35,6 +39,12 @@ class SampleMaker:
         self.config, self.glimpse_rows = processor.config, glimpse_rows
         self._framings: dict[int, Counter[int]] = {}  # by number of pictures
 
+    @property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        tokenizer = self.processor.tokenizer
+        assert tokenizer is not None, "samples are made of tokens"
+        return tokenizer
+
     @cached_property
     def _end(self) -> int:
         """The token that ends an answer."""
@@ -43,31 +53,32 @@ class SampleMaker:
         if end is None:
             end = next(iter(self.config.eos_token_ids), None)
         if end is None:
-            raise GlimpseError("the model has no end-of-sequence token: answers could not end")
+            raise GlimpseError("the model has no end-of-sequence token: answers would have no end")
         return end
 
     @cached_property
     def _own(self) -> frozenset[int]:
-        """Tokens that make a conversation: those of special meaning in a rendered prompt, what stands for a picture, what ends an answer.
-        No question and no answer may hold one. What another model has in their place is plain text."""
-        prompt, tokenizer = self.processor.tokenize([self.processor.chat(1, "?")])[0], self.processor.tokenizer
+        """Tokens that structure a conversation: the special tokens of a rendered prompt, picture placeholders and ends of answers.
+        No question and no answer may contain one. The special tokens of other models are plain text here."""
+        prompt, tokenizer = self.processor.tokenize([self.processor.chat(1, "?")])[0], self._tokenizer
         special = {*tokenizer.all_special_ids, *(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)}
         pictures = (self.config.image_token_id, self.config.video_token_id)
-        return frozenset({*(set(prompt) & special), *pictures, *self.config.eos_token_ids, self._end} - {None})
+        own = (*(set(prompt) & special), *pictures, *self.config.eos_token_ids, self._end)
+        return frozenset(token for token in own if token is not None)
 
     def _framing(self, images: int) -> Counter[int]:
-        """How often these tokens are in a prompt about this number of pictures."""
+        """How often each of these tokens occurs in a prompt with this number of pictures."""
         if images not in self._framings:
             prompt = self.processor.tokenize([self.processor.chat(images, "?")])[0]
             self._framings[images] = Counter(token for token in prompt if token in self._own)
         return self._framings[images]
 
     def _fault(self, prompt: Sequence[int], answer: Sequence[int], images: int) -> str | None:
-        """Why tokens of a prompt and an answer cannot be trained on; None: they can."""
+        """Why these tokens of a prompt and an answer cannot be trained on; None when they can."""
         found = Counter(token for token in prompt if token in self._own)
         for part, wrong in (("question", found - self._framing(images)), ("answer", Counter(t for t in answer if t in self._own))):
             if wrong:
-                token, tokenizer = next(iter(wrong)), self.processor.tokenizer
+                token, tokenizer = next(iter(wrong)), self._tokenizer
                 name = tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else "of a picture"
                 return f"its {part} holds the model's own token {name}"
         if max([*answer, *(token for token in prompt if token != self.config.image_token_id)]) >= self.config.text.vocab_size:
@@ -77,17 +88,17 @@ class SampleMaker:
     def measure(
         self, entries: Sequence[Entry], suffix: str, progress: Callable[[Iterable], Iterable] = iter, strict: bool = True
     ) -> list[Length | str]:
-        """Lengths of records, without their pictures. strict: a record that cannot be trained on is an error; otherwise the reason stands
-        in the place of its length.
+        """Lengths of records, without reading their pictures. strict: a record that cannot be trained on is an error; otherwise the reason
+        is returned in place of its length.
 
-        Raises: GlimpseError that names the first few of them.
+        Raises: GlimpseError that names the first few such records.
         """
         found: list[Length | str] = []
         for start in progress(range(0, len(entries), TOKENIZED_AT_ONCE)):
             part = entries[start : start + TOKENIZED_AT_ONCE]
             try:
                 found += self._measure(part, suffix)
-            except GlimpseError:  # of one of them
+            except GlimpseError:  # one of the records is at fault: find it
                 found += [self._measure_one(entry, suffix) for entry in part]
         bad = [f"{entry.id} ({length})" for entry, length in zip(entries, found, strict=True) if isinstance(length, str)]
         if bad and strict:
@@ -103,7 +114,8 @@ class SampleMaker:
     def _measure(self, entries: Sequence[Entry], suffix: str) -> list[Length | str]:
         short = [entry for entry in entries if max(len(entry.question), len(entry.answer)) <= LONGEST]
         prompts = [self.processor.chat(len(entry.sizes), question_text(entry.question, suffix)) for entry in short]
-        answers, tokenize, found = [entry.answer.strip() for entry in short], self.processor.tokenize, []
+        answers, tokenize = [entry.answer.strip() for entry in short], self.processor.tokenize
+        found: list[Length | str] = []
         tokens = zip(tokenize(prompts), tokenize(answers, prompts=False), strict=True) if short else iter(())
         for entry in entries:
             if max(len(entry.question), len(entry.answer)) > LONGEST:
@@ -122,7 +134,7 @@ class SampleMaker:
         return found
 
     def make(self, record: Record, suffix: str = "") -> TrainSample:
-        """A record's training sample. Raises: BadRecord that names it."""
+        """A record's training sample. Raises: BadRecord that names the record."""
         try:
             images = [decode(encoded, f"picture {i + 1}") for i, encoded in enumerate(record.images)]
             prepared = self.processor([images], [question_text(record.question, suffix)])
@@ -131,7 +143,7 @@ class SampleMaker:
             parts = evidence(record, [image.size for image in images], self.processor, self.released_boxes)
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # one record must not end the work, whatever is wrong with it
+        except Exception as error:  # whatever is wrong with one record, the run continues without it
             raise BadRecord(f"record {record.id}: {reason(error)}") from error
         reference = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, bool)
         return TrainSample(prompt, np.array([*answer, self._end], np.int32), reference)

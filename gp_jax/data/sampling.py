@@ -1,4 +1,4 @@
-"""Which records a pass over the data reads: sampling strategies and weighted mixtures, deterministic by seed and epoch."""
+"""Chooses the records of a pass over the data: sampling strategies and weighted mixtures, determined by seed and epoch."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from gp_jax.data.settings import DataSource, parse_sampling
 
 
 def sample(count: int, sampling: str, seed: int) -> np.ndarray:
-    """Numbers of the records that a strategy takes of `count`: all, random:N, first:N or end:N. Returns: ascending (n,) int."""
+    """Numbers of the records that a strategy (all, random:N, first:N or end:N) takes of `count`. Returns: ascending (n,) int."""
     kind, wanted = parse_sampling(sampling)
     wanted = count if kind == "all" else min(wanted, count)
     if kind == "random":
@@ -17,17 +17,18 @@ def sample(count: int, sampling: str, seed: int) -> np.ndarray:
 
 
 def mixture(members: Sequence[np.ndarray], sources: Sequence[DataSource], seed: int, epoch: int) -> list[tuple[int, int]]:
-    """One pass: (source, record) pairs in random order.
+    """One pass over the data: (source, record) pairs in random order.
 
-    With weights a pass is as long as all members together; each source's records are repeated, or left out by chance, to its
-    share. Every epoch draws anew.
+    With weights a pass is as long as all members together; the records of each source are repeated, or left out at random, to match
+    the source's share. Every epoch is drawn anew.
     """
     total = sum(m.size for m in members)
     weights = [s.weight for s in sources]
+    all_weights = sum(weight for weight in weights if weight is not None)
     drawn = []
     for number, (own, weight) in enumerate(zip(members, weights, strict=True)):
         rng = np.random.default_rng((seed, epoch, number))
-        wanted = own.size if weight is None else round(total * weight / sum(weights))
+        wanted = own.size if weight is None else round(total * weight / all_weights)
         whole, rest = divmod(wanted, max(own.size, 1))
         chosen = np.concatenate([np.tile(own, whole), rng.permutation(own)[:rest]])
         drawn += [(number, int(record)) for record in chosen]

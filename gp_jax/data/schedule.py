@@ -1,7 +1,7 @@
-"""The order of everything: which records form which micro-batch, in which shape. Index arithmetic only, the same on every host.
+"""The order of training: which records form which micro-batch, in which shape. Only index arithmetic, equal on every host.
 
-All hosts plan the same global micro-batches and each loads its own rows, so shapes agree without talking. The position in the
-data is one number, the micro-batch, from which a run resumes exactly.
+All hosts plan the same global micro-batches and each loads its own rows, so shapes agree without communication. The position in the
+data is one number, that of the micro-batch, and a run resumes exactly from it.
 """
 
 import bisect
@@ -20,7 +20,7 @@ from gp_jax.errors import GlimpseError
 
 @dataclass(frozen=True)
 class Length:
-    """What a record needs."""
+    """The lengths of a record."""
 
     shape: Shape
     answer: int  # answer tokens
@@ -29,22 +29,23 @@ class Length:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """members: (source, record) pairs, at most the batch size; what is missing to it is padding."""
+    """members: (source, record) pairs, at most the batch size; the other rows are padding."""
 
     shape: Shape
     members: tuple[tuple[int, int], ...]
 
 
 class Schedule:
-    """Micro-batches by number, without end: epoch follows epoch."""
+    """An endless sequence of micro-batches, epoch after epoch; `schedule[number]` is one of them."""
 
     def __init__(
         self, sources: Sequence[DataSource], lengths: Sequence[Sequence[Length | str]], *, batch: int, shapes: int, window: int, seed: int
     ):
-        """Args: lengths: per source and record, or why the record is left out; batch: samples of a micro-batch; window: slots of one."""
+        """Args: lengths: per source and record; a text says why a record is left out; batch: samples of a micro-batch; shapes: number of
+        buckets at most; window: vision slots of an attention window."""
         self.sources, self.lengths, self.batch, self.seed = sources, lengths, batch, seed
         self.members: list[np.ndarray] = []
-        self.left_out: dict[str, list[tuple[int, int]]] = {}  # (source, record) by reason
+        self.left_out: dict[str, list[tuple[int, int]]] = {}  # reason -> (source, record) pairs
         for number, (source, own) in enumerate(zip(sources, lengths, strict=True)):
             chosen = sample(len(own), source.sampling, source.seed)
             self.members.append(np.array([i for i in chosen if isinstance(own[i], Length)], int))
@@ -55,15 +56,15 @@ class Schedule:
         if not needs:
             reasons = "; ".join(f"{len(records)} are left out because {reason}" for reason, records in self.left_out.items())
             raise GlimpseError(f"no record is left of {', '.join(f'{s.path} ({s.split})' for s in sources)}: {reasons or 'there is none'}")
-        for source, own in zip(sources, self.members, strict=True):
-            if source.weight is not None and not own.size:  # others would be repeated in its place
+        for source, members in zip(sources, self.members, strict=True):
+            if source.weight is not None and not members.size:  # records of other sources would be repeated in its place
                 raise GlimpseError(f"data source {source.path} ({source.split}): weight={source.weight}, but none of its records is left")
         self.buckets = fit_shapes(needs, shapes, window)
         self.padding = padding(needs, self.buckets)
         self.samples = len(needs)
-        self._starts = [0]  # number of the first micro-batch of every epoch planned so far
+        self._starts = [0]  # number of the first micro-batch of every epoch that has been planned
         self._plans: dict[int, list[MicroBatch]] = {}
-        self._lock = threading.RLock()  # loading threads ask too
+        self._lock = threading.RLock()  # loading threads use the schedule too
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -71,8 +72,14 @@ class Schedule:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
 
+    def _length(self, source: int, record: int) -> Length:
+        """The length of a record that is not left out."""
+        length = self.lengths[source][record]
+        assert isinstance(length, Length), "members have lengths"
+        return length
+
     def _epoch(self, epoch: int) -> list[MicroBatch]:
-        """A pass; the newest two are kept."""
+        """The micro-batches of an epoch; the newest two plans are kept."""
         with self._lock:
             if epoch not in self._plans:
                 self._plans[epoch] = self._plan(epoch)
@@ -81,19 +88,20 @@ class Schedule:
             return self._plans[epoch]
 
     def _plan(self, epoch: int) -> list[MicroBatch]:
-        """A pass: records join the queue of their bucket, a full queue is a micro-batch. What is left fills larger buckets."""
+        """Plans an epoch: records join the queue of their bucket, and a full queue is a micro-batch. The remaining records of all queues
+        share micro-batches in larger buckets."""
         queues: dict[Shape, list] = {bucket: [] for bucket in self.buckets}
         planned = []
         for source, record in mixture(self.members, self.sources, self.seed, epoch):
-            bucket = bucket_of(self.lengths[source][record].shape, self.buckets)
+            bucket = bucket_of(self._length(source, record).shape, self.buckets)
             queues[bucket].append((source, record))
             if len(queues[bucket]) == self.batch:
                 planned.append(MicroBatch(bucket, tuple(queues[bucket])))
                 queues[bucket] = []
-        rest = sorted((self.lengths[s][r].shape.prompt, s, r) for queue in queues.values() for s, r in queue)
-        while rest:  # the longest together
+        rest = sorted((self._length(s, r).shape.prompt, s, r) for queue in queues.values() for s, r in queue)
+        while rest:  # the longest records together
             group, rest = rest[-self.batch :], rest[: -self.batch]
-            shapes = [bucket_of(self.lengths[s][r].shape, self.buckets) for _, s, r in group]
+            shapes = [bucket_of(self._length(s, r).shape, self.buckets) for _, s, r in group]
             largest = next(b for b in self.buckets[::-1] if b in shapes)
             if all(b.slots <= largest.slots and b.tail <= largest.tail for b in shapes):
                 planned.append(MicroBatch(largest, tuple((s, r) for _, s, r in group)))
@@ -102,7 +110,7 @@ class Schedule:
         return planned
 
     def epoch_end(self, epochs: int) -> int:
-        """Micro-batches in the first `epochs` passes."""
+        """Number of micro-batches in the first `epochs` epochs."""
         with self._lock:
             while len(self._starts) <= epochs:
                 self._starts.append(self._starts[-1] + len(self._epoch(len(self._starts) - 1)))
@@ -115,11 +123,11 @@ class Schedule:
         return self._epoch(epoch)[number - self._starts[epoch]]
 
     def counts(self, numbers: Sequence[int]) -> tuple[int, int]:
-        """Answer tokens, and samples with visual tokens, in these micro-batches: what a step's losses are divided by."""
-        own = [self.lengths[s][r] for number in numbers for s, r in self[number].members]
+        """Number of answer tokens, and of samples with visual tokens, in these micro-batches: the denominators of a step's losses."""
+        own = [self._length(s, r) for number in numbers for s, r in self[number].members]
         return sum(length.answer for length in own), sum(length.visual > 0 for length in own)
 
     def tokens(self, number: int) -> int:
-        """Prompt and answer tokens in a micro-batch, without padding."""
-        own = [self.lengths[s][r] for s, r in self[number].members]
+        """Number of prompt and answer tokens in a micro-batch, without padding."""
+        own = [self._length(s, r) for s, r in self[number].members]
         return sum(length.shape.prompt + length.shape.tail for length in own)

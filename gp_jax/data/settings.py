@@ -1,4 +1,4 @@
-"""Which records a run reads, in which order and shapes: the fields `data` of `configs/*.py`."""
+"""Settings of a run's data: the fields `data` of `configs/*.py`."""
 
 from dataclasses import dataclass
 
@@ -12,48 +12,49 @@ class DataSource:
     """A prepared folder (`gp-jax prepare`) and how much of it a run reads."""
 
     path: str
-    """Folder that `gp-jax prepare` wrote, may be gs://; or scenes:N, so many generated scenes. Those of some families:
-    scenes:N:text,chart; of so many visual tokens: scenes:N:64-144; or both."""
+    """Folder that `gp-jax prepare` wrote, may be gs://; or scenes:N for N generated scenes; scenes:N:text,chart: only questions of these
+    families; scenes:N:64-144: only pictures with 64 to 144 visual tokens; scenes:N:text,chart:64-144: both."""
     split: str = "train"
-    """Split in it."""
+    """Split of the folder."""
     sampling: str = "all"
-    """all, random:N, first:N or end:N records."""
+    """Records to read: all, random:N, first:N or end:N (the last N)."""
     seed: int = 42
-    """Of the random sampling."""
+    """Seed of random:N."""
     weight: float | None = None
-    """Share of this source among all that have a weight: records are repeated or left out to match. None: as they are."""
+    """Weight of this source in a pass over the data, relative to the other sources: records are repeated or left out to match. None: every
+    record once. Give every source a weight, or none."""
     suffix: str = ""
-    """Put behind every question on a line of its own, e.g. "Answer the question using a single word or phrase." """
+    """Text after every question, on a line of its own, e.g. "Answer the question using a single word or phrase." """
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which records, in which order, in which shapes."""
+    """Which records a run reads, in which order, in which shapes."""
 
     sources: tuple[DataSource, ...] = ()
-    """What to train on."""
+    """Data sources to train on."""
     validation: tuple[DataSource, ...] = ()
-    """What to validate on; none: no validation."""
+    """Data sources to validate on; none: no validation."""
     own: str | None = None
-    """Shorthand: one prepared folder to train on instead of `sources`; its split `val`, if it has one, is validated on."""
+    """A prepared folder to train on, in place of `sources`; its split `val`, if there is one, is used for validation."""
     seed: int = 42
-    """Of the shuffling."""
+    """Seed of the order of the records."""
     max_visual_tokens: int | None = 4096
     """Larger pictures are scaled down to this many visual tokens per picture. None: the processor's own limit."""
     released_boxes: bool = False
-    """Where pictures are padded to a square, take boxes as shares of that square, as the released training of LLaVA does by mistake."""
+    """For models that pad pictures to a square: take boxes as shares of that square, as the released training of LLaVA does by mistake."""
     max_prompt: int | None = None
-    """Leave out records with longer prompts, in tokens with visual ones. None: no limit."""
+    """Leave out records with longer prompts; in tokens, visual tokens included. None: no limit."""
     max_answer: int = 512
-    """Leave out records with longer answers, in tokens."""
+    """Leave out records with longer answers; in tokens. None: no limit."""
     shapes: int = 8
-    """Bucket shapes, chosen to fit the records: more means less padding and more programs to compile."""
+    """Number of bucket shapes, which are chosen to fit the records: more shapes mean less padding and more programs to compile."""
     workers: int = 0
-    """Processes that load ahead; 0: threads of this process."""
+    """Processes that load data ahead; 0: threads of this process."""
     threads: int = 4
     """Loading threads per process."""
     prefetch: int = 8
-    """Micro-batches that are ready ahead."""
+    """Micro-batches that are loaded ahead."""
 
 
 def parse_sampling(text: str) -> tuple[str, int]:

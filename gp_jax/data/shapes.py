@@ -1,7 +1,7 @@
-"""Bucket shapes that fit a set of records: as many as allowed, chosen so that least is padded.
+"""Bucket shapes that fit a set of records: a given number of them, chosen so that padding is least.
 
-Records are sorted by prompt length and cut into runs; a run's shape is as long as its longest member. The best cuts are found by
-dynamic programming over lengths rounded to what kernels want, so it costs nothing beside reading the records.
+Records are sorted by prompt length and cut into groups; a group's shape is as long as its longest member. The best cuts are found by
+dynamic programming over rounded lengths, which takes far less time than reading the records.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ import numpy as np
 
 from gp_jax.data.collate import Shape
 
-STEPS = ((192, 16), (768, 32), (3072, 64))  # lengths up to .. are rounded up to multiples of ..
+STEPS = ((192, 16), (768, 32), (3072, 64))  # (limit, multiple): lengths up to the limit are rounded up to the multiple
 LONG_STEP = 128
 TAIL_STEP = 16
 
 
 def round_up(length: int, window: int = 1) -> int:
-    """A length rounded up to a multiple that suits kernels, and of a whole number of attention windows."""
+    """A length rounded up to a multiple from STEPS that is also a multiple of `window`."""
     step = next((step for limit, step in STEPS if length <= limit), LONG_STEP)
     step = int(np.lcm(step, window))
     return max(step, -(-length // step) * step)
@@ -25,15 +25,15 @@ def round_up(length: int, window: int = 1) -> int:
 def fit_shapes(shapes: Sequence[Shape], count: int, window: int) -> list[Shape]:
     """Chooses buckets.
 
-    Args: shapes: what every record needs; count: at most so many buckets; window: vision slots of an attention window.
-    Returns: buckets by ascending prompt length.
+    Args: shapes: one per record; count: the most buckets to choose; window: vision slots of an attention window.
+    Returns: buckets in order of prompt length.
     """
     needs = np.array([(round_up(s.prompt), round_up(s.slots, window), -(-s.tail // TAIL_STEP) * TAIL_STEP) for s in shapes], np.int64)
     rungs, group = np.unique(needs[:, 0], return_inverse=True)
     size = np.bincount(group)
     slots, tail = (np.array([needs[group == g, column].max() for g in range(rungs.size)]) for column in (1, 2))
     n, count = rungs.size, min(count, rungs.size)
-    cost = np.full((n + 1, n + 1), np.inf)  # of one bucket for rungs low .. high - 1
+    cost = np.full((n + 1, n + 1), np.inf)  # cost of one bucket for the rungs low .. high - 1
     for low in range(n):
         most_slots, most_tail = np.maximum.accumulate(slots[low:]), np.maximum.accumulate(tail[low:])
         cost[low, low + 1 :] = np.cumsum(size[low:]) * (rungs[low:] + most_slots + most_tail)
@@ -45,7 +45,7 @@ def fit_shapes(shapes: Sequence[Shape], count: int, window: int) -> list[Shape]:
     high, buckets = n, []
     for back in [*reversed(cut), None]:
         low = 0 if back is None else int(back[high])
-        if low < 0:  # one bucket fewer is as good
+        if low < 0:  # one bucket fewer costs the same
             continue
         buckets.append(Shape(int(slots[low:high].max()), int(rungs[high - 1]), int(tail[low:high].max())))
         high = low
@@ -55,12 +55,12 @@ def fit_shapes(shapes: Sequence[Shape], count: int, window: int) -> list[Shape]:
 
 
 def padding(shapes: Sequence[Shape], buckets: Sequence[Shape]) -> float:
-    """Share of rows (vision slots, prompt and tail) that are padding when every record sits in its bucket."""
+    """Share of rows (vision slots, prompt and tail) that are padding when every record is padded to its bucket."""
     used = sum(s.slots + s.prompt + s.tail for s in shapes)
     held = sum((lambda b: b.slots + b.prompt + b.tail)(bucket_of(s, buckets)) for s in shapes)
     return 1 - used / held
 
 
 def bucket_of(shape: Shape, buckets: Sequence[Shape]) -> Shape:
-    """The first bucket that holds a record."""
+    """The first bucket that is large enough for a record."""
     return next(b for b in buckets if b.prompt >= shape.prompt and b.slots >= shape.slots and b.tail >= shape.tail)

@@ -1,4 +1,4 @@
-"""Annotation files cut into chunks of rows, by byte positions: worker processes read only their own rows."""
+"""Cuts annotation files into chunks of rows, by byte positions, so that worker processes read only their own rows."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ SUFFIXES = (".jsonl", ".json")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BLANK = re.compile(r"[ \t\r\n]*")
 
-Span = tuple[int, int, int]  # first byte, bytes, number of the row counted from 1 (its line in JSONL)
+Span = tuple[int, int, int]  # first byte, number of bytes, number of the row counted from 1 (in JSONL: its line)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some consecutive rows of one file."""
+    """Consecutive rows of one file."""
 
     path: str
     label: str  # "file.jsonl:" or, for elements of a JSON list, "file.json#"; the row's number follows
@@ -35,13 +35,13 @@ class Chunk:
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """Number of rows."""
         return sum(len(piece.spans) for piece in self.pieces)
 
     def read(self) -> Iterator[tuple[str, str, bytes]]:
         """(where, name of the file without suffix, JSON text) of each row."""
         for piece in self.pieces:
-            stem = printable(Path(piece.path).stem)  # a file's name may be no text, and becomes a data set's
+            stem = printable(Path(piece.path).stem)  # becomes a data set's name, and a file name need not be valid text
             with open(piece.path, "rb") as file:
                 for start, length, number in piece.spans:
                     file.seek(start)
@@ -49,7 +49,7 @@ class Chunk:
 
 
 def find_files(sources: Sequence[str | Path]) -> list[Path]:
-    """Annotation files of files and folders, in order. Raises: GlimpseError for what is missing or has none."""
+    """The annotation files among files and in folders, in order. Raises: GlimpseError for a missing path or a folder without any."""
     files = []
     for source in map(path_of, sources):
         kind = kind_of(source)
@@ -73,7 +73,8 @@ def find_files(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def scan(files: Sequence[Path]) -> tuple[list[Piece], str]:
-    """Every file's rows, and a digest of all files' names and contents. Raises: GlimpseError for a file without a readable row."""
+    """Finds the rows of every file. Returns: pieces, one per file, and a digest of all names and contents. Raises: GlimpseError for a file
+    without a readable row."""
     names = [printable(path.name) for path in files]
     digest = hashlib.sha256()
     pieces = []
@@ -84,14 +85,16 @@ def scan(files: Sequence[Path]) -> tuple[list[Piece], str]:
         digest.update(f"{name}\0{len(data)}\0".encode() + hashlib.sha256(data).digest())
         spans, is_list = _spans(data, path)
         if not any(_is_object(data[start : start + length]) for start, length, _ in spans):
-            raise GlimpseError(f"{path}: has no readable row, expected JSON objects one a line, or one JSON list of them, in UTF-8")
+            raise GlimpseError(f"{path}: has no readable row, expected one JSON object per line, or one JSON list of objects, in UTF-8")
         pieces.append(Piece(str(path), f"{name}{'#' if is_list else ':'}", tuple(spans)))
     return pieces, digest.hexdigest()
 
 
 def cut(pieces: Sequence[Piece], rows: int) -> list[Chunk]:
-    """Chunks of this number of rows, across files."""
-    chunks, current, space = [], [], rows
+    """Cuts pieces into chunks of this number of rows; a chunk may span files."""
+    chunks: list[Chunk] = []
+    current: list[Piece] = []
+    space = rows
     for piece in pieces:
         start = 0
         while start < len(piece.spans):
@@ -105,14 +108,14 @@ def cut(pieces: Sequence[Piece], rows: int) -> list[Chunk]:
 
 
 def _spans(data: bytes, path: Path) -> tuple[list[Span], bool]:
-    """Rows, and whether they are elements of a list."""
+    """The rows of a file, and whether they are elements of a JSON list."""
     if data[:4096].removeprefix(BYTE_ORDER_MARK).lstrip()[:1] != b"[":
         return _line_spans(data), False
     try:
         return _list_spans(data, path), True
     except GlimpseError:
         lines = _line_spans(data)
-        # JSON lines of which the first is no row: the second stands for itself, as no element of a list of several does.
+        # JSONL whose first line is a list, hence a bad row: its second line is a whole object. In a JSON list a comma would follow it.
         if len(lines) > 1 and _is_object(data[lines[1][0] : lines[1][0] + lines[1][1]]):
             return lines, False
         raise
@@ -128,13 +131,14 @@ def _line_spans(data: bytes) -> list[Span]:
 
 
 def _list_spans(data: bytes, path: Path) -> list[Span]:
-    """Where the elements of a JSON list are. Raises: GlimpseError when it is damaged, for nothing after the damage can be trusted."""
+    """Positions of the elements of a JSON list. Raises: GlimpseError when it is damaged: elements after the damage cannot be trusted."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise GlimpseError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    decoder, spans = json.JSONDecoder(), []
-    at = BLANK.match(text, text.index("[") + 1).end()
+    decoder = json.JSONDecoder()
+    spans: list[Span] = []
+    at = _skip(text, text.index("[") + 1)
     counted, bytes_before = 0, 0  # bytes of the first `counted` characters
     try:
         while text[at : at + 1] != "]":
@@ -143,16 +147,22 @@ def _list_spans(data: bytes, path: Path) -> list[Span]:
             length = len(text[at:end].encode())
             spans.append((bytes_before, length, len(spans) + 1))
             counted, bytes_before = end, bytes_before + length
-            at = BLANK.match(text, end).end()
+            at = _skip(text, end)
             if text[at : at + 1] == ",":
-                at = BLANK.match(text, at + 1).end()
+                at = _skip(text, at + 1)
             elif text[at : at + 1] != "]":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-        if BLANK.match(text, at + 1).end() != len(text):
+        if _skip(text, at + 1) != len(text):
             raise json.JSONDecodeError("Expecting nothing after the list", text, at + 1)
     except (ValueError, RecursionError) as error:
         raise GlimpseError(f"{path}: is a damaged or cut off JSON list, after element {len(spans)} ({error})") from error
     return spans
+
+
+def _skip(text: str, at: int) -> int:
+    """The first position from `at` on that is not white space."""
+    blank = BLANK.match(text, at)
+    return blank.end() if blank else at
 
 
 def _is_object(data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""The work of one process: a chunk of rows becomes a shard per split, its index lines and, last, a sidecar that says it is done."""
+"""The work of one process: writes a chunk of rows as one shard and index per split, and last a sidecar that marks the chunk as done."""
 
 import contextlib
 import dataclasses
@@ -17,15 +17,15 @@ from gp_jax.data.builder import ShardWriter, encode, shard_name
 from gp_jax.data.checks import Checker
 from gp_jax.data.formats import BadRow, parse_row
 from gp_jax.data.record import Record
-from gp_jax.data.report import Natural, Report, read_as, say
 from gp_jax.data.sources import Chunk
+from gp_jax.data.tally import Natural, Report, read_as, say
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import MAX_JSON, kind_of, read_bytes, write_text
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all chunks."""
+    """The settings that all chunks share."""
 
     images: Path
     parts: Path
@@ -34,37 +34,37 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Records of one chunk and split."""
+class Shard:
+    """Sizes of the records of one chunk and split."""
 
     examples: Natural
     bytes: Natural  # of the records
     size: Natural  # of the shard's file
-    index: Natural  # size of the index
+    index: Natural  # of the index file
 
 
 @dataclass(frozen=True)
 class Done:
-    """A chunk's sidecar."""
+    """The content of a chunk's sidecar."""
 
-    parts: dict[str, Part]  # by split
+    parts: dict[str, Shard]  # by split
     report: Report
 
 
 def part_path(parts: Path, chunk: int, split: str) -> Path:
-    """A chunk's records of one split. Its index lies beside it, with suffix .index."""
+    """The shard of a chunk and split. Its index has the same name with the suffix .index."""
     return parts / f"{chunk:05d}-{split}.shard"
 
 
 def sidecar_path(parts: Path, chunk: int) -> Path:
-    """A chunk's report; there when the chunk is done."""
+    """The sidecar of a chunk; it exists when the chunk is done."""
     return parts / f"{chunk:05d}.json"
 
 
 def finish_all(job: Job, chunks: Sequence[Chunk], workers: int, allowed: float, progress: bool) -> list[Done]:
-    """Does what is not done yet; stops early when more rows than allowed are bad. Returns: of the chunks that are done, in order.
+    """Writes all chunks that are not done yet; stops early when more than `allowed` rows are bad. Returns: the sidecars of finished chunks.
 
-    Raises: GlimpseError when the disk or a process fails; all that was done remains.
+    Raises: GlimpseError when the disk or a process fails; finished chunks remain on disk.
     """
     from tqdm import tqdm
 
@@ -88,7 +88,7 @@ def finish_all(job: Job, chunks: Sequence[Chunk], workers: int, allowed: float, 
                         break
             except BrokenProcessPool as error:
                 raise GlimpseError(
-                    "a worker process died, perhaps of too little memory; run again to go on (try fewer --workers)"
+                    "a worker process died, perhaps because memory ran out; run again to go on (try fewer --workers)"
                 ) from error
             except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
                 named, reason = getattr(error, "filename", None) or job.parts, getattr(error, "strerror", None) or error
@@ -100,7 +100,7 @@ def finish_all(job: Job, chunks: Sequence[Chunk], workers: int, allowed: float, 
 
 
 def find_done(job: Job, chunks: Sequence[Chunk]) -> dict[int, Done]:
-    """Chunks whose files are whole, by number. What is damaged is named, and done again."""
+    """Finished chunks by number. A chunk with a damaged file is reported and will be written again."""
     done = {}
     for chunk in chunks:
         path = sidecar_path(job.parts, chunk.index)
@@ -114,7 +114,7 @@ def find_done(job: Job, chunks: Sequence[Chunk]) -> dict[int, Done]:
     for index, one in list(done.items()):
         for split, part in one.parts.items():
             path = part_path(job.parts, index, split)
-            placed = path if kind_of(path) is not None else finals.get((index, split), path)  # the end was interrupted
+            placed = path if kind_of(path) is not None else finals.get((index, split), path)  # `_finalise` had renamed it
             sizes = {placed: part.size, path.with_suffix(".index"): part.index}
             wrong = next((path for path, size in sizes.items() if kind_of(path) != "file" or path.stat().st_size != size), None)
             if wrong is not None and done.pop(index, None):
@@ -123,7 +123,7 @@ def find_done(job: Job, chunks: Sequence[Chunk]) -> dict[int, Done]:
 
 
 def final_paths(job: Job, done: dict[int, Done]) -> dict[tuple[int, str], Path]:
-    """Where the shards of all chunks and splits belong at last."""
+    """The final path of every (chunk, split)."""
     chunks: dict[str, list[int]] = {}
     for index, one in sorted(done.items()):
         for split in one.parts:
@@ -136,7 +136,7 @@ def final_paths(job: Job, done: dict[int, Done]) -> dict[tuple[int, str], Path]:
 
 
 def _pool(job: Job, workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: the parent may run threads (of JAX, of a notebook) that a fork would leave half alive.
+    # Spawned, not forked: the parent may have threads (JAX, a notebook), whose locks a forked child would inherit in any state.
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(job,))
 
 
@@ -151,22 +151,26 @@ def _finished(executor: ProcessPoolExecutor | None, job: Job, chunks: Sequence[C
             yield futures[future], future.result()
 
 
-_worker: tuple[Job, Checker] | None = None  # of a worker process
+_worker: tuple[Job, Checker] | None = None  # set in worker processes
 
 
 def _start_worker(job: Job) -> None:
     global _worker
     _worker = (job, Checker(job.images))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent lets us end our chunk
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent waits for this chunk
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a worker process"
 
     def follow_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)  # a killed parent must not leave writers behind
+        parent.join()
+        os._exit(1)  # when the parent is killed its workers must not go on writing
 
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def _finish_in_worker(chunk: Chunk) -> Done:
+    assert _worker is not None, "set by _start_worker"
     return finish(chunk, *_worker)
 
 
@@ -191,25 +195,25 @@ def finish(chunk: Chunk, job: Job, checker: Checker) -> Done:
     for split, writer in sorted(writers.items()):
         lines = "".join(index[split]).encode()
         writer.path.with_suffix(".index").write_bytes(lines)
-        parts[split] = Part(writer.examples, writer.bytes, writer.path.stat().st_size, len(lines))
+        parts[split] = Shard(writer.examples, writer.bytes, writer.path.stat().st_size, len(lines))
     fields = {"parts": {split: dataclasses.asdict(part) for split, part in parts.items()}, "report": report.as_dict()}
     write_text(sidecar_path(job.parts, chunk.index), json.dumps(fields, ensure_ascii=False))
     return Done(parts, report)
 
 
 def _make(data: bytes, where: str, stem: str, job: Job, checker: Checker) -> tuple[str, Record, tuple, bytes]:
-    """One row's split, record, sizes of pictures, and what is stored. Raises: BadRow, whatever is wrong with the row; OSError."""
+    """One row's split, record, sizes of pictures, and stored bytes. Raises: BadRow for anything that is wrong with the row; OSError."""
     try:
         row = parse_row(data, where, stem, job.boxes, job.split)
         record, sizes = checker.check(row)
         return row.split, record, sizes, encode(record, sizes)
     except (BadRow, OSError):
         raise
-    except Exception as error:  # a fault of ours or of a library: one row must not end the work
+    except Exception as error:  # an unexpected error in this code or a library must not stop the whole preparation
         raise BadRow("unexpected", f"{type(error).__name__}: {error}") from error
 
 
 def index_line(record: Record, sizes: Sequence[tuple[int, int]]) -> str:
-    """What `record.Entry` holds, as JSON."""
+    """The fields of a `record.Entry` as one line of JSON."""
     fields = {"id": record.id, "dataset": record.dataset, "question": record.question, "answer": record.answer, "sizes": sizes}
     return json.dumps(fields, ensure_ascii=False) + "\n"

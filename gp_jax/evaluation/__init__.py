@@ -1,1 +1,1 @@
-"""Metrics of answers and evidence, their statistics, and the report that people read."""
+"""Evaluation: compares pruning plans by accuracy, kept evidence and cost, and reports the comparison."""

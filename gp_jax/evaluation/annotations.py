@@ -1,7 +1,7 @@
-"""Annotation files as a source of questions, without preparing them first: Visual-CoT's benchmark and your own.
+"""Reads questions from annotation files without preparing them first: Visual-CoT's benchmark and your own.
 
-Rows that cannot be read or have no picture are left out and named. Rows whose boxes or masks do not fit are asked without them:
-accuracy needs none. Pictures are decoded when they are asked about, so one that breaks there is found then.
+Rows that cannot be read or have no picture are left out and reported. Rows with wrong boxes or masks are asked without them, because
+accuracy does not need them. Pictures are decoded when they are asked about, so a damaged one is only found then.
 """
 
 import dataclasses
@@ -21,26 +21,28 @@ from gp_jax.data.sources import Chunk, cut, find_files, scan
 from gp_jax.errors import GlimpseError, printable, reason
 from gp_jax.runtime.disk import kind_of, path_of
 
-EVIDENCE = ("no evidence", "box ", "mask ", "size disagrees")  # how reasons begin that do not keep a question from being asked
+EVIDENCE = ("no evidence", "box ", "mask ", "size disagrees")  # first words of the reasons for which a question is still asked
 
 
 class Annotations:
-    """The first `limit` rows of annotation files, a `record.Source`. left_out: why, per row that is not asked."""
+    """The first `limit` rows of annotation files, as a `record.Source`. left_out: the reason per row that is not asked."""
 
     def __init__(self, files: Sequence[str | Path], images: str | Path, limit: int, boxes: str = "auto", progress: bool = False) -> None:
         self.files, self.boxes, self._progress = list(map(path_of, files)), boxes, progress
         self.name = ", ".join(file.name for file in self.files)
         if kind_of(path_of(images)) != "folder":
             raise GlimpseError(f"--images {images}: no such folder")
-        self.checker, self.left_out = Checker(path_of(images)), {}
-        self.answers: dict[str, tuple[str, ...]] = {}  # of rows with several references
+        self.checker = Checker(path_of(images))
+        self.left_out: dict[str, str] = {}
+        self.answers: dict[str, tuple[str, ...]] = {}  # all references of rows with several
         self._facts: dict[str, str] = {}
         pieces, _ = scan(find_files(self.files))
         self._chunk = cut(pieces, limit)[0]
 
     @cached_property
     def _rows(self) -> list[tuple[Row, Entry]]:
-        found, names = [], Counter()
+        found: list[tuple[Row, Entry]] = []
+        names: Counter[str] = Counter()
         rows = tqdm(Chunk.read(self._chunk), desc=printable(self.name, 80), total=self._chunk.rows, unit="row", disable=not self._progress)
         for where, stem, data in rows:
             try:
@@ -49,11 +51,11 @@ class Annotations:
                 pictures = [self.checker.find(path, row.dataset, "image") for path in row.images]
                 sizes = tuple(map(upright_size, pictures))
                 facts = row.images, [path.stat().st_size for path in pictures], row.boxes, row.masks, row.frame, row.sizes
-            except Exception as error:  # whatever is wrong with it, the others can be asked
+            except Exception as error:  # whatever is wrong with this row, the others can be asked
                 self.left_out[where] = _reason(error)
                 continue
             names[row.id] += 1
-            name = row.id if names[row.id] == 1 else f"{row.id}~{names[row.id]}"  # ids of your own may come twice
+            name = row.id if names[row.id] == 1 else f"{row.id}~{names[row.id]}"  # ids in files of your own may not be unique
             if len(references) > 1:
                 self.answers[name] = references
             self._facts[name] = hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
@@ -62,22 +64,22 @@ class Annotations:
 
     @property
     def entries(self) -> list[Entry]:
-        """Of the rows that can be asked."""
+        """One entry per row that can be asked."""
         return [entry for _, entry in self._rows]
 
     def references(self, name: str) -> tuple[str, ...]:
-        """All right answers of a row with several (`answers`); empty for others."""
+        """All right answers of a row with a list `answers`; empty for other rows."""
         return self.answers.get(name, ())
 
     def made_from(self, name: str) -> str:
-        """A digest of the pictures' names and bytes, and of the evidence as the row has it."""
+        """A digest of the pictures' names and bytes and of the evidence in the row."""
         return self._facts[name]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        """Raises: GlimpseError when the picture does not decode."""
+        """Record number `index`. Raises: GlimpseError when its picture cannot be decoded."""
         row, entry = self._rows[index]
         try:
             try:
@@ -100,13 +102,13 @@ def _reason(error: Exception) -> str:
 
 
 def _references(data: bytes) -> tuple[tuple[str, ...], bytes]:
-    """`answers` of a row of your own, and the row with an `answer`: the most frequent of them, where it has none."""
+    """The list `answers` of a row of your own, and the row; if it has no `answer`, the most frequent one of the list is added as such."""
     if b'"answers"' not in data:
         return (), data
     try:
         fields = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        return (), data  # parse_row says what is wrong
+        return (), data  # parse_row will report what is wrong
     answers = fields.get("answers") if isinstance(fields, dict) else None
     if answers is None:
         return (), data

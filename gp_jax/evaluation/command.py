@@ -1,4 +1,4 @@
-"""The command line of `eval.py`, and what it runs."""
+"""The command line of `eval.py`, and the evaluation that it runs."""
 
 import contextlib
 import dataclasses
@@ -19,27 +19,27 @@ PREDICTIONS, NOTES = "predictions.jsonl", "made_with.json"
 
 
 @dataclass(frozen=True)
-class Launch(EvalConfig):
-    """Compare ways to prune: accuracy, what is kept, what it costs. An evaluation that is in --out already goes on where it stopped."""
+class EvalLaunch(EvalConfig):
+    """Compare ways to prune: accuracy, visual tokens kept, cost. If --out holds an evaluation already, it continues where it stopped."""
 
     config: Path | None = None
-    """A Python file whose `evaluation` is an EvalConfig, e.g. configs/eval_scenes.py; the options below change it."""
+    """A Python file whose `evaluation` is an EvalConfig, e.g. configs/eval_scenes.py; the options below override it."""
 
 
 def parse(argv: list[str]) -> EvalConfig:
     """Reads the command line; the configuration file sets the defaults."""
     path = given_path(argv)
     base = EvalConfig() if path is None else read_config(path, "evaluation", (EvalConfig,))
-    default = Launch(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    launch = tyro.cli(Launch, default=default, args=argv, prog="eval.py", config=(tyro.conf.HelptextFromCommentsOff,))
+    default = EvalLaunch(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+    launch = tyro.cli(EvalLaunch, default=default, args=argv, prog="eval.py", config=(tyro.conf.HelptextFromCommentsOff,))
     return EvalConfig(**{f.name: getattr(launch, f.name) for f in dataclasses.fields(EvalConfig)})
 
 
 def claim(out: Path, identity: dict) -> list[str]:
-    """Notes what a folder's predictions are made with. Returns: a line for everything damaged that was set aside.
+    """Writes down what the predictions in a folder are made with (model, settings). Returns: a message per damaged file that was renamed.
 
-    Without notes that can be read nobody knows what predictions were made with: they are set aside too.
-    Raises: GlimpseError when those that are there were made with something else.
+    If these notes are damaged, it is unknown what the predictions were made with, so their files are renamed too.
+    Raises: GlimpseError when the predictions in the folder were made with something else.
     """
     path, said, old = out / NOTES, [], {}
     try:
@@ -60,7 +60,7 @@ def claim(out: Path, identity: dict) -> list[str]:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """What of `new` is another now, in words; of a table of digests the names. Empty when there is no `old`."""
+    """Messages about the fields of `new` that differ from `old`; of a table of digests, the names. Empty without an `old`."""
     found = []
     for name, value in new.items() if old else ():
         was = old.get(name)
@@ -75,9 +75,9 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def evaluate(config: EvalConfig) -> Path | None:
-    """Runs a configuration. Returns: the report; None in processes other than the first.
+    """Runs a configuration. Returns: the path of the report; None in processes other than the first.
 
-    Raises: GlimpseError on anything wrong with it, its model or its data, and when another process evaluates in the same folder.
+    Raises: GlimpseError for errors in the configuration, the model or the data, and when another process evaluates in the same folder.
     """
     config = config.check()
     import jax
@@ -106,13 +106,13 @@ def _evaluate(config: EvalConfig, first: bool) -> Path | None:
     devices = jax.local_devices()[: config.devices if config.devices > 0 else None]
     if config.devices > len(devices):
         raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
-    options = dict(mesh=make_mesh(data=len(devices), devices=devices)) if len(devices) > 1 else {}
-    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, **options)
+    mesh = make_mesh(data=len(devices), devices=devices) if len(devices) > 1 else None
+    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, mesh)
     plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks), path_of(config.out)
     if first:
         for line in claim(out, config.identity()):
             print(printable(line))
-        merge_predictions(out / PREDICTIONS)  # a killed run's parts: what is answered from here on is newer than all of them
+        merge_predictions(out / PREDICTIONS)  # parts of a killed run must be merged before this run writes newer ones
     wait_for_all("the folder is claimed")
     if not first and not (out / NOTES).exists():
         raise GlimpseError(f"out={config.out}: the processes of a run must share this folder")

@@ -1,4 +1,4 @@
-"""Files with one JSON object a line that processes append to, read as far as a kill or a damaged disk has left them whole."""
+"""Files with one JSON object per line that processes append to. Lines that a kill or a damaged disk left incomplete are skipped."""
 
 import contextlib
 import itertools
@@ -10,15 +10,15 @@ from typing import BinaryIO
 from gp_jax.errors import GlimpseError
 from gp_jax.runtime.disk import aside, check_regular, kind_of, reading, set_aside, whole, writing
 
-LONGEST = 4 << 20  # bytes of a line: what is longer is damaged
+LONGEST = 4 << 20  # bytes; a longer line is taken as damaged
 
 
 def read_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Complete lines after the first `start` bytes, with their numbers counted from 1. A line that is too long is cut. No lines where there
-    is no file.
+    """Complete lines after the first `start` bytes, with their numbers counted from 1. A line that is too long is cut. No lines when
+    there is no file.
 
-    A last line without its line break was left half-written by a killed run and is not among them. Raises: GlimpseError for what is no
-    regular file or cannot be read.
+    A last line without a line break, left by a killed run, is not returned. Raises: GlimpseError for a file that is not regular or cannot
+    be read.
     """
     if kind_of(path) is None:
         return
@@ -35,9 +35,9 @@ def read_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def mend(path: Path, parse: Callable[[bytes], object]) -> str | None:
-    """Leaves only lines that `parse` can read in a file; as it was it is kept beside it. Returns: what was wrong, None: nothing.
+    """Removes the lines of a file that `parse` cannot read; the original is kept under another name. Returns: what was wrong, or None.
 
-    Only for a file that nobody else writes to now. parse: raises GlimpseError.
+    No other process may write to the file. parse: raises GlimpseError for a damaged line.
     """
     if kind_of(path) in ("folder", "other"):
         return f"{path}: is not a regular file, not used; it is {set_aside(path).name} now"
@@ -59,9 +59,9 @@ def mend(path: Path, parse: Callable[[bytes], object]) -> str | None:
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[Callable[[str], None]]:
-    """Gives a function that adds a line, on disk when it returns. A last line that a killed run left half-written goes.
+    """Gives a function that adds a line, which is on disk when it returns. An incomplete last line of a killed run is removed first.
 
-    Halves of surrogates are written as JSON escapes them. Raises: GlimpseError that names the file, e.g. when the disk is full.
+    Lone surrogates are written as JSON escapes. Raises: GlimpseError that names the file, e.g. when the disk is full.
     """
     with writing(path):
         file = path.open("ab+")
@@ -76,12 +76,12 @@ def appending(path: Path) -> Iterator[Callable[[str], None]]:
 
         yield append
     finally:
-        with contextlib.suppress(OSError):  # what could not be written has been said
+        with contextlib.suppress(OSError):  # a failed write has been reported
             file.close()
 
 
 def _drop_half(file: BinaryIO) -> None:
-    """Cuts a file behind its last line break."""
+    """Cuts a file after its last line break."""
     end = file.seek(0, 2)
     while end:
         start = max(0, end - LONGEST)

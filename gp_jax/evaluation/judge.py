@@ -1,7 +1,7 @@
 """Scores of a language model behind an OpenAI-compatible endpoint, as Visual-CoT (Shao et al. 2024) and GlimpsePrune score free answers.
 
-A verdict is kept on disk under a digest of everything that was asked (endpoint, model, messages, settings), so that it is paid for once.
-What failed or cannot be read is reported and left out: it is no score, and the next run asks again.
+Verdicts are stored on disk under a digest of the request (endpoint, model, messages, settings), so that each is paid for once. Requests
+that fail and replies that cannot be read give no score: they are reported and left out, and the next run asks again.
 """
 
 import asyncio
@@ -26,25 +26,25 @@ from gp_jax.evaluation.verdicts import Question, Verdicts, digest, read_cache, r
 from gp_jax.runtime.disk import parse_json, writing
 
 TRY_AGAIN = {408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
-HOPELESS = {401, 405}  # the next request would get the same answer
-REFUSED = {403, 404}  # one question (moderation), or all of them
-REFUSALS = 5  # such answers one after the other, with no verdict in between: all of them
-GIVE_UP = 10  # requests that failed one after the other, each after all of its tries: the server is gone
+HOPELESS = {401, 405}  # status codes that every further request would get too
+REFUSED = {403, 404}  # status codes that concern one question (moderation) or all of them
+REFUSALS = 5  # this many refusals without a verdict in between: they concern all questions
+GIVE_UP = 10  # this many requests in a row that fail after all of their tries: the server is gone
 LONGEST_WAIT = 120.0  # seconds between tries
 MOST_BYTES = 1 << 20  # of a reply, compressed or not
 HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
 class Failed(Exception):
-    """No verdict, and why."""
+    """A question without a verdict; the message says why."""
 
 
 class Hopeless(Failed):
-    """Nor will the next request get one."""
+    """A question without a verdict, when further requests would fail too."""
 
 
 def judge(config: JudgeConfig, questions: Sequence[Question], cache: Path, quiet: bool | None = None) -> Verdicts:
-    """Scores questions; equal ones once. cache: file of verdicts."""
+    """Scores questions, equal ones once. cache: the file that stores verdicts."""
     verdicts, known = Verdicts(), read_cache(cache)
     todo: dict[str, Question] = {}
     for question in dict.fromkeys(questions):
@@ -61,7 +61,7 @@ def judge(config: JudgeConfig, questions: Sequence[Question], cache: Path, quiet
 
 
 class _Asking:
-    """One run's requests, within the limits at a time and per minute."""
+    """The requests of one run, within the limits at a time and per minute."""
 
     def __init__(self, config: JudgeConfig, cache: Path, verdicts: Verdicts, quiet: bool | None):
         self.config, self.cache, self.verdicts, self.quiet = config, cache, verdicts, quiet
@@ -70,7 +70,7 @@ class _Asking:
         self.redact = redactor(self.key, config.url)
 
     async def all(self, todo: dict[str, Question]) -> None:
-        """Asks them all; every verdict is on disk before the next is waited for."""
+        """Asks all questions; every verdict is on disk before the next one is awaited."""
         headers = HEADERS | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         gate, waiting = asyncio.Semaphore(self.config.at_once), self.config.timeout
         with writing(self.cache):
@@ -93,19 +93,19 @@ class _Asking:
                 tasks = [asyncio.ensure_future(one(digest, question)) for digest, question in todo.items()]
                 try:
                     await asyncio.gather(*tasks)
-                finally:  # a full disk ends the asking
+                finally:  # e.g. when the disk is full
                     for task in tasks:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
 
     async def verdict(self, client: httpx2.AsyncClient, question: Question) -> tuple[str, float]:
-        """A verdict without secrets, and its score. Raises: Failed, whatever goes wrong."""
+        """A verdict without secrets, and its score. Raises: Failed for every kind of failure."""
         try:
             verdict = self.redact(await self.ask(client, question))
             score = read_score(verdict)
         except Failed:
             raise
-        except Exception as error:  # no answer of a server may end an evaluation
+        except Exception as error:  # no reply of a server may end an evaluation
             raise Failed(f"reply that cannot be read ({type(error).__name__})") from error
         if score is None:
             raise Failed("verdict that cannot be read")
@@ -147,7 +147,7 @@ class _Asking:
         """One try. Raises: Failed, Hopeless, or _Again when another may succeed."""
         try:
             url, body = f"{self.config.url.rstrip('/')}/chat/completions", json.dumps(request(self.config, question)).encode()
-            async with asyncio.timeout(self.config.timeout):  # of the whole: a server may send a byte now and then
+            async with asyncio.timeout(self.config.timeout):  # for the whole request: a server may send single bytes
                 async with client.stream("POST", url, content=body) as reply:
                     if reply.status_code in TRY_AGAIN:
                         raise _Again(f"status {reply.status_code}", _seconds(reply.headers.get("retry-after")))
@@ -171,23 +171,24 @@ class _Asking:
 
 
 async def _read(reply: httpx2.Response) -> bytes:
-    """A reply's body. Raises: Failed when it is too large, or compressed in a way that nobody asked for."""
-    content, coding = bytearray(), reply.headers.get("content-encoding", "identity").strip().lower()
+    """A reply's body. Raises: Failed when it is too large, or compressed although that was not requested."""
+    received, coding = bytearray(), reply.headers.get("content-encoding", "identity").strip().lower()
     async for chunk in reply.aiter_raw():
-        content += chunk
-        if len(content) > MOST_BYTES:
+        received += chunk
+        if len(received) > MOST_BYTES:
             raise Failed("reply that is too large")
+    content = bytes(received)
     if coding in ("gzip", "x-gzip", "deflate"):
         content = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(content, MOST_BYTES + 1)
     elif coding not in ("", "identity"):
         raise Failed("reply that is compressed")
     if len(content) > MOST_BYTES:
         raise Failed("reply that is too large")
-    return bytes(content)
+    return content
 
 
 class _Again(Exception):
-    """A try that failed and may not the next time. after: seconds that the server asks to wait."""
+    """A try that failed while another may succeed. after: seconds to wait, as requested by the server."""
 
     def __init__(self, reason: str, after: float = 0.0):
         super().__init__(reason)
@@ -195,12 +196,12 @@ class _Again(Exception):
 
 
 def _seconds(header: str | None) -> float:
-    """What Retry-After asks for, a number or a date; 0 where it is neither."""
+    """The seconds in a Retry-After header, a number or a date; 0 if it is neither."""
     try:
         seconds = float(header or 0)
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+            seconds = (parsedate_to_datetime(header or "") - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError, OverflowError):
             seconds = 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0

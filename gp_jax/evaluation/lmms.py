@@ -1,9 +1,9 @@
-"""gp_jax as a model of lmms-eval (0.7): its tasks and its scores, our engine.
+"""gp_jax as a model of lmms-eval (0.7), which provides tasks and scores.
 
     lmms-eval --model gp_jax --model_args pretrained=DIR_OR_ID,glimpse=DIR_OR_ID,max_remain_ratio=0.111 --tasks gqa,pope
 
-lmms-eval finds `manifest` by the entry-point group `lmms_eval.models`. Nothing here imports it, nor torch, until lmms-eval asks for
-`GpJax`, a chat model: it takes conversations, pictures anywhere in them.
+lmms-eval finds `manifest` through the entry-point group `lmms_eval.models`. This module imports neither lmms-eval nor torch until
+lmms-eval asks for `GpJax`, a chat model: it takes conversations with pictures anywhere in them.
 """
 
 import dataclasses
@@ -18,20 +18,20 @@ from gp_jax.pruning.rule import Prune
 if TYPE_CHECKING:
     from gp_jax.vlm import GlimpseVLM
 
-MAX_NEW_TOKENS = 128  # where a task does not say
+MAX_NEW_TOKENS = 128  # for tasks that do not set it
 RULE = ("reduce_threshold", "max_remain_ratio", "fixed_remain_ratio", "min_remain_num", "method", "after", "seed")
-IGNORED = ("batch_size", "max_batch_size", "device")  # what lmms-eval always passes; the first is read below
+IGNORED = ("batch_size", "max_batch_size", "device")  # arguments that lmms-eval always passes; the first is used below
 
 
 def manifest() -> Any:
-    """What lmms-eval registers."""
+    """The manifest with which lmms-eval registers the model."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("gp_jax", chat_class_path=f"{__name__}.GpJax")
 
 
 def __getattr__(name: str) -> type:
-    """`GpJax`, made when it is asked for."""
+    """Makes `GpJax` when it is first accessed."""
     if name != "GpJax":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lmms_eval.api.model import lmms
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> type:
 
 
 def prune_rule(vlm: "GlimpseVLM", prune: bool, changes: Mapping[str, Any]) -> Prune | None:
-    """The glimpse's own rule with what the model arguments change; None: nothing is pruned.
+    """The glimpse's own keep rule with the changes of the model arguments; None: nothing is pruned.
 
     Raises: GlimpseError when there is no glimpse and no other method.
     """
@@ -56,17 +56,20 @@ def prune_rule(vlm: "GlimpseVLM", prune: bool, changes: Mapping[str, Any]) -> Pr
     if vlm.glimpse_config is not None and changes.get("method", "glimpse") == "glimpse":
         return dataclasses.replace(Prune.from_config(vlm.glimpse_config), **changes)
     if "method" not in changes:
-        raise GlimpseError("this model has no glimpse: name one (glimpse=...), another method (method=...), or say prune=false")
+        raise GlimpseError("this model has no glimpse: name one (glimpse=...), choose another method (method=...), or set prune=false")
     return Prune(**changes)
 
 
 class ChatModel:
     """Answers lmms-eval's requests.
 
-    Model arguments: pretrained; glimpse; dtype; devices (that share a batch, -1: all); prune (false: dense); max_visual_tokens and
-    min_visual_tokens (of a picture); system_prompt; and of the keep rule reduce_threshold, max_remain_ratio, fixed_remain_ratio,
-    min_remain_num, method, after, seed. --batch_size is questions at a time.
+    Model arguments: pretrained; glimpse; dtype; devices (number that share a batch, -1: all); prune (false: dense); max_visual_tokens and
+    min_visual_tokens (per picture); system_prompt; and the fields of the keep rule: reduce_threshold, max_remain_ratio,
+    fixed_remain_ratio, min_remain_num, method, after, seed. --batch_size is the number of questions per batch.
     """
+
+    cache_hook: Any  # set by lmms-eval's base class, like task_dict
+    task_dict: Any
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class ChatModel:
         self.kept = self.total = 0
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answers, in the order of the requests; those with equal settings share batches."""
+        """Answers in the order of the requests; requests with equal settings share batches."""
         answers: list[str] = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
@@ -123,7 +126,7 @@ class ChatModel:
         return ([{"role": "system", "content": self.system_prompt}] if self.system_prompt else []) + list(conversation)
 
     def reply(self, conversations: Sequence[Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]) -> list[str]:
-        """A batch of answers. settings: lmms-eval's generation_kwargs. Raises: GlimpseError on what we cannot do."""
+        """A batch of answers. settings: lmms-eval's generation_kwargs. Raises: GlimpseError for unsupported ones."""
         prompts, images = zip(*map(self.prompt, conversations), strict=True)
         prepared = self.vlm.processor(images, prompts, rendered=True)
         done = self.vlm.generate(**prepared.inputs, prune=self.prune, **sampling(settings))
@@ -132,7 +135,7 @@ class ChatModel:
         return [stop(self.vlm.processor.text(tokens), settings.get("until")) for tokens in done.tokens]
 
     def prompt(self, conversation: Sequence[Mapping[str, Any]]) -> tuple[str, list]:
-        """The chat template's text of a conversation, and its pictures."""
+        """A conversation as text of the chat template, and its pictures."""
         images, turns = [], []
         for turn in conversation:
             parts = []
@@ -148,14 +151,14 @@ class ChatModel:
         return self.vlm.processor.render(turns), images
 
     def loglikelihood(self, requests: Sequence[Any]) -> list:
-        """Not there: choose tasks that generate."""
+        """Not supported; only tasks that generate text are."""
         raise NotImplementedError("gp_jax answers tasks of output_type generate_until")
 
     generate_until_multi_round = loglikelihood
 
 
 def sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What `GlimpseVLM.generate` takes, of generation_kwargs in Hugging Face's words."""
+    """Arguments of `GlimpseVLM.generate` from generation_kwargs, which use the names of Hugging Face."""
     if (settings.get("num_beams") or 1) != 1:
         raise GlimpseError(f"num_beams={settings['num_beams']}: gp_jax does not search with beams")
     temperature = 0.0 if settings.get("do_sample") is False else float(settings.get("temperature") or 0.0)
@@ -164,7 +167,7 @@ def sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stop(text: str, until: str | Sequence[str] | None) -> str:
-    """An answer up to the first stop string. Empty lines, lmms-eval's default, stop nothing: its own chat models ignore them too."""
+    """An answer up to the first stop string. Empty lines, lmms-eval's default stop string, are ignored, as its own chat models do."""
     for end in [until] if isinstance(until, str) else until or ():
         if end.strip():
             text = text.split(end)[0]

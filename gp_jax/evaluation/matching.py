@@ -1,4 +1,4 @@
-"""How much a plan must be told to keep so that it keeps as many visual tokens as another one did."""
+"""Finds the ratio with which a plan keeps as many visual tokens as another plan did."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ Grids = Sequence[tuple[int, int]]  # (rows, columns) of the visual tokens of a s
 
 
 def shrunk_grid(grid: tuple[int, int], ratio: float) -> tuple[int, int]:
-    """(rows, columns) of visual tokens, at most `ratio` of the grid's and at least one, near in number and in shape."""
+    """The (rows, columns) with at most `ratio` of a grid's visual tokens, at least one, that are nearest in number and shape."""
     rows, columns = grid
     target = max(1, int(ratio * rows * columns))
 
@@ -23,9 +23,9 @@ def shrunk_grid(grid: tuple[int, int], ratio: float) -> tuple[int, int]:
 
 
 def sample_ratio(grids: Grids, kept: int, shrink: bool = False) -> float:
-    """The ratio with which max(1, int(ratio * N)) of a sample's N visual tokens are `kept`, or 1 where it is 0.
+    """The ratio with which max(1, int(ratio * N)) of a sample's N visual tokens equals `kept` (1 if `kept` is 0).
 
-    Args: grids: of its pictures. shrink: the ratio with which `shrunk_grid` of them comes nearest to `kept`.
+    Args: grids: of the sample's pictures. shrink: find the ratio with which `shrunk_grid` of them comes nearest to `kept`.
     """
     total, kept = sum(rows * columns for rows, columns in grids), max(1, kept)
     if kept >= total:
@@ -37,15 +37,15 @@ def sample_ratio(grids: Grids, kept: int, shrink: bool = False) -> float:
     def misfit(ratio: float) -> float:
         return abs(sum(math.prod(shrunk_grid(grid, ratio)) for grid in grids) - kept)
 
-    more = sum(map(max, grids))  # a grid with one row or column more is within this
+    more = sum(map(max, grids))  # enough for one row or column more
     return min((count / total for count in range(kept, min(total, kept + more) + 1)), key=misfit)
 
 
 def pooled_ratio(grids: Sequence[Grids], kept: int, shrink: bool = False) -> float:
-    """The one ratio with which max(1, int(ratio * N)) of every sample's N visual tokens add up to `kept`, or as near as a ratio comes.
+    """The one ratio with which max(1, int(ratio * N)), over all samples with N visual tokens each, adds up as nearly as possible to `kept`.
 
-    The mean share will not do: rounding down loses half a token of every sample. Of two ratios as near the larger is taken.
-    Args: grids: per sample those of its pictures. shrink: count what is left of the pictures scaled down instead.
+    The mean share is not that ratio: rounding down loses half a token per sample. Of two ratios equally near the larger one is taken.
+    Args: grids: per sample, those of its pictures. shrink: count the visual tokens of pictures that are scaled down instead.
     """
     totals = np.array([sum(rows * columns for rows, columns in own) for own in grids], np.int64)
     sizes = Counter(grid for own in grids for grid in own)

@@ -1,4 +1,4 @@
-"""The most memory that a plan's answers took, where the platform can tell one plan from the others."""
+"""Peak memory of a plan's answers, where the platform can measure it per plan."""
 
 import ctypes
 import resource
@@ -9,10 +9,10 @@ import jax
 
 
 class Peak:
-    """Starts counting when it is made.
+    """Measures the peak memory from its creation on.
 
-    Device memory where the device reports it, else the resident set of this process: weights, compiled programs and what was there
-    before included. Linux can forget a process's peak. A peak that cannot be forgotten is a plan's own only when the plan has raised it.
+    This is device memory if the device reports it, else the resident set of this process, which includes weights, compiled programs and
+    everything allocated before. Linux can reset a process's peak. Where a peak cannot be reset, it is only known if the plan raises it.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Peak:
         self._before = 0 if self._fresh else self._now()
 
     def bytes(self) -> int | None:
-        """At most since the start; None where an earlier peak hides it."""
+        """The peak since the start in bytes; None if an earlier peak was higher."""
         now = self._now()
         return now if now > self._before else None
 
@@ -34,7 +34,7 @@ def _device() -> dict:
 
 
 def _forget() -> bool:
-    """Makes the peak what is resident now, with free memory given back first. Returns: whether the system does that."""
+    """Returns free memory to the system and resets the peak to the resident memory. Returns: whether the system supports it."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")

@@ -1,6 +1,6 @@
-"""What one answer or one keep mask is worth, 0..1 per sample. Pure Python and numpy.
+"""Metrics of one answer or one keep mask, each 0..1 per sample. Pure Python and numpy.
 
-References are one string or several; with several the best match counts, except for VQA accuracy, which counts how many agree.
+References are one string or several; with several the best match counts, except for VQA accuracy, which counts the references that agree.
 """
 
 import re
@@ -53,18 +53,18 @@ def _listed(references: References) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """Lower case, one space between words, none around, without one trailing period; accents in one spelling (Unicode NFC)."""
+    """Lower case, single spaces between words, none around them, no trailing period (one is removed), Unicode NFC."""
     text = " ".join(unicodedata.normalize("NFC", text).lower().split())
     return text.removesuffix(".").rstrip()
 
 
 def exact_match(prediction: str, references: References) -> float:
-    """1.0 if the answer is a reference after `normalise` of both, else 0.0. Articles and other punctuation count."""
+    """1.0 if answer and a reference are equal after `normalise`, else 0.0. Articles and other punctuation must match."""
     return float(normalise(prediction) in {normalise(reference) for reference in _listed(references)})
 
 
 def _contractions() -> dict[str, str]:
-    """Spelling without an apostrophe -> with all of them, for the words that VQA's evaluation knows."""
+    """Spelling with a missing apostrophe -> correct spelling, for the contractions in VQA's evaluation."""
     table = {word.replace("'", ""): word for word in CONTRACTED}
     for ending, words in ENDINGS.items():
         table |= {word + ending.replace("'", ""): word + ending for word in words.split()}
@@ -84,8 +84,8 @@ CONTRACTIONS = _contractions()
 def vqa_normalise(text: str) -> str:
     """The answer processing of VQA's evaluation: punctuation, lower case, number words, articles, contractions.
 
-    Punctuation beside a space goes, between letters it becomes a space; a comma between digits makes all punctuation go. A period
-    stays before a digit. Where nothing would be left ("A" of a multiple choice), the text stays in lower case.
+    Punctuation beside a space is removed, between letters it becomes a space; with a comma between digits all punctuation is removed. A
+    period before a digit stays. If nothing would remain ("A" of a multiple choice), the text is returned in lower case.
     """
     plain = " ".join(text.split())
     out, numeric = plain, re.search(r"\d,\d", plain)
@@ -97,7 +97,7 @@ def vqa_normalise(text: str) -> str:
 
 
 def vqa_accuracy(prediction: str, references: References) -> float:
-    """VQA accuracy: min(1, matches / 3), averaged over the sets that leave one reference out (Antol et al. 2015; VQA v2: Goyal et al.
+    """VQA accuracy: min(1, matches / 3), averaged over all subsets that leave one reference out (Antol et al. 2015; VQA v2: Goyal et al.
     2017). Both sides go through `vqa_normalise`.
 
     VQA has ten references. With one it is 1 or 0; with two or three, all of the others must agree for a 1 (ours: matches / (n - 1)).
@@ -111,7 +111,7 @@ def vqa_accuracy(prediction: str, references: References) -> float:
 
 
 def edit_distance(one: str, other: str) -> int:
-    """Levenshtein's: insertions, deletions and substitutions of characters."""
+    """Levenshtein distance: number of insertions, deletions and substitutions of characters."""
     row = list(range(len(other) + 1))
     for i, left in enumerate(one, 1):
         above, row[0] = row[0], i
@@ -130,7 +130,7 @@ def anls(prediction: str, references: References, threshold: float = 0.5) -> flo
     for reference in _listed(references):
         given = " ".join(reference.lower().split())
         longest = max(len(said), len(given), 1)
-        if abs(len(said) - len(given)) / longest >= threshold:  # no distance is less
+        if abs(len(said) - len(given)) / longest >= threshold:  # a lower bound of the distance
             continue
         distance = edit_distance(said, given) / longest
         best = max(best, 1 - distance if distance < threshold else 0.0)
@@ -162,7 +162,7 @@ def token_f1(prediction: str, references: References) -> float:
 
 
 def _overlap(keep: np.ndarray, reference: np.ndarray) -> tuple[int, int, int]:
-    """Tokens in both, kept, in the reference."""
+    """Numbers of tokens: in both, kept, in the reference."""
     keep, reference = np.asarray(keep, bool), np.asarray(reference, bool)
     if keep.shape != reference.shape:
         raise GlimpseError(f"a keep mask of shape {keep.shape} does not fit a reference of shape {reference.shape}")
@@ -170,7 +170,7 @@ def _overlap(keep: np.ndarray, reference: np.ndarray) -> tuple[int, int, int]:
 
 
 def recall(keep: np.ndarray, reference: np.ndarray) -> float:
-    """Share of the evidence's tokens that were kept. Masks: bool of one shape. NaN (left out of means) without evidence."""
+    """Share of the evidence's tokens that were kept. Args: bool masks of equal shape. NaN (left out of means) without evidence."""
     both, _, evidence = _overlap(keep, reference)
     return both / evidence if evidence else float("nan")
 

@@ -1,19 +1,19 @@
-"""Named ways to prune, to be compared on one engine: what `Prune` each of them is.
+"""Plans: named ways to prune, which are compared on one engine, and the `Prune` of each.
 
 dense               nothing is pruned
-glimpse             the glimpse with its own threshold; glimpse-11.1: at most so many percent stay; glimpse-fixed-11.1: exactly so many;
-                    glimpse-above-30: another threshold, what it holds important with more than so many percent stays
+glimpse             the glimpse with its own threshold; glimpse-11.1: at most 11.1 % are kept; glimpse-fixed-11.1: exactly 11.1 %;
+                    glimpse-above-30: the tokens whose importance is above 30 %
 oracle              exactly the visual tokens that the evidence boxes touch
-nothing             no visual token is kept after the cut: how much of the answer had leaked into the text before it
+nothing             no visual token is kept after the cut: shows how much the text rows have read from the picture before it
 
-As many as the glimpse keeps of the same sample; with a number behind a dash (visionzip-11.1) that percentage instead; with
-`-pooled` behind the name (visionzip-pooled) one percentage for all samples, with which the totals match:
+The following plans keep as many visual tokens of each sample as the glimpse does; with a percentage after a dash (visionzip-11.1) they
+keep that percentage; with `-pooled` (visionzip-pooled) one percentage for all samples, with which the totals match:
 
-random              by lot, at the glimpse's cut; random-1, random-2: other seeds; random-0-11.1: seed 0, that percentage
-attention           by the last prompt token's attention at the glimpse's cut: nothing is trained
+random              random tokens, at the glimpse's cut; random-1, random-2: other seeds; random-0-11.1: seed 0, that percentage
+attention           ranked by the attention of the last prompt token at the glimpse's cut; needs no training
 fastv, pyramiddrop, visionzip, divprune, cdpruner, vscan
-                    the published methods, each with its own cuts (gp_jax/scorers); so many are left behind the last of them
-downsample          the picture itself is scaled down to so many visual tokens, or as near as whole rows and columns come
+                    the published methods, each with its own cuts (gp_jax/pruning/scorers); the number holds after the last cut
+downsample          the picture is scaled down to that number of visual tokens, or the nearest with whole rows and columns
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from gp_jax.pruning.plan import PUBLISHED
 from gp_jax.pruning.rule import Prune
 
 DEFAULT = ("dense", "glimpse", "glimpse-11.1", "oracle", "attention", "random", "nothing")
-AT_RATIO = ("attention", *PUBLISHED, "downsample")  # plans that take how much to keep
+AT_RATIO = ("attention", *PUBLISHED, "downsample")  # plans with a parameter for how much to keep
 NAMES = (
     "dense",
     "glimpse",
@@ -51,17 +51,17 @@ POOLED = "pooled"
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """A plan by name.
+    """A plan and its name.
 
-    rule: (reference masks of a batch, retention: a share, one per sample, or None) -> what generation takes; None: nothing is pruned.
-    matched: keeps as many tokens as the plan `glimpse`, which must run before it: of every sample (`matching.sample_ratio`), or of all
-        together (`matching.pooled_ratio`). None: its share is `ratio`.
-    shrink: pictures are scaled to that share of their visual tokens.
-    prunes: some of a picture's visual tokens go, so that asking which is sensible.
+    rule: (reference masks of a batch, share to keep: one, one per sample, or None) -> `prune` for generation; None: nothing is pruned.
+    matched: keep as many tokens as the plan `glimpse`, which must run before it: "sample": of every sample (`matching.sample_ratio`);
+        "pooled": of all samples together (`matching.pooled_ratio`). None: the share to keep is `ratio`.
+    shrink: pictures are scaled down to the share to keep instead of pruned.
+    prunes: whether visual tokens of a picture are removed, so that there are metrics of which ones.
     """
 
     name: str
-    rule: Callable[[Sequence[np.ndarray], float | Sequence[float] | None], Prune | None]
+    rule: Callable[[Sequence[Sequence[np.ndarray]], float | Sequence[float] | None], Prune | None]
     matched: Literal["sample", "pooled"] | None = None
     ratio: float | None = None
     shrink: bool = False
@@ -69,7 +69,7 @@ class EvalPlan:
 
 
 def make_plan(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
-    """A plan by its name. Raises: GlimpseError with the nearest name for an unknown one, or when it needs a glimpse and there is none."""
+    """A plan by its name. Raises: GlimpseError for an unknown name, with the most similar one, or when a needed glimpse is missing."""
     plain = name.removesuffix(f"-{POOLED}")
     plan = _at_ratio(name, plain, glimpse) or _by_rule(plain, glimpse)
     if plain == name:
@@ -80,7 +80,7 @@ def make_plan(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
 
 
 def _at_ratio(name: str, plain: str, glimpse: GlimpseConfig | None) -> EvalPlan | None:
-    """Plans that are told how much to keep; None: `plain`, the name without -pooled, is none of them."""
+    """A plan with a parameter for how much to keep; None when `plain`, the name without -pooled, is not one of these plans."""
     kind, dash, value = plain.partition("-")
     after = glimpse.reduce_layer if glimpse else None
     if kind == "random":
@@ -88,7 +88,7 @@ def _at_ratio(name: str, plain: str, glimpse: GlimpseConfig | None) -> EvalPlan 
         rule = partial(_rule, method=kind, seed=_seed(name, number), after=after)
         value = percent
     elif kind in AT_RATIO:
-        rule = partial(_rule, method=kind, **({"after": after} if kind == "attention" else {}))
+        rule = partial(_rule, method=kind, after=after) if kind == "attention" else partial(_rule, method=kind)
     else:
         return None
     share = _number(name, value, 0, 100) / 100 if dash else None
@@ -98,12 +98,12 @@ def _at_ratio(name: str, plain: str, glimpse: GlimpseConfig | None) -> EvalPlan 
     return plan
 
 
-def _rule(masks: Sequence[np.ndarray], ratio: float | Sequence[float] | None, **settings) -> Prune:
-    return Prune(fixed_remain_ratio=ratio, **settings)
+def _rule(masks: Sequence[Sequence[np.ndarray]], ratio: float | Sequence[float] | None, **settings: Any) -> Prune:
+    return Prune(fixed_remain_ratio=tuple(ratio) if isinstance(ratio, Sequence) else ratio, **settings)
 
 
 def _by_rule(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
-    """Plans that know themselves how much to keep."""
+    """A plan whose own rule decides how much to keep."""
     kind, _, value = name.partition("-")
     after = glimpse.reduce_layer if glimpse else None
     if kind == "glimpse":
@@ -115,7 +115,7 @@ def _by_rule(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
         word, _, percent = value.partition("-")
         if word in ("fixed", "above"):
             share = _number(name, percent, 0, 100) / 100
-            given = {"fixed_remain_ratio": share} if word == "fixed" else {"reduce_threshold": share}
+            given: dict[str, Any] = {"fixed_remain_ratio": share} if word == "fixed" else {"reduce_threshold": share}
             return EvalPlan(name, lambda masks, ratio: Prune(**given))
         cap = _number(name, value, 0, 100) / 100
         return EvalPlan(name, lambda masks, ratio: Prune(reduce_threshold=own.reduce_threshold, max_remain_ratio=cap))
@@ -143,7 +143,7 @@ def _number(name: str, value: str, low: float, high: float) -> float:
 
 def _seed(name: str, value: str) -> int:
     if not (value.isascii() and value.isdecimal() and len(value) <= 10 and int(value) <= 2**31):
-        hint = _pooled_hint(name, value) or " (11.1 % by lot: random-0-11.1)"
+        hint = _pooled_hint(name, value) or " (random 11.1 %: random-0-11.1)"
         raise GlimpseError(f"plan '{printable(name, 80)}': the seed is not a whole number in 0..2**31{hint}")
     return int(value)
 
@@ -154,9 +154,10 @@ def _pooled_hint(name: str, value: str) -> str:
 
 
 def make_plans(names: Sequence[str], glimpse: GlimpseConfig | None, resizable: bool = True) -> list[EvalPlan]:
-    """Plans in the order in which they can run. resizable: the model takes pictures with fewer visual tokens.
+    """Plans in the order in which they can run. resizable: whether the model takes pictures with fewer visual tokens.
 
-    Raises: GlimpseError, also when one must match the glimpse's retention without it, or shrink pictures of a model with a fixed number.
+    Raises: GlimpseError for a wrong name, for a plan that must match the plan `glimpse` without it, or that must shrink pictures which are
+    not resizable.
     """
     plans = [make_plan(name, glimpse) for name in dict.fromkeys(names)]
     if not resizable and (shrinking := next((p.name for p in plans if p.shrink), None)):

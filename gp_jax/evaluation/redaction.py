@@ -1,4 +1,4 @@
-"""Keys and passwords stay out of what is shown and what is kept: notes, logs, reports, verdicts."""
+"""Removes keys and passwords from everything that is shown or stored: notes, logs, reports, verdicts."""
 
 import base64
 import html
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from urllib.parse import quote, quote_plus, unquote
 
 HIDDEN = "***"
-SHORT = 4  # characters: shorter secrets are part of too many words
+SHORT = 4  # characters; shorter secrets are not hidden, as they occur in too many words
 
 
 def _split(url: str) -> tuple[str, str, str]:
-    """http://, who and where, the rest."""
+    """Splits a URL into scheme with ://, user and host, and the rest."""
     scheme, slashes, rest = url.partition("://")
     if not slashes:
         scheme, rest = "", url
@@ -20,21 +20,21 @@ def _split(url: str) -> tuple[str, str, str]:
 
 
 def bare_url(url: str) -> str:
-    """Without user and password."""
+    """The URL without user and password."""
     scheme, place, path = _split(url)
     return scheme + place.rpartition("@")[2] + path
 
 
 def shown_url(url: str) -> str:
-    """For people, also where it is no URL: without user, password and query."""
+    """The URL without user, password and query, for messages; works for invalid URLs too."""
     scheme, place, path = _split(url)
-    if "@" in path:  # perhaps a password with a slash in it
+    if "@" in path:  # may be a password that contains a slash
         return f"{scheme}{HIDDEN}@{path.rpartition('@')[2]}"
     return scheme + place.rpartition("@")[2] + re.split("[?#]", path)[0]
 
 
 def redactor(key: str | None, url: str) -> Callable[[str], str]:
-    """Hides a key and a URL's password in text that a server sends back, in any of the ways in which texts are quoted."""
+    """Returns a function that hides a key and a URL's password in text from a server, also when they are quoted or encoded."""
     user, _, password = _split(url)[1].rpartition("@")[0].partition(":")
     secrets = {key or "", password, unquote(password)}
     pairs = {f"{user}:{password}", f"{unquote(user)}:{unquote(password)}"} if password else set()
@@ -42,7 +42,7 @@ def redactor(key: str | None, url: str) -> Callable[[str], str]:
     if not forms:
         return lambda text: text
     longest_first = sorted(forms, key=len, reverse=True)
-    escaped = r"[\\\0]*"  # what JSON in JSON, and text of 16 bits, put between characters
+    escaped = r"[\\\0]*"  # characters that nested JSON and UTF-16 put between others
     pattern = re.compile("|".join(escaped.join(map(re.escape, form)) for form in longest_first), re.IGNORECASE)
     return lambda text: pattern.sub(HIDDEN, text)
 

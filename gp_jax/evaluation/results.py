@@ -13,14 +13,13 @@ from pydantic import Field
 from gp_jax.config.schema import Share, Size, checked
 from gp_jax.errors import GlimpseError, one_line, shown
 from gp_jax.evaluation.jsonl import appending, mend, read_lines
+from gp_jax.runtime.clock import COMPILE
 from gp_jax.runtime.disk import kind_of, parse_json, set_aside, whole, writing
 
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Amount = Annotated[float, Field(ge=0, le=1e15)]
 Measured = Annotated[float, Field(allow_inf_nan=True)]  # NaN: does not apply
 MOST_TOKENS = 1 << 22  # of a sample's pictures
-
-COMPILE = "compile"  # of `clock.STAGES`, the one that no answer is charged for
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,14 @@ class Prediction:
     grid, keep:        (rows, columns) of the visual tokens, and the numbers of those kept, row by row.
     more_grids:        of a question about several pictures, the grids of the others; `keep` counts on through them.
     tokens:            generated ones.
-    seconds:           per stage of `clock.STAGES`; of a batch, this sample's share.
+    seconds:           per stage of `clock.STAGES`, of a pass in which no program was made; of a batch, this sample's share. "compile":
+                       what passes before it took more. Only "compile" if every pass made programs; empty: not measured.
     cuts:              (last layer in front of a cut, visual tokens behind it), in order.
     cached:            visual tokens in the decode cache, averaged over layers; None: `kept` in every layer.
     ratio:             the share of this sample's visual tokens that the plan was told to keep; None: it was told none.
     sizes:             (width, height) of the pictures.
     made_from:         digest of where pictures and evidence came from; empty: not known.
-    peak:              bytes of memory at most, from the plan's first answer in this process on, `memory.Peak`; None: not known.
+    peak:              bytes of memory at most, since its plan's turn began, `memory.Peak`; None: not known.
     """
 
     task: str
@@ -90,9 +90,19 @@ class Prediction:
         return mask.reshape(self.grid)
 
     @property
+    def timed(self) -> bool:
+        """Whether there are times that no first call is in."""
+        return bool(self.seconds.keys() - {COMPILE})
+
+    @property
     def time(self) -> float:
-        """Seconds of all stages but compilation."""
+        """Seconds of all stages, without what first calls took more."""
         return sum(seconds for stage, seconds in self.seconds.items() if stage != COMPILE)
+
+    @property
+    def first_calls(self) -> float:
+        """Seconds that first calls took more."""
+        return self.seconds.get(COMPILE, 0.0)
 
     def to_json(self) -> str:
         """One line."""
@@ -179,7 +189,9 @@ class Saved:
     """Predictions in the files of all processes, as these grow: what was read is not read again."""
 
     def __init__(self, path: Path):
-        self.path, self._ends, self._found = path, {}, {}
+        self.path = path
+        self._ends: dict[Path, int] = {}
+        self._found: dict[tuple[str, str, str], Prediction] = {}
 
     def read(self) -> list[Prediction]:
         """As `read_predictions`."""

@@ -3,13 +3,18 @@
 Batches are the same for any number of processes: records in the order of their sizes, `batch` at a time. Process p of P answers every
 P-th batch and appends to a file of its own in the same folder; what any of them has answered before is not answered again, unless
 the question behind the same id is another one now, or the retention that a plan has to match.
+
+Plans are timed alike: all of them answer a batch before the next batch begins, each time another plan first. A pass in which programs
+were made (traced, compiled, read from disk) is not timed: the batch is asked again.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from PIL.Image import Image
 from tqdm import tqdm
 
 from gp_jax.data.samples import question_text
@@ -17,18 +22,28 @@ from gp_jax.errors import GlimpseError, reason
 from gp_jax.evaluation.matching import pooled_ratio, sample_ratio, shrunk_grid
 from gp_jax.evaluation.memory import Peak
 from gp_jax.evaluation.metrics import iou, recall
-from gp_jax.evaluation.plans import EvalPlan
+from gp_jax.evaluation.plans import POOLED, EvalPlan
 from gp_jax.evaluation.results import Prediction, Saved, merge_predictions, part_path, write_predictions
-from gp_jax.evaluation.samples import Loaded, Samples
+from gp_jax.evaluation.samples import LoadedRecord, Samples
 from gp_jax.evaluation.tasks import Task
 from gp_jax.flops import Workload, stages
 from gp_jax.inference.requests import resolve
 from gp_jax.inference.results import Answer
+from gp_jax.pruning.rule import Prune
+from gp_jax.runtime.clock import COMPILE
 from gp_jax.sharding import wait_for_all
 from gp_jax.vlm import GlimpseVLM
 
-GIVE_UP = 10  # unexpected errors one after the other: no fault of the questions
+GIVE_UP = 10  # unexpected errors of a plan one after the other: no fault of the questions
+GLIMPSE = "glimpse"  # the plan that others match
 ANY = 0.5  # a retention, where its number does not matter
+PASSES = 3  # over a batch, until one makes no program
+
+
+def in_turn(plans: Sequence[EvalPlan], turn: int) -> list[EvalPlan]:
+    """Plans in the order in which they answer batch number `turn`: another one first each time, those that match the glimpse last."""
+    groups = [[plan for plan in plans if bool(plan.matched) is matched] for matched in (False, True)]
+    return [plan for own in groups if own for plan in own[turn % len(own) :] + own[: turn % len(own)]]
 
 
 class Runner:
@@ -37,7 +52,9 @@ class Runner:
     def __init__(self, vlm: GlimpseVLM, task: Task, path: Path, batch: int = 8, saved: Saved | None = None):
         """Args: saved: of this path, shared by the runners of several tasks, so that the file is read once."""
         self.vlm, self.task, self.path, self.batch = vlm, task, path, batch
-        self.samples, self._saved, self._unexpected = Samples(vlm.processor, task), saved or Saved(path), 0
+        self.samples, self._saved = Samples(vlm.processor, task), saved or Saved(path)
+        self._unexpected: Counter[str] = Counter()  # by plan
+        self._measured, self._memory = "", Peak()  # the plan whose turn it is, and the memory since then
 
     def run(self, plans: Sequence[EvalPlan], quiet: bool | None = None) -> list[Prediction]:
         """Answers what is not answered yet. Returns: all predictions of these plans, plan by plan in task order, of the samples that all
@@ -48,29 +65,17 @@ class Runner:
         for plan in plans:
             resolve(plan.rule((), ANY), self.vlm.glimpse_config, self.vlm.config.text.num_hidden_layers)
         self.vlm.engine.ladders.decode.fit(self.task.max_new_tokens)
-        own, here, count = part_path(self.path, jax.process_index()), jax.process_index(), jax.process_count()
+        own, names = part_path(self.path, jax.process_index()), {plan.name for plan in plans}
         own.parent.mkdir(parents=True, exist_ok=True)
-        quiet, ratios, names = True if here else quiet, {}, {plan.name for plan in plans}
         if changed := sum(p.plan in names and not self.current(p) for p in self.of_task()):
             self.samples.say(f"{changed} saved answers are not used: questions, reference answers or pictures of these ids are others now")
         wait_for_all(f"{self.task.name}: counted")
-        for plan in plans:
-            if plan.matched:
-                wait_for_all(f"{self.task.name}: others before {plan.name}")
-            told = ratios[plan.name] = self.ratios(plan)
-            saved = self.saved(plan.name)
-            done = {p.sample for p in saved if told is None or told.get(p.sample) == p.ratio}
-            if again := len(saved) - len(done):
-                self.samples.say(f"{again} saved answers of '{plan.name}' are not used: the glimpse to match keeps another number now")
-            todo = {n for name, n in self.samples.number.items() if name not in done and (told is None or name in told)}
-            share = [[n for n in part if n in todo] for part in self.samples.batches(self.batch)[here::count]]
-            left = sum(map(len, share))
-            with tqdm(total=left + len(done), initial=len(done), desc=plan.name, unit="answer", disable=quiet) as bar:
-                write_predictions(own, self.answers(plan, told, share, bar))
-        wait_for_all(f"{self.task.name}: done")
-        found = {plan.name: {p.sample: p for p in self.saved(plan.name)} for plan in plans}
-        for name, told in ratios.items():
-            found[name] = {sample: p for sample, p in found[name].items() if told is None or told.get(sample) == p.ratio}
+        pooled = [plan for plan in plans if plan.matched == POOLED]  # these need what the glimpse keeps of all samples
+        for name, together in (("one by one", [plan for plan in plans if plan not in pooled]), ("pooled", pooled)):
+            if together:
+                write_predictions(own, self.answers(together, True if jax.process_index() else quiet))
+            wait_for_all(f"{self.task.name}: {name}")
+        found = {plan.name: self.matching(plan) for plan in plans}
         whole = [entry.id for entry in self.task.entries if all(entry.id in own for own in found.values())]
         return [self.scored(own[name]) for own in found.values() for name in whole]
 
@@ -90,7 +95,7 @@ class Runner:
     def current(self, prediction: Prediction) -> bool:
         """As of `Samples`, and a glimpse cuts where it does."""
         glimpse, layers = self.vlm.glimpse_config, [after for after, _ in prediction.cuts]
-        strange = prediction.plan.startswith("glimpse") and glimpse and layers not in ([], [glimpse.reduce_layer])
+        strange = prediction.plan.startswith(GLIMPSE) and glimpse and layers not in ([], [glimpse.reduce_layer])
         return not strange and self.samples.current(prediction)
 
     def scored(self, prediction: Prediction) -> Prediction:
@@ -103,58 +108,111 @@ class Runner:
         """Why, per row or record that not every plan answered, of all processes."""
         return self.samples.unanswered(predictions)
 
-    def ratios(self, plan: EvalPlan) -> dict[str, float] | None:
-        """By id, the share with which a plan keeps as many visual tokens as the plan `glimpse` kept of a sample, or of all; None: not
-        matched."""
-        if plan.matched is None:
-            return None
-        done = {p.sample: p.kept for p in self.saved("glimpse")}
-        grids = {name: self.samples.grids[self.samples.number[name]] for name in done}
-        if plan.matched == "pooled":
-            return dict.fromkeys(done, pooled_ratio(list(grids.values()), sum(done.values()), plan.shrink))
-        return {name: sample_ratio(grids[name], kept, plan.shrink) for name, kept in done.items()}
+    def matching(self, plan: EvalPlan) -> dict[str, Prediction]:
+        """A plan's saved predictions by id, those that keep as many visual tokens as the glimpse if the plan has to."""
+        told = self.ratios(plan, self.saved(GLIMPSE)) if plan.matched else None
+        return {p.sample: p for p in self.saved(plan.name) if told is None or told.get(p.sample) == p.ratio}
 
-    def answers(self, plan: EvalPlan, told: Mapping[str, float] | None, parts: Sequence[Sequence[int]], bar: tqdm) -> Iterator[Prediction]:
-        """Predictions, batch by batch. told: of `ratios`."""
-        self.memory = Peak()
-        for part in parts:
-            group = list(self.samples.loaded(part))
-            ratios = [plan.ratio if told is None else told[self.task.entries[one.number].id] for one in group]
-            yield from self.tried(plan, group, ratios) if group else ()
-            bar.update(len(part))
+    def ratios(self, plan: EvalPlan, glimpse: Sequence[Prediction]) -> dict[str, float]:
+        """By id, the share with which a plan that matches the glimpse keeps as many visual tokens as it kept of a sample, or of all.
 
-    def tried(self, plan: EvalPlan, group: Sequence[Loaded], ratios: Sequence[float | None]) -> list[Prediction]:
+        glimpse: its predictions, of all samples for a plan that is pooled.
+        """
+        kept = {p.sample: p.kept for p in glimpse}
+        grids = {name: self.samples.grids[self.samples.number[name]] or () for name in kept}
+        if plan.matched == POOLED:
+            return dict.fromkeys(kept, pooled_ratio(list(grids.values()), sum(kept.values()), plan.shrink))
+        return {name: sample_ratio(grids[name], count, plan.shrink) for name, count in kept.items()}
+
+    def answers(self, plans: Sequence[EvalPlan], quiet: bool | None) -> Iterator[Prediction]:
+        """What this process has to answer, batch by batch, in each of them plan by plan."""
+        glimpse = {p.sample: p for p in self.saved(GLIMPSE)}
+        done = {plan.name: set(self.matching(plan)) for plan in plans}
+        before = {plan.name: {p.sample: p.ratio for p in self.saved(plan.name)} for plan in plans}
+        for plan in plans:
+            if plan.matched == "sample":  # whether these match is known when the glimpse has answered
+                done[plan.name] |= before[plan.name].keys() - glimpse.keys()
+            if again := len(self.saved(plan.name)) - len(done[plan.name]):
+                self.samples.say(f"{again} saved answers of '{plan.name}' are not used: the glimpse to match keeps another number now")
+        pooled = {plan.name: self.ratios(plan, list(glimpse.values())) for plan in plans if plan.matched == POOLED}
+        names = [entry.id for entry in self.task.entries]
+        share = self.samples.batches(self.batch)[jax.process_index() :: jax.process_count()]
+        left, kept = sum(names[n] not in own for part in share for n in part for own in done.values()), sum(map(len, done.values()))
+        with tqdm(total=left + kept, initial=kept, desc=self.task.name, unit="answer", disable=quiet) as bar:
+            for turn, part in enumerate(share):
+                loaded = list(self.samples.loaded([n for n in part if any(names[n] not in own for own in done.values())]))
+                for plan in in_turn(plans, turn):
+                    told = pooled.get(plan.name)
+                    if plan.matched == "sample":
+                        told = self.ratios(plan, [glimpse[names[n]] for n in part if names[n] in glimpse])
+                        done[plan.name] -= {name for name, ratio in told.items() if before[plan.name].get(name, ratio) != ratio}
+                    bar.set_postfix_str(plan.name, refresh=False)
+                    over = done[plan.name] | self.samples.left_out.keys()
+                    group = [one for one in loaded if names[one.number] not in over and (told is None or names[one.number] in told)]
+                    ratios = [plan.ratio if told is None else told[names[one.number]] for one in group]
+                    for prediction in self.tried(plan, group, ratios) if group else ():
+                        if plan.name == GLIMPSE:
+                            glimpse[prediction.sample] = prediction
+                        yield prediction
+                    bar.update(sum(names[n] not in done[plan.name] for n in part))
+
+    def tried(self, plan: EvalPlan, group: Sequence[LoadedRecord], ratios: Sequence[float | None]) -> list[Prediction]:
         """A batch's predictions. If it fails its samples are asked one by one, and those that fail alone are left out.
 
         Raises: GlimpseError when unexpected errors do not end.
         """
         try:
             found = self.asked(plan, group, ratios)
-            self._unexpected = 0
+            self._unexpected[plan.name] = 0
             return found
         except Exception as error:  # no single question may end an evaluation
             if len(group) > 1:
                 return [p for one, ratio in zip(group, ratios, strict=True) for p in self.tried(plan, [one], [ratio])]
             self.samples.leave_out(group[0].number, f"plan '{plan.name}': {reason(error)}")
-            self._unexpected += not isinstance(error, GlimpseError)
-            if self._unexpected >= GIVE_UP:
+            self._unexpected[plan.name] += not isinstance(error, GlimpseError)
+            if self._unexpected[plan.name] >= GIVE_UP:
                 raise GlimpseError(f"{GIVE_UP} questions one after the other could not be answered, the last: {reason(error)}") from error
             return []
 
-    def asked(self, plan: EvalPlan, group: Sequence[Loaded], ratios: Sequence[float | None]) -> list[Prediction]:
+    def asked(self, plan: EvalPlan, group: Sequence[LoadedRecord], ratios: Sequence[float | None]) -> list[Prediction]:
         """A batch's predictions. ratios: what is to be kept, for plans that are told."""
-        pictures = [one.pictures for one in group]
+        pictures, told = [one.pictures for one in group], [ratio for ratio in ratios if ratio is not None]
         if plan.shrink:
-            small = [[shrunk_grid(grid, ratio) for grid in one.grids] for one, ratio in zip(group, ratios, strict=True)]
+            small = [[shrunk_grid(grid, ratio) for grid in one.grids] for one, ratio in zip(group, told, strict=True)]
             fitted = self.vlm.processor.fitted
             pictures = [[fitted(p, g) for p, g in zip(own, to, strict=True)] for own, to in zip(pictures, small, strict=True)]
-        rule = plan.rule([one.reference for one in group], ratios if plan.matched == "sample" else ratios[0])
-        answers = self.vlm.answer(pictures, [one.question for one in group], prune=rule, max_new_tokens=self.task.max_new_tokens)
+        rule = plan.rule([one.reference for one in group], told if plan.matched == "sample" else ratios[0])
+        if self._measured != plan.name:
+            self._measured, self._memory = plan.name, Peak()
+        answers, seconds = self.timed(pictures, [one.question for one in group], rule)
         each = zip(group, ratios, answers, strict=True)
-        return [self.prediction(plan, ratio, one, answer, len(group)) for one, ratio, answer in each]
+        return [self.prediction(plan, ratio, one, answer, seconds) for one, ratio, answer in each]
 
-    def prediction(self, plan: EvalPlan, ratio: float | None, one: Loaded, answer: Answer, batch: int) -> Prediction:
-        """What is written down of an answer. batch: samples that were asked with it."""
+    def timed(
+        self, pictures: Sequence[Sequence[Image]], questions: Sequence[str], rule: Prune | None
+    ) -> tuple[list[Answer], dict[str, float]]:
+        """A batch's answers and the seconds that each took, per stage, once all programs had been made. "compile": what passes before
+        that took more. Without stages when every pass made programs.
+        """
+        answers: list[Answer] = []
+        spent = 0.0
+        for _ in range(PASSES):
+            found = self.vlm.answer(pictures, questions, prune=rule, max_new_tokens=self.task.max_new_tokens)
+            answers = found if isinstance(found, list) else [found]
+            seconds = answers[0].timings
+            took = sum(seconds.values())
+            if not seconds.get(COMPILE):
+                seconds = seconds | {COMPILE: max(0.0, spent - took) if spent else 0.0}
+                break
+            spent += took
+        else:
+            seconds = {COMPILE: spent}
+        return answers, {stage: value / len(questions) for stage, value in seconds.items()}
+
+    def prediction(
+        self, plan: EvalPlan, ratio: float | None, one: LoadedRecord, answer: Answer, seconds: Mapping[str, float]
+    ) -> Prediction:
+        """What is written down of an answer. seconds: of `timed`."""
         number, record, masks = one.number, one.record, one.evidence
         total = sum(rows * columns for rows, columns in one.grids)
         keep = np.concatenate([k.reshape(-1) for k in answer.keep]) if answer.keep else np.zeros(0, bool)
@@ -174,15 +232,15 @@ class Runner:
             metrics=self.task.score(number, answer.text) | covered,
             boxes=record.boxes[0] if record.boxes else (),
             grid=tuple(answer.keep[0].shape) if answer.keep else (0, 0),
-            more_grids=tuple(tuple(keep.shape) for keep in answer.keep[1:]),
+            more_grids=tuple((keep.shape[0], keep.shape[1]) for keep in answer.keep[1:]),
             keep=tuple(np.flatnonzero(keep).tolist()),
             tokens=len(answer.tokens),
-            seconds={stage: seconds / batch for stage, seconds in answer.timings.items()},
+            seconds=dict(seconds),
             cuts=answer.cuts,
             cached=float(np.mean(answer.cached)),
             ratio=ratio,
-            sizes=tuple(tuple(size) for size in self.task.entries[number].sizes),
-            peak=self.memory.bytes(),
+            sizes=tuple((width, height) for width, height in self.task.entries[number].sizes),
+            peak=self._memory.bytes(),
             made_from=self.task.made_from(number),
         )
 
@@ -198,6 +256,6 @@ class Runner:
         text = len(processor.tokenize([prompt])[0]) - len(plots) + breaks
         work = Workload.of(config.vision, grids, text, len(processor.tokenize([answer], prompts=False)[0]) + 1)
         cuts = [(after, min(1.0, (kept + 0.5) / max(1, work.visual))) for after, kept in prediction.cuts]  # half: rounded down there
-        glimpse = self.vlm.glimpse_config if prediction.plan.startswith("glimpse") else None
+        glimpse = self.vlm.glimpse_config if prediction.plan.startswith(GLIMPSE) else None
         cuts = cuts or ([(glimpse.reduce_layer, 1.0)] if glimpse else [])  # a glimpse that keeps all has still been taken
         return float(stages(config, glimpse, work, cuts, itemsize=4, past=prediction.held == prediction.kept)["total"].flops)

@@ -1,4 +1,4 @@
-"""A task's records as the model is asked about them. One that cannot be asked is named, counted and left out; the rest goes on."""
+"""Loads a task's records as questions to the model. Records that cannot be asked are reported, counted and left out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from gp_jax.processing.qwen import Processor
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRecord:
     """A record that can be asked about.
 
-    grids: (rows, columns) of the visual tokens of its pictures as they are; evidence: a mask over each.
+    grids: (rows, columns) of visual tokens per picture, at its original size; evidence: a mask per grid.
     """
 
     number: int
@@ -35,12 +35,12 @@ class Loaded:
 
     @property
     def reference(self) -> list[np.ndarray]:
-        """What the plan "oracle" keeps: the evidence, or everything where there is none."""
+        """The masks that the plan "oracle" keeps: the evidence, or everything if there is none."""
         return self.evidence if any(mask.any() for mask in self.evidence) else [np.ones_like(mask) for mask in self.evidence]
 
 
 class Samples:
-    """left_out: why, by id, for records that this process could not ask about."""
+    """The records of a task. left_out: record id -> reason, for records that this process could not ask about."""
 
     def __init__(self, processor: Processor, task: Task):
         self.processor, self.task = processor, task
@@ -49,38 +49,38 @@ class Samples:
         self._checked: set[int] = set()
 
     def say(self, line: str) -> None:
-        """A line from the first process."""
+        """Prints a line, in the first process."""
         if jax.process_index() == 0:
             tqdm.write(printable(f"{self.task.name}: {line}"))
 
     def leave_out(self, number: int, why: str) -> None:
-        """Names a record that cannot be asked about."""
+        """Reports a record that cannot be asked about."""
         name = self.task.entries[number].id
         self.left_out[name] = why
         tqdm.write(printable(f"{self.task.name}: {name} is left out: {why}"))
 
     @cached_property
     def grids(self) -> list[tuple[tuple[int, int], ...] | None]:
-        """Of every record's pictures, (rows, columns) of visual tokens, by their sizes; None where they cannot be (and are left out)."""
-        found = []
+        """Per record, the (rows, columns) of visual tokens of its pictures, from their sizes; None for impossible sizes (left out)."""
+        found: list[tuple[tuple[int, int], ...] | None] = []
         for number, entry in enumerate(self.task.entries):
             try:
                 found.append(tuple(grid for size in entry.sizes for grid in self.processor.plot(*size).grids))
-            except Exception as error:  # a library's own errors on sizes that it cannot use
+            except Exception as error:  # libraries raise different errors for sizes that they do not support
                 found.append(None)
                 self.leave_out(number, reason(error))
         return found
 
     def batches(self, size: int) -> list[list[int]]:
-        """Record numbers, equal sizes together: batches need little padding."""
+        """Batches of record numbers, similar sizes together, so that batches need little padding."""
         largest = [max(grids or (), default=(0, 0)) for grids in self.grids]
         order = sorted(range(len(largest)), key=lambda n: (largest[n][0] * largest[n][1], n))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def current(self, prediction: Prediction) -> bool:
-        """Whether a saved answer is about the record of that id as it is now: rows without an id of their own are called by their line.
+        """Whether a saved answer is still about the record with its id: a row without an id is named by its line, which may change.
 
-        Its reference, its pictures' sizes, where they and their evidence came from, and numbers of visual tokens that can be count too.
+        This compares the reference, the sizes and digests of pictures and evidence, and whether the numbers of visual tokens are possible.
         """
         number = self.number[prediction.sample]
         entry, made_from = self.task.entries[number], self.task.made_from(number)
@@ -96,29 +96,31 @@ class Samples:
             and all(after < self.processor.config.text.num_hidden_layers for after, _ in prediction.cuts)
         )
 
-    def load(self, number: int) -> Loaded:
-        """A record, its pictures and its prompt. Raises: whatever is wrong with any of them, found before it joins a batch."""
+    def load(self, number: int) -> LoadedRecord:
+        """Loads a record, its pictures and its prompt. Raises: any error in one of them, before the record joins a batch."""
         record = self.task.source[number]
         pictures = [decode(image, f"picture {i + 1}") for i, image in enumerate(record.images)]
         question = question_text(record.question, self.task.suffix)
         plots = [self.processor.plot(*picture.size) for picture in pictures]
-        if number not in self._checked:  # by another plan
+        if number not in self._checked:  # otherwise another plan has checked it
             self.processor.check(question, plots)
             self._checked.add(number)
         grids = tuple(grid for plot in plots for grid in plot.grids)
-        return Loaded(number, record, pictures, question, grids, evidence(record, [picture.size for picture in pictures], self.processor))
+        return LoadedRecord(
+            number, record, pictures, question, grids, evidence(record, [picture.size for picture in pictures], self.processor)
+        )
 
-    def loaded(self, numbers: Sequence[int]) -> Iterator[Loaded]:
-        """Those that can be asked about; others are named and left out."""
+    def loaded(self, numbers: Sequence[int]) -> Iterator[LoadedRecord]:
+        """Loads the records that can be asked about; others are reported and left out."""
         for number in numbers:
             if self.task.entries[number].id not in self.left_out:
                 try:
                     yield self.load(number)
-                except Exception as error:  # pictures, tokenizers and templates of strangers
+                except Exception as error:  # pictures, tokenizers and templates may come from anywhere
                     self.leave_out(number, reason(error))
 
     def unanswered(self, predictions: Sequence[Prediction]) -> Mapping[str, str]:
-        """Why, per row and record without an answer under every plan, whichever process found out."""
+        """The reason per row or record that is not answered under every plan, from any process."""
         answered, found = {p.sample for p in predictions}, dict(self.task.left_out)
         for number, entry in enumerate(self.task.entries):
             if entry.id not in answered:

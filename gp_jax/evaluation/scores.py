@@ -1,4 +1,4 @@
-"""From answers to the numbers in the table: the judge's verdicts, the main metric, and what is left out of them."""
+"""Completes the scores of answers for the table: the judge's verdicts and the main metric; lists the answers that are left out."""
 
 import dataclasses
 import json
@@ -14,20 +14,20 @@ from gp_jax.evaluation.tasks import JUDGE
 from gp_jax.evaluation.verdicts import Question, Verdicts
 from gp_jax.runtime.disk import path_of, write_text
 
-SCORE = "score"  # every answer by the main metric of its task, where tasks have different ones
+SCORE = "score"  # name of the main metric when tasks have different ones: each answer by that of its task
 Found = list[tuple[Runner, list[Prediction]]]
 
 
 def main_metric(runners: Sequence[Runner]) -> str:
-    """The one in tables and plots."""
+    """The metric that tables and plots show."""
     mains = {runner.task.metrics[0] for runner in runners}
     return mains.pop() if len(mains) == 1 else SCORE
 
 
 def add_verdicts(config: EvalConfig, found: Found) -> tuple[Found, list[str]]:
-    """Asks the judge where a task's metrics name it, and writes left_out.jsonl: a line for everything that has no number, and why.
+    """Asks the judge for tasks whose metrics name it, and writes left_out.jsonl, with a line and a reason for everything without a score.
 
-    Answers without a verdict get NaN, which means leave out. Returns: predictions with all metrics, and notes for the report.
+    Answers without a verdict get NaN, which is left out of means. Returns: predictions with all metrics, and notes for the report.
     """
     out, main, notes, lines, verdicts = path_of(config.out), main_metric([runner for runner, _ in found]), [], [], Verdicts()
     judged = [p for runner, predictions in found for p in predictions if JUDGE in runner.task.metrics]
@@ -44,8 +44,8 @@ def add_verdicts(config: EvalConfig, found: Found) -> tuple[Found, list[str]]:
             notes.append(f"left out of {name}: {len(broken)} of {rows} rows (left_out.jsonl), first {sample}: {reason}")
         result.append((runner, [_scored(runner, prediction, main, verdicts) for prediction in predictions]))
     for p in judged:
-        if (reason := verdicts.failures.get(_question(p))) is not None:
-            lines.append({"task": p.task, "sample": p.sample, "plan": p.plan, "reason": f"judge: {reason}"})
+        if (failure := verdicts.failures.get(_question(p))) is not None:
+            lines.append({"task": p.task, "sample": p.sample, "plan": p.plan, "reason": f"judge: {failure}"})
     print("".join(f"{printable(note)}\n" for note in notes), end="")
     write_text(out / "left_out.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return result, notes
@@ -56,7 +56,7 @@ def _question(prediction: Prediction) -> Question:
 
 
 def _scored(runner: Runner, prediction: Prediction, main: str, verdicts: Verdicts) -> Prediction:
-    """With the judge's score and, first of all, the main metric."""
+    """The prediction with the judge's score added, and the main metric in first place."""
     metrics = dict(prediction.metrics)
     if JUDGE in runner.task.metrics:
         metrics[JUDGE] = verdicts.scores.get(_question(prediction), math.nan)

@@ -1,4 +1,4 @@
-"""From predictions to tables and the report."""
+"""Makes tables and the report of predictions."""
 
 import dataclasses
 import json
@@ -6,12 +6,13 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from gp_jax.data.masks import inside
 from gp_jax.errors import printable, reason
 from gp_jax.evaluation.reporting.contact_sheet import write_sheet
 from gp_jax.evaluation.reporting.exports import as_csv, as_json, grouped_csv, grouped_json
-from gp_jax.evaluation.reporting.gallery import Sample
+from gp_jax.evaluation.reporting.gallery import Example
 from gp_jax.evaluation.reporting.html import write_report
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.plan_rows import aggregate, breakdown
@@ -24,12 +25,12 @@ from gp_jax.processing.images import decode
 from gp_jax.runtime.disk import path_of, write_text, writing
 from gp_jax.vlm import GlimpseVLM
 
-SHOWN, SHEET = "glimpse", 6  # the plan and the samples on overlays.png
+SHOWN, SHEET = "glimpse", 6  # plan and number of samples on overlays.png
 Found = Sequence[tuple[Runner, list[Prediction]]]
 
 
 def in_order(predictions: Sequence[Prediction], names: Sequence[str]) -> list[Prediction]:
-    """Plan by plan as they were asked for, not as they ran."""
+    """Predictions plan by plan, in the order in which the plans were named, not in which they ran."""
     return sorted(predictions, key=lambda p: names.index(p.plan))
 
 
@@ -49,11 +50,11 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
         return known[key]
 
     rows = aggregate(everything, cost, kv_bytes(vlm))
-    by = "family" if len(found) == 1 else "task"
+    by: Literal["family", "task"] = "family" if len(found) == 1 else "task"
     groups = breakdown(everything, by, cost, kv_bytes(vlm))
     metric, file = main_metric([runner for runner, _ in found]), found[0][0].path
     lines = Lines(everything, line_numbers(file), file, by)
-    print(text(rows, metric))
+    print(text(rows, metric) + times(everything))
     whole = {
         "table.md": markdown(rows, metric, lines),
         "table.csv": as_csv(rows, lines, metric),
@@ -77,14 +78,14 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
 
 
 def kv_bytes(vlm: GlimpseVLM):
-    """Bytes of an answer's cache after pruning, of visual tokens alone."""
+    """A function from a prediction to the bytes of its key-value cache after pruning, for visual tokens only."""
     text = vlm.config.text
     token = 2 * text.num_key_value_heads * text.head_dim * text.num_hidden_layers * vlm.model.decoder.embed_tokens.dtype.itemsize
     return lambda prediction: float(token * prediction.held)
 
 
 def command(config: EvalConfig) -> str:
-    """That gives this configuration. Which process it was, and where things are kept, do not matter."""
+    """The command line that gives this configuration, without the options for processes and caches."""
     words = ["python eval.py"]
     for part, prefix in ((config, "--"), (config.judge, "--judge.")):
         for field in dataclasses.fields(part):
@@ -96,7 +97,7 @@ def command(config: EvalConfig) -> str:
 
 
 def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
-    """What was run."""
+    """Notes for the report about what was run."""
     import jax
 
     layers = vlm.config.text.num_hidden_layers
@@ -109,15 +110,22 @@ def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
         f"metrics: {'; '.join(f'{runner.task.name} {runner.task.metrics[0]}' for runner, _ in found)}",
         f"command: {command(config)}",
         f"settings: {settings}",
-        f"device: {jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es), batches of {config.batch}; "
-        "compilation is not in the times",
+        f"device: {jax.device_count()} x {jax.devices()[0].device_kind} in {jax.process_count()} process(es), batches of {config.batch}",
+        times([p for _, predictions in found for p in predictions]),
     ]
 
 
-def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tuple[list[Sample], list[str]]:
-    """The first samples of every task, families in turn. An answer that scores half or more is shown as right.
+def times(predictions: Sequence[Prediction]) -> str:
+    """What is in the times, and what first calls took beside them."""
+    untimed, spent = sum(not p.timed for p in predictions), sum(p.first_calls for p in predictions)
+    left_out = f"; {untimed} of {len(predictions)} answers have no time without such a call and are left out" if untimed else ""
+    return f"first calls: {spent:.1f} s of tracing, compiling and loading programs, in no other time{left_out}"
 
-    Returns: those whose pictures can be opened, and a note about each of the others.
+
+def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tuple[list[Example], list[str]]:
+    """The first samples of every task, alternating between families. An answer that scores half or more is shown as right.
+
+    Returns: the samples whose pictures can be opened, and a note about each of the others.
     """
     samples, missing = [], []
     for runner, predictions in found:
@@ -133,12 +141,12 @@ def gallery(config: EvalConfig, found: Found, metric: str, lines: Lines) -> tupl
                 picture = decode(runner.task.source[number].images[0], entry.id)
                 moved = [inside(box, picture.size, processor.areas(*picture.size)[0]) for box in first.boxes]
                 view = processor.views(picture)[0]
-            except Exception as error:  # it has broken since it was answered
+            except Exception as error:  # the picture was damaged after it was asked about
                 missing.append(f"not in the gallery: {first.task}:{first.sample}, {reason(error)}")
                 print(printable(missing[-1]))
                 continue
             samples.append(
-                Sample(
+                Example(
                     question=first.question,
                     answer=first.answer,
                     family=first.family,

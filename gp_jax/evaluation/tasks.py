@@ -1,8 +1,8 @@
-"""What is asked, how, and how answers are scored: a task is records + a prompt + metrics.
+"""Tasks: a task is a set of records, a prompt and the metrics of its answers.
 
 scenes, scenes:SPLIT        the bundled benchmark (val, test, test_ood)
 viscot:PATH                 a released Visual-CoT benchmark file, or a folder of them: one task each, called viscot:gqa and so on
-FILE.jsonl, FILE.json       your own
+FILE.jsonl, FILE.json       your own records
 FOLDER, FOLDER:SPLIT        a folder that gp-jax prepare wrote; with several data sets in it one task each, called FOLDER/gqa
 """
 
@@ -31,7 +31,7 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
 }
 JUDGE = "judge"  # the metric that a language model gives, `judge.py`
 
-# What the short answers of each Visual-CoT set are scored with; all other data is scored with exact_match.
+# The metric of the short answers of each Visual-CoT set; that of all other data is exact_match.
 BRIEF_METRIC = {
     **dict.fromkeys(("docvqa", "infographicsvqa", "dude", "sroie"), "anls"),  # text read off documents
     **dict.fromkeys(("textvqa", "textcap"), "vqa_accuracy"),
@@ -41,11 +41,11 @@ BRIEF_METRIC = {
 
 
 def metrics_of(dataset: str, config: EvalConfig) -> tuple[str, ...]:
-    """The metrics of a data set, the main one first: those of --metrics, else its own.
+    """The metrics of a data set, the main one first: those of --metrics, else the default.
 
-    Visual-CoT with the free prompt: the judge where there is one, else token F1, for sentences seldom equal a word; with the brief
-    prompt: `BRIEF_METRIC`. All others follow. Other data: exact_match, and the judge where there is one.
-    Raises: GlimpseError with the nearest name.
+    Default for Visual-CoT with the free prompt: the judge if there is one, else token F1, because a sentence rarely equals a word; with
+    the brief prompt: `BRIEF_METRIC`; then all other metrics. Default for other data: exact_match, and the judge if there is one.
+    Raises: GlimpseError for an unknown metric, with the most similar name.
     """
     asked, judged = bool(config.judge.url), [JUDGE] * bool(config.judge.url)
     for name in config.metrics:
@@ -65,7 +65,7 @@ def metrics_of(dataset: str, config: EvalConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Task:
-    """Records by name. suffix: behind every question, on a line of its own. metrics: the main one first."""
+    """A task. suffix: text after every question, on a line of its own; metrics: the main one first."""
 
     name: str
     source: Source
@@ -75,42 +75,42 @@ class Task:
 
     @cached_property
     def entries(self) -> list[Entry]:
-        """What is known of the records without their pictures."""
+        """The entries of the records, which are known without their pictures."""
         return self.source.entries
 
     def family(self, number: int) -> str:
-        """Kind of question, for the breakdown."""
+        """The family of a record's question, for tables by family."""
         entry = self.entries[number]
         return families(entry) if entry.dataset == DATASET else entry.dataset
 
     def references(self, number: int) -> tuple[str, ...]:
-        """Right answers."""
+        """The right answers of a record."""
         entry, several = self.entries[number], getattr(self.source, "references", None)
         return (several(entry.id) if several else ()) or (entry.answer,)
 
     def score(self, number: int, answer: str) -> dict[str, float]:
-        """An answer by the task's metrics, without those that the judge gives."""
+        """Scores of an answer by the task's metrics, without the judge."""
         return {name: METRICS[name](answer, self.references(number)) for name in self.metrics if name in METRICS}
 
     def made_from(self, number: int) -> str:
-        """A digest of where a record's pictures and evidence come from, which its entry does not show; empty where they are generated."""
+        """A digest of a record's pictures and evidence, which its entry does not contain; empty for generated records."""
         return self._made_from if isinstance(self._made_from, str) else self._made_from(self.entries[number].id)
 
     @cached_property
     def _made_from(self) -> str | Callable[[str], str]:
         try:
             return getattr(self.source, "made_from", "")
-        except GlimpseError:  # of a prepared folder whose notes are damaged: its records are fine
+        except GlimpseError:  # a prepared folder whose notes are damaged: its records can still be read
             return ""
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """Why, per row of the data that cannot be asked."""
+        """The reason per row of the data that cannot be asked."""
         return getattr(self.source, "left_out", {})
 
 
-class Part:
-    """Some records of a source."""
+class Subset:
+    """A part of the records of a source."""
 
     def __init__(self, source: Source, numbers: Sequence[int]):
         self.source, self.name, self.numbers = source, source.name, list(numbers)
@@ -118,7 +118,7 @@ class Part:
 
     @property
     def made_from(self) -> str:
-        """Of the whole source."""
+        """The digest of the whole source."""
         return getattr(self.source, "made_from", "")
 
     def __getitem__(self, index: int) -> Record:
@@ -126,7 +126,7 @@ class Part:
 
 
 def open_tasks(config: EvalConfig, progress: bool = False) -> list[Task]:
-    """The tasks that a configuration names. Raises: GlimpseError that names what is wrong, with the nearest name for an unknown one."""
+    """Opens the tasks of a configuration. Raises: GlimpseError that names what is wrong; for an unknown task, with a similar name."""
     tasks = [task for name in config.tasks for task in _open(name, config, progress)]
     names = [task.name for task in tasks]
     doubled = next((name for name in names if names.count(name) > 1), None)
@@ -159,16 +159,16 @@ def _open(name: str, config: EvalConfig, progress: bool) -> list[Task]:
         source = Annotations([name], _images(name, config), config.limit, config.boxes, progress)
         return [task(name, source, Path(name).stem)]
     folder, split = _folder(name)
-    source = open_prepared(folder, split)
+    prepared = open_prepared(folder, split)
     sets: dict[str, list[int]] = {}
-    for number, entry in enumerate(source.entries):
+    for number, entry in enumerate(prepared.entries):
         sets.setdefault(entry.dataset, []).append(number)
     only = len(sets) == 1
-    return [task(name if only else f"{name}/{own}", Part(source, numbers[: config.limit]), own) for own, numbers in sets.items()]
+    return [task(name if only else f"{name}/{own}", Subset(prepared, numbers[: config.limit]), own) for own, numbers in sets.items()]
 
 
 def _folder(name: str) -> tuple[str, str]:
-    """A prepared folder and its split."""
+    """Splits a name into a prepared folder and its split."""
     if "://" in name or kind_of(path_of(name) / "dataset_info.json"):
         scheme, slashes, rest = name.partition("://")
         path, _, split = rest.partition(":")

@@ -1,4 +1,4 @@
-"""What a judge is asked, what its verdicts say, and the file that keeps them."""
+"""The judge's prompt, the scores in its verdicts, and the file that stores verdicts."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gp_jax.errors import printable
 from gp_jax.evaluation.jsonl import read_lines
@@ -13,7 +14,7 @@ from gp_jax.evaluation.redaction import bare_url
 from gp_jax.evaluation.settings import JudgeConfig
 from gp_jax.runtime.disk import parse_json
 
-# The prompt of the released evaluation, word by word.
+# The prompt of the released evaluation, word for word.
 SYSTEM = """
 You are responsible for proofreading the answers, you need to give a score to the model's answer by referring to the standard answer, \
 based on the given question. The full score is 1 point and the minimum score is 0 points. Please output the score in the form \
@@ -26,14 +27,14 @@ model's answer: {}
 """
 NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
 RANGE = r"[(\[]\s*(?:(?:from\s+)?0(?:\.0)?\s*(?:[-\u2013]|to)\s*1(?:\.0)?|(?:out\s+)?of\s+1(?:\.0)?)\s*[)\]]"
-# The word, perhaps the scale that the prompt gives in brackets, then the number. A sentence's end must not stand in between.
+# The word score, optionally the scale in brackets, as in the prompt, then the number. No end of a sentence in between.
 SCORE = re.compile(rf"\bscore\b[*_\"' ]{{0,4}}(?:{RANGE})?[^\w.,;!?]{{0,10}}?({NUMBER})", re.IGNORECASE)
-# What makes the number in front of it something else: more digits or letters, a range or a product, a percentage.
+# Text after a number with which the number is no score: more digits or letters, a range or a product, a percentage.
 MORE = re.compile(
     r"[.,]\d|[^\W_]|[^\S\n]*[-\u2013\u2014\u2212~\u00d7x*^][^\S\n]*[.\d]|[^\S\n]*(?:to|or|and|through)[^\S\n]+[.\d]|[^\S\n]*(?:%|percent\b)",
     re.IGNORECASE,
 )
-# What the number is a part of; the group is there where that is 1.
+# Text after a number that names its scale; the group matches if the scale ends at 1.
 SCALE = re.compile(
     r"[\s,*_)\]}>\"']*[(\[]?\s*(?:/|(?:out\s+)?of\b|on\s+an?\s+(?:\S+\s+)?scale\b)"
     r"(\s*(?:of\s+|from\s+)?(?:0\s*(?:to|[-\u2013])\s*)?1(?:\.0+)?(?![\w%]|[.,]\d))?",
@@ -47,7 +48,7 @@ Question = tuple[str, str, str]  # question, standard answer, model's answer
 
 @dataclass
 class Verdicts:
-    """scores: per question that has one; failures: why, for the others. asked, cached: distinct questions."""
+    """Scores of questions. failures: the reason per question without a score; asked, cached: numbers of distinct questions."""
 
     scores: dict[Question, float] = field(default_factory=dict)
     failures: dict[Question, str] = field(default_factory=dict)
@@ -55,18 +56,18 @@ class Verdicts:
     cached: int = 0
 
     def text(self) -> str:
-        """One line."""
+        """Describes the verdicts in one line."""
         reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(self.failures.values()).most_common(4))
         left = f"; {len(self.failures)} left out: {reasons}" if self.failures else ""
         return f"{len(self.scores)} answers scored ({self.cached} known before){left}"
 
 
 def read_score(verdict: str) -> float | None:
-    """The score in a verdict, 0..1; None when there is none, or several that disagree, or one on another scale, or one that may be
-    meant as something else (a range, a decimal comma): what cannot be read is reported, not guessed."""
+    """The score in a verdict, 0..1. None if there is no score, if several disagree, if the scale is another one, or if the number is
+    ambiguous (a range, a decimal comma): such verdicts are reported, never guessed."""
     if len(verdict) > LONGEST:
         return None
-    verdict = re.sub(r"\s+", lambda space: "\n" if "\n" in space[0] else " ", verdict)  # else SCALE tries every part of a long one
+    verdict = re.sub(r"\s+", lambda space: "\n" if "\n" in space[0] else " ", verdict)  # keeps SCALE from backtracking over long spaces
     found = {_number(verdict, match) for match in SCORE.finditer(verdict)}
     if not found and re.fullmatch(r"\s*(?:0|1|[01]?\.\d+|[01]\.)\s*", verdict):
         found = {float(verdict)}
@@ -75,7 +76,7 @@ def read_score(verdict: str) -> float | None:
 
 
 def _number(verdict: str, match: re.Match) -> float | None:
-    """The number that a match ends with, unless what follows makes it something else or names a scale that is not 0..1."""
+    """The number at the end of a match; None if the text after it shows that it is no score, or a scale other than 0..1."""
     scale = SCALE.match(verdict, match.end())
     if MORE.match(verdict, match.end()) or (scale and scale.group(1) is None):
         return None
@@ -83,27 +84,29 @@ def _number(verdict: str, match: re.Match) -> float | None:
 
 
 def request(config: JudgeConfig, question: Question) -> dict:
-    """The body of a chat completion."""
+    """The body of a chat-completion request."""
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": PROMPT.format(*question)}]
     return {"model": config.model, "messages": messages, "temperature": 0, "seed": config.seed, "max_tokens": config.max_tokens}
 
 
 def digest(config: JudgeConfig, question: Question) -> str:
-    """Of everything that a verdict may depend on."""
+    """A digest of everything that a verdict may depend on."""
     asked = {"url": bare_url(config.url).rstrip("/")} | request(config, question)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def read_cache(path: Path) -> dict[str, float]:
-    """Lines that can be read, and verdicts as they are read today; a line that a killed run left half-written is none of them.
+    """Scores of stored verdicts: digest of the question -> score, read with `read_score` anew.
 
-    Damaged lines are said, and asked about again. Raises: GlimpseError when the file cannot be read.
+    Damaged lines are reported, and their questions will be asked again. Raises: GlimpseError when the file cannot be read.
     """
-    found, damaged = {}, 0
+    found: dict[str, float] = {}
+    damaged = 0
     for _, line in read_lines(path):
         try:
             fields = parse_json(line.decode("utf-8"), path)
-            key, score = fields["key"], read_score(fields["verdict"]) if "verdict" in fields else fields["score"]
+            key = fields["key"]
+            score: Any = read_score(fields["verdict"]) if "verdict" in fields else fields["score"]
             unread = "verdict" in fields and score is None
             if not isinstance(key, str) or not (unread or (type(score) in (int, float) and 0 <= score <= 1)):
                 raise ValueError("no key or no score")

@@ -1,4 +1,4 @@
-"""Visual importance predictor (released names `attn_fuser`, AttnFuserV1 and V2): glimpse attention and image to one logit a token.
+"""Visual importance predictor (released name `attn_fuser`, AttnFuserV1 and V2): from glimpse attention and visual conditions to logits.
 
 B samples, M vision slots, A maps x heads, E `attn_fuse_size`, F condition width (0 in V2), N heads, C ViT width. All float32.
 """
@@ -33,8 +33,8 @@ class ConditionedAttention(nnx.Module):
     def __call__(self, x: Array, joint: Array, angles: Array, segment: Array) -> Array:
         """x: (rows, length, E), joint: (rows, length, E + F), angles: (rows, length, (E + F) / N / 2)."""
         q, k = (rearrange(f(joint), "b m (n h) -> b n m h", n=self.num_heads) for f in (self.q_proj, self.k_proj))
-        # The released flash-attention variant widens the values to the queries' width before it deals them out to the heads,
-        # so that the heads hold other channels than without it.
+        # The released flash-attention variant pads the values to the queries' width before it splits them into heads, so that each
+        # head has other channels than without it.
         v = jnp.pad(self.v_proj(x), ((0, 0), (0, 0), (0, self.value_padding)), constant_values=1.0)
         v = rearrange(v, "b m (n h) -> b n m h", n=self.num_heads)
         out = rearrange(attend(rotate(q, angles), rotate(k, angles), v, segment, segment), "b n m h -> b m (n h)")
@@ -87,8 +87,8 @@ class ImportancePredictor(nnx.Module):
         Args:
             maps: (B, M, A) glimpse attention at every vision slot.
             conditions: per block (B, M, C).
-            present: (B, M) bool, slots that hold a token that is still in the stream.
-            remat: the backward pass computes attention again instead of keeping it.
+            present: (B, M) bool, slots whose token is still in the stream.
+            remat: the backward pass recomputes attention instead of storing it.
             call: see `ops.layers.at_once`.
         Returns: (heads, B, M) float32; the last head decides, the others exist under deep supervision.
         """
@@ -120,14 +120,15 @@ def predictor_layer(
     window: int | None,
     remat: bool,
 ) -> Array:
-    """One block. x: (B, M, E); condition: (B, M, F); place: (B, M) int, who attends to whom. Returns: (B, M, E)."""
+    """One block. x: (B, M, E); condition: (B, M, F); place: (B, M) int, tokens attend to those of equal number. Returns: (B, M, E)."""
     segment, angles = jnp.where(present, place, -1), grid_angles(token_hw, head_dim)
 
-    def rows(a: Array | None) -> Array | None:  # windows are blocks of equal size, as in the vision tower
-        return a if window is None or a is None else a.reshape(-1, window, *a.shape[2:])
+    def rows(a: Array) -> Array:  # windows are blocks of equal size, as in the vision tower
+        return a if window is None else a.reshape(-1, window, *a.shape[2:])
 
     block = rematerialised(layer) if remat else layer
-    return constrained(block(rows(x), rows(condition), rows(angles), rows(segment)).reshape(x.shape), "batch")
+    condition = None if condition is None else rows(condition)
+    return constrained(block(rows(x), condition, rows(angles), rows(segment)).reshape(x.shape), "batch")
 
 
 def read_out(head: Linear, x: Array) -> Array:
@@ -136,7 +137,7 @@ def read_out(head: Linear, x: Array) -> Array:
 
 
 def stacked(outs: tuple[Array, ...]) -> Array:
-    """One array of all."""
+    """Stacks the outputs of the heads."""
     return jnp.stack(outs)
 
 
@@ -146,7 +147,7 @@ def mean_of_maps(maps: Array) -> Array:
 
 
 class MeanOfMaps(nnx.Module):
-    """No predictor: the mean of the glimpse's attention over heads and layers decides. For ablations."""
+    """No predictor: the importance is the mean of the glimpse's attention over heads and layers. For ablations."""
 
     def __call__(
         self,

@@ -40,7 +40,7 @@ class Rows:
     """Rows that generate: prompts' caches, what changes from token to token, and how tokens are chosen."""
 
     def __init__(self, engine: Engine, kv: tuple[LayerKV, ...], state: DecodeState, settings: Sampling, placed: Sampling, own: bool):
-        """placed: the settings on the devices. own: nobody else reads the prompts' caches, so that inserting may overwrite them."""
+        """placed: the settings on the devices. own: the prompts' caches belong to these rows alone, so inserting may overwrite them."""
         self.engine, self.kv, self.state, self.settings, self.placed, self.own = engine, kv, state, settings, placed, own
 
     @classmethod
@@ -54,7 +54,7 @@ class Rows:
         slots: int | None = None,
         logprobs: bool = False,
     ) -> Self:
-        """Rows that go on with a batch of prompts, behind their first token. The prompts' caches are shared, not copied.
+        """Rows that continue a batch of prompts, with their first token chosen. The prompts' caches are shared, not copied.
 
         Args:
             settings: of R rows, a multiple of the prefix's prompts: neighbouring rows go on with the same one.
@@ -80,7 +80,7 @@ class Rows:
         eos: Sequence[int] = (),
         logprobs: bool = False,
     ) -> Self:
-        """Rows of which none goes on with a prompt yet.
+        """Free rows: none continues a prompt yet.
 
         Args: prompts: P; lengths: per decoder layer the rows that a prompt may have in its cache; copies: R / P.
         """
@@ -121,7 +121,7 @@ class Rows:
                 raise GlimpseError(f"layer {layer}: a prompt of {new.valid.shape[1]} rows does not fit a place of {old.valid.shape[1]}")
         copies = self.settings.seed.size // count
         own = slice(prompt * copies, (prompt + 1) * copies)
-        changed = {name: getattr(self.settings, name).copy() for name in PER_ROW}  # what was placed may be these very arrays, still in use
+        changed = {name: getattr(self.settings, name).copy() for name in PER_ROW}  # arrays on the device may alias these
         for name, values in changed.items():
             values[own] = getattr(settings, name)
         self.settings = dataclasses.replace(self.settings, **changed)
@@ -160,7 +160,7 @@ class Rows:
 
     @property
     def prompts(self) -> int:
-        """P."""
+        """Number of places for prompts, P."""
         return self.kv[0].valid.shape[0]
 
     def read(self, *names: str) -> tuple[np.ndarray, ...]:

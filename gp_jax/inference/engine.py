@@ -27,7 +27,7 @@ from gp_jax.pruning.plan import needs_glimpse
 from gp_jax.runtime.clock import COMPILES, Clock
 from gp_jax.runtime.compilation_cache import ROOM, keep_compiled
 from gp_jax.sharding import batch_sharding, fetch, put, replicated
-from gp_jax.trees import DecodeState, Prefix, PromptInput, Sampling, Stream
+from gp_jax.trees import Array, DecodeState, Prefix, PromptInput, Sampling, Stream
 
 T = TypeVar("T")
 
@@ -38,12 +38,14 @@ class Prefilled:
 
     batch: Batch
     stream: Stream | None
-    logits: jax.Array | None  # (B, V) of the first new token
+    logits: Array | None  # (B, V) of the first new token
     scores: Scores  # per cut: logits (B, M), keep (B, M)
 
 
 class Engine(Stages):
     """Compiles on first use and keeps what it compiled."""
+
+    call: Parts
 
     def __init__(
         self,
@@ -69,11 +71,11 @@ class Engine(Stages):
         """
         replace_params(self.model, params)
 
-    def start(self, prefix: Prefix, settings: Sampling, active: jax.Array, limit: np.ndarray, *, slots: int, logprobs: bool) -> DecodeState:
+    def start(self, prefix: Prefix, settings: Sampling, active: Array, limit: Array, *, slots: int, logprobs: bool) -> DecodeState:
         """The state of rows behind their first token."""
         return self.call(sampling.start, self.model, prefix, settings, active, limit, slots=slots, logprobs=logprobs)
 
-    def advance(self, kv: tuple, state: DecodeState, settings: Sampling, steps: np.ndarray) -> DecodeState:
+    def advance(self, kv: tuple, state: DecodeState, settings: Sampling, steps: Array) -> DecodeState:
         """Generates; `state` is used up."""
         return self.call(sampling.advance, self.model, kv, state, settings, steps, donate=(1,))
 
@@ -86,20 +88,20 @@ class Engine(Stages):
         """Vision slots of a patches rung."""
         return slots_of(patches, self.config)
 
-    def split(self, tree: object, samples: int, axis: int = 0) -> object:
+    def split(self, tree: T, samples: int, axis: int = 0) -> T:
         """Host arrays to the devices, samples (along `axis`) split over the mesh; scalars are replicated."""
         split, whole = batch_sharding(self.mesh, samples, axis), replicated(self.mesh)
         return jax.tree.map(lambda x: put(x, split if np.ndim(x) > axis else whole), tree)
 
-    def place(self, tree: object) -> object:
+    def place(self, tree: T) -> T:
         """Host arrays to the devices, the same on each."""
         return jax.tree.map(lambda x: put(x, replicated(self.mesh)), tree)
 
-    def fetch(self, tree: object) -> object:
+    def fetch(self, tree: Any) -> Any:
         """Device arrays as numpy, the same and whole in every process: what the host decides by them is decided alike everywhere."""
         return fetch(tree, self.mesh)
 
-    def read(self, need: jax.Array) -> int:
+    def read(self, need: Array) -> int:
         """A number that the host needs to go on; it waits for it."""
         return int(self.fetch(need))
 
@@ -116,11 +118,11 @@ class Engine(Stages):
 
     # The engine's choice of a length behind a cut (see `walk.Choice`): the host reads what is needed and takes the smallest rung.
 
-    def rungs(self, need: jax.Array, length: int) -> tuple[int]:
+    def rungs(self, need: Array, length: int) -> tuple[int]:
         """The one length to go on with."""
         return (self.ladders.kept_for(self.read(need), length),)
 
-    def branch(self, need: jax.Array, rungs: Sequence[int], rest: Callable[[int], T]) -> T:
+    def branch(self, need: Array, rungs: Sequence[int], rest: Callable[[int], T]) -> T:
         """Goes on with the first."""
         return rest(rungs[0])
 
@@ -143,7 +145,7 @@ class Engine(Stages):
         lap("vision", features)
         rules = [(self.split(cut.limits, size), self.split(cut.given, size)) for cut in batch.cuts]
 
-        def finish(stream: Stream | None, logits: jax.Array | None, scores: Scores) -> Prefilled:
+        def finish(stream: Stream | None, logits: Array | None, scores: Scores) -> Prefilled:
             return Prefilled(batch, stream, logits, scores)
 
         return self.walk(self.embed(prompt, features), Route(plan, rules, vision, features, self, finish, scores_only, lap))

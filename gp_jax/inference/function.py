@@ -50,9 +50,9 @@ INPUTS = {
     "next_position": "(B,) int32: position of the first new token",
     "cut*_threshold": "(B, 1) float32: keep visual tokens whose importance is above it",
     "cut*_cap_trigger": "(B,) int32: more kept than this ...",
-    "cut*_cap": "(B,) int32: ... and only the best so many stay",
-    "cut*_floor": "(B,) int32: the best so many always stay",
-    "cut*_fixed": "(B,) int32: exactly the best so many, -1: off",
+    "cut*_cap": "(B,) int32: ... and only this number of the best stay",
+    "cut*_floor": "(B,) int32: this number of the best always stay",
+    "cut*_fixed": "(B,) int32: exactly this number of the best stay, -1: off",
     "cut*_always": "(B, M) bool: vision slots that always stay",
     "cut*_given": "(B, M) float32: scores that come with the request (plans random, nothing, reference masks)",
 }
@@ -80,7 +80,7 @@ def inference_buckets(
 
     Args:
         batch: samples.
-        visual_tokens: of a sample. A single picture of so many always fits, whatever its shape.
+        visual_tokens: of a sample. A single picture with this number always fits, whatever its shape.
         prompt: rows of a sample, its visual tokens and the glimpse's rows included; default: the visual tokens and 128 more.
         kept: rows left behind a cut, to choose from; default: a few parts of the prompt.
         cuts: of the plan: behind each there is a copy of the rest of the program per size.

@@ -1,4 +1,4 @@
-"""From a caller's settings to the numbers that the engine takes; everything that can be wrong with them is found here."""
+"""Checks a caller's settings and turns them into the arrays that the engine takes."""
 
 import dataclasses
 import zlib
@@ -18,15 +18,15 @@ from gp_jax.pruning.rule import Prune, anchor_indices, limits, reference_mask
 from gp_jax.trees import KeepLimits, Sampling
 
 AUTO = "auto"
-EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number is not a shape
-GREEDY = 1e-30  # lower temperatures are 0: logits divided by them leave float32
+EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number does not change a program's shapes
+GREEDY = 1e-30  # lower temperatures count as 0: logits divided by them overflow float32
 Temperature = Annotated[float, Field(ge=0, le=1e12), FromNumpy]
 TopP = Annotated[float, Field(ge=1e-6, le=1), FromNumpy]
 
 
 @dataclass(frozen=True)
 class CutInput:
-    """What a request brings to one cut. B is already the batch bucket, M the bucket of vision slots."""
+    """A request's arrays for one cut. B is the batch bucket, M the bucket of vision slots."""
 
     limits: KeepLimits
     given: np.ndarray | None  # (B, M) float32 logits, for scorers that rank by them
@@ -75,7 +75,7 @@ def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch
 
     Raises: GlimpseError on prompts that end with an image, anchors on several images, or reference masks that do not fit.
     """
-    if not plan:
+    if not plan or prune is None:
         return []
     for i, sample in enumerate(samples):
         if sample.image_token[-1] >= 0:
@@ -119,16 +119,16 @@ def sampling_settings(
     eos_token_id: int | Sequence[int] | str | None,
     rows: int = 1,
 ) -> Sampling:
-    """Checked sampling settings as arrays of so many rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none."""
+    """Checked sampling settings as arrays of `rows` rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none."""
     temperature, top_p = one(Temperature, temperature, "temperature"), one(TopP, top_p, "top_p")
     top_k, seed = one(Count, top_k, "top_k"), one(Count, seed, "seed")
     if isinstance(eos_token_id, str) and eos_token_id == AUTO:
-        eos = config.eos_token_ids
+        ends = config.eos_token_ids
     elif isinstance(eos_token_id, list | tuple | np.ndarray):
-        eos = one(Several[TokenId], eos_token_id, "eos_token_id")
+        ends = one(Several[TokenId], eos_token_id, "eos_token_id")
     else:
-        eos = () if eos_token_id is None else (one(TokenId, eos_token_id, "eos_token_id"),)
-    eos = np.array(eos, np.int32)
+        ends = () if eos_token_id is None else (one(TokenId, eos_token_id, "eos_token_id"),)
+    eos = np.array(ends, np.int32)
     padded = np.full(-(-max(eos.size, 1) // EOS_MULTIPLE) * EOS_MULTIPLE, -1, np.int32)
     padded[: eos.size] = eos
     return Sampling(

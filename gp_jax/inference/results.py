@@ -1,4 +1,4 @@
-"""What requests give back."""
+"""Results of requests: generations, answers, and their pictures."""
 
 import itertools
 from collections.abc import Sequence
@@ -99,7 +99,8 @@ def per_token(scores: Scores, samples: Sequence[Sample]) -> tuple[list[np.ndarra
     for number, sample in enumerate(samples):
         if np.isnan(logits[number, sample.slot_of_token]).any():
             raise GlimpseError(f"sample {number + 1} of {len(samples)}: the importance of its visual tokens is not a number")
-    return tuple([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
+    kept, importance = ([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
+    return kept, importance
 
 
 def per_layer(plan: Plan, scores: Scores, samples: Sequence[Sample], layers: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,10 +135,11 @@ def answers_of(done: Generation, prepared: Prepared, processor: Processor) -> li
 
 def outcome(engine: Engine, filled: Prefilled, pruned: bool) -> dict[str, Any]:
     """The fields of a Generation that prefill decides."""
-    samples = filled.batch.samples
-    scores, logits, positions, valid = engine.fetch((filled.scores, filled.logits, filled.stream.positions, filled.stream.valid))
+    samples, stream = filled.batch.samples, filled.stream
+    assert stream is not None, "only scores were asked for"
+    scores, logits, positions, valid = engine.fetch((filled.scores, filled.logits, stream.positions, stream.valid))
     keep, mask_logits = per_token(scores, samples)
-    seen, cached = per_layer(filled.batch.plan, scores, samples, len(filled.stream.kv))
+    seen, cached = per_layer(filled.batch.plan, scores, samples, len(stream.kv))
     lengths = valid[: len(samples)].sum(axis=1)
     padded = np.ones((positions.shape[0], len(samples), lengths.max()), np.int32)
     mask = np.zeros(padded.shape[1:], np.int32)

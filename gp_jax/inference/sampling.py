@@ -53,7 +53,7 @@ def choose(logits: Array, sampling: Sampling, step: Array) -> tuple[Array, Array
 
 
 def draw_key(seed: Array, number: Array, step: Array) -> Array:
-    """Of one draw."""
+    """The PRNG key of one draw."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
 
 
@@ -92,7 +92,7 @@ def write(state: DecodeState, logits: Array, sampling: Sampling, rows: Array | b
 
 
 def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False) -> DecodeState:
-    """Rows of which none goes on with a prompt."""
+    """A state whose rows are all free."""
     text, dtype, rows = model.config.text, model.decoder.embed_tokens.dtype, sampling.seed.size
     numbers, shape = jnp.zeros(rows, jnp.int32), (rows, text.num_key_value_heads, slots, text.head_dim)
 

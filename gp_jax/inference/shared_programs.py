@@ -13,9 +13,11 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from gp_jax.runtime.clock import COMPILES
+
 
 class Kind:
-    """What modules of equal structure have in common. Compared by identity, so that a call need not compare graphs."""
+    """The structure that equal modules share. Kinds are compared by identity, so that a call does not compare graphs."""
 
     def __init__(self, graph: nnx.GraphDef, tree: Any):
         self.graph, self.tree = graph, tree
@@ -33,29 +35,29 @@ class Programs:
         self.jitted: dict[tuple, Callable] = {}
 
 
-# Of this process: models of equal structure, a glimpse after another, compile once. As with any function that is jitted at a module's
+# Shared in this process: models of equal structure compile once. As with any function that is jitted at a module's
 # level, `jax.clear_caches()` lets go of what was compiled.
 SHARED = Programs()
 
 
 def signature(program: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> tuple:
-    """What tells calls apart that are compiled apart: the program, its parameters' and arguments' shapes, types and places."""
+    """A key that is equal for calls of one compiled program: function, structure, and shapes, types and shardings of all arrays."""
     given, tree = jax.tree.flatten((leaves, args))
     shapes = tuple((v.shape, v.dtype, getattr(v, "weak_type", False), getattr(v, "sharding", None)) for v in given)
     return program, kind, tree, tuple(sorted(static.items())), shapes
 
 
 class Known(NamedTuple):
-    """A module that was seen before. Its parameters are not held: they are asked for at every call, as they are then."""
+    """A module that was seen before. Its parameters are read at every call, so changed weights are always seen."""
 
-    own: weakref.ref  # while it lives, its id is its own
+    own: weakref.ref  # an id is unique while the module lives
     kind: Kind
     variables: tuple[nnx.Variable, ...]
-    attributes: tuple[tuple[dict, int], ...]  # of it and the modules in it, with how many there were
-    children: tuple[tuple[dict, str, Any], ...]  # modules and variables where they stood in them
+    attributes: tuple[tuple[dict, int], ...]  # of the module and the modules in it, with their number of entries
+    children: tuple[tuple[dict, str, Any], ...]  # modules and variables, by owner and name
 
     def as_it_was(self) -> bool:
-        """Whether it is still made of the same modules and variables; microseconds for a layer."""
+        """Whether it still consists of the same modules and variables. Takes microseconds for a layer."""
         same = all(inside.get(name) is child for inside, name, child in self.children)
         return same and all(len(inside) == count for inside, count in self.attributes)
 
@@ -64,17 +66,17 @@ class Parts:
     """Calls `function(*args, **static)` as a program: see `ops.layers.at_once`."""
 
     def __init__(self, mesh: Mesh | None = None, programs: Programs = SHARED):
-        """programs: its own where what is traced depends on more than the arguments, such as another platform than this machine's."""
+        """programs: own ones where tracing depends on more than the arguments, for example on another platform than this machine's."""
         self.mesh, self.programs = mesh, programs
         self.known: dict[int, Known] = {}  # by id
 
     def __call__(self, function: Callable, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
         """Args: args: a part of the model first, if the function takes one, whose parameters are then arguments of the program; donate:
         which of the others the program may overwrite."""
-        kind, leaves = None, ()
-        if args and isinstance(args[0], nnx.Module):
-            (kind, leaves), args = self.take(args[0]), args[1:]
-        with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+        with COMPILES.call(), jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+            kind, leaves = None, ()
+            if args and isinstance(args[0], nnx.Module):
+                (kind, leaves), args = self.take(args[0]), args[1:]
             return self.execute(self.program(function, tuple(static), donate), function, kind, leaves, args, static)
 
     def execute(self, program: Callable, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> Any:
@@ -89,7 +91,7 @@ class Parts:
         return known.kind, tuple([variable.get_raw_value() for variable in known.variables])
 
     def look(self, part: nnx.Module) -> Known:
-        """What is remembered of a module, until it is gone."""
+        """Inspects a module. The result is forgotten when the module is garbage-collected."""
         graph, state = nnx.split(part)
         tree = jax.tree.structure(state)
         kind = self.programs.kinds.setdefault((graph, tree), Kind(graph, tree))

@@ -13,14 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from jax import Array
-
 from gp_jax import pipeline
 from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.layers import at_once
 from gp_jax.pruning.plan import SCORERS, Plan, merges, needs_glimpse, tapped_layers, watched_blocks
 from gp_jax.pruning.scorers.scorer import Cut, Scoring
-from gp_jax.trees import KeepLimits, PromptInput, Stream, VisionFeatures, VisionInput
+from gp_jax.trees import Array, KeepLimits, PromptInput, Stream, VisionFeatures, VisionInput
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -1,6 +1,6 @@
 """Compiling ahead of the first request: every program is run once on empty inputs of every bucket."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -13,7 +13,7 @@ from gp_jax.inference.shared_programs import Kind, Parts, signature
 from gp_jax.inference.walk import Route, Scores
 from gp_jax.processing.layout import vision_input
 from gp_jax.pruning.plan import SCORERS, Plan, needs_glimpse
-from gp_jax.trees import KeepLimits, Sampling, Stream, VisionFeatures, VisionInput
+from gp_jax.trees import Array, KeepLimits, Sampling, Stream, VisionFeatures, VisionInput
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class WarmUp:
         )
         self.patch_rungs = tuple(rung for rung in patch_rungs if engine.slots_of(rung))
 
-    def run(self, progress: Callable[[list], Iterator] = iter) -> None:
+    def run(self, progress: Callable[[list], Iterable] = iter) -> None:
         """Compiles everything. `progress` wraps the list of (batch, prompt rung) steps."""
         seen: dict[tuple[int, int], tuple[VisionInput, VisionFeatures]] = {}
         for batch, length in progress([(b, t) for b in self.batches for t in self.prompt_rungs]):
@@ -82,7 +82,7 @@ class WarmUp:
         engine, slots = self.engine, 0 if vision is None else vision.token_image.shape[1]
         empty = Batch([], plan, [], np.zeros(batch, np.int32), batch, slots)
 
-        def finish(stream: Stream | None, logits: jax.Array | None, scores: Scores) -> None:
+        def finish(stream: Stream | None, logits: Array | None, scores: Scores) -> None:
             prefix = engine.prefix(Prefilled(empty, stream, logits, scores))
             for rung in self.decode_rungs:
                 Rows.behind(engine, prefix, self.settings(batch), 1, np.zeros(batch, bool), rung).generate()
@@ -92,7 +92,7 @@ class WarmUp:
         rules = [self.rule(cut.scorer, batch, slots) for cut in plan]
         engine.walk(stream, Route(plan, rules, vision, features, self, finish))
 
-    def rule(self, scorer: str, batch: int, slots: int) -> tuple[KeepLimits, jax.Array | None]:
+    def rule(self, scorer: str, batch: int, slots: int) -> tuple[KeepLimits, Array | None]:
         """A cut's numbers, which do not matter."""
         zeros = np.zeros(batch, np.int32)
         limits = KeepLimits(np.float32(0), zeros, zeros, zeros, zeros, np.zeros((batch, slots), bool))
@@ -100,10 +100,10 @@ class WarmUp:
 
     # The choice of a length behind a cut (see `walk.Choice`): all of them, one after another.
 
-    def rungs(self, need: jax.Array, length: int) -> Sequence[int]:
+    def rungs(self, need: Array, length: int) -> Sequence[int]:
         """Every length that a request may go on with."""
         return self.engine.ladders.kept_rungs(length)
 
-    def branch(self, need: jax.Array, rungs: Sequence[int], rest: Callable[[int], T]) -> T:
+    def branch(self, need: Array, rungs: Sequence[int], rest: Callable[[int], T]) -> T:
         """Goes on with each. Returns: what the last one gave."""
         return [rest(rung) for rung in rungs][-1]

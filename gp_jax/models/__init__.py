@@ -1,1 +1,1 @@
-"""Vision towers, the one decoder, and the model that they form with a glimpse."""
+"""Vision towers, the decoder, and the model that combines them with a glimpse."""

@@ -61,10 +61,10 @@ class ClipBlock(nnx.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, config: ClipConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width, options = config.hidden_size, dict(dtype=dtype, rngs=rngs)
+        width = config.hidden_size
         self.layer_norm1, self.layer_norm2 = (LayerNorm(width, dtype=dtype, eps=config.layer_norm_eps) for _ in range(2))
-        self.self_attn = ClipAttention(config, **options)
-        self.mlp = TwoLayers(width, config.intermediate_size, width, config.hidden_act, bias=True, **options)
+        self.self_attn = ClipAttention(config, dtype=dtype, rngs=rngs)
+        self.mlp = TwoLayers(width, config.intermediate_size, width, config.hidden_act, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, implementation: str = "auto") -> Array:
         x = x + self.self_attn(self.layer_norm1(x), implementation)
@@ -94,7 +94,8 @@ class ClipTower(nnx.Module):
         self.patch_embed = Linear(config.patch_dim, width, bias=False, dtype=dtype, rngs=rngs)
         self.class_embedding = nnx.Param(init(rngs.params(), (width,), dtype))
         self.position_embedding = nnx.Param(init(rngs.params(), (1 + config.window_side**2, width), dtype))
-        self.pre_norm, self.post_norm = (LayerNorm(width, dtype=dtype, eps=config.layer_norm_eps) for _ in range(2))  # post: nobody reads
+        # Nothing reads the output of `post_norm`, but checkpoints hold its weights.
+        self.pre_norm, self.post_norm = (LayerNorm(width, dtype=dtype, eps=config.layer_norm_eps) for _ in range(2))
         self.blocks = nnx.List([ClipBlock(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
         out, bias = config.out_hidden_size, config.projector_bias
         self.projector = TwoLayers(width, out, out, config.projector_act, bias=bias, dtype=dtype, rngs=rngs)
@@ -116,13 +117,14 @@ class ClipTower(nnx.Module):
         watch: tuple[int, ...] = (),
         call: Callable = at_once,
     ) -> VisionFeatures:
-        """Runs the tower as far as somebody looks at it.
+        """Runs the tower up to the deepest block whose output is needed.
 
         Args: condition_layers: hidden states that become conditions, counted as `ClipConfig.select_layer`; remat: see
             `ops.layers.rematerialised`; watch: blocks, counted from 0, whose attention and keys are recorded; call: see
             `ops.layers.at_once`.
         Returns: VisionFeatures in vision slot order, conditions in the order of `condition_layers`.
         """
+        assert vision.patches is not None, "pixels"
         batch, received, keys = vision.patches.shape[0], {}, {}
         x = call(ClipTower.embed, self, vision.patches)
         wanted = {self.config.select_layer, *condition_layers}

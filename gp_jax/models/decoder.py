@@ -5,8 +5,11 @@ B samples, T rows, D width, N query heads, K key-value heads, H head width, P pr
 A generating step reads two caches per layer and writes one row of the second:
 
     prompt cache (B, K, P, H)  | x x x x . . |   left-aligned, '.' = padding, read only; may be shared by several rows
-    new cache    (R, K, n, H)  | t2 _ _ t0 t1 |  one write slot for all rows, which goes round; a row sees the slots of its own tokens
+    new cache    (R, K, n, H)  | t2 _ _ t0 t1 |  a ring with one write slot for all rows; a row sees the slots of its own tokens
 """
+
+import functools
+import operator
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -53,7 +56,7 @@ class Layer(nnx.Module):
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=False, dtype=dtype, rngs=rngs)
 
     def finish(self, x: Array, heads: Array) -> Array:
-        """Residual, output projection and MLP behind the attention heads."""
+        """Output projection, residual and MLP after the attention heads."""
         x = x + self.self_attn.output(heads)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -63,7 +66,7 @@ class Layer(nnx.Module):
         """All rows at once.
 
         Args: x: (B, T, D), angles: (B, T, H / 2), valid: (B, T) bool, a prefix of every row; seen: (B, T) bool, rows that others may
-            look at, None: all valid ones.
+            attend to; None: all valid ones.
         Returns: x (B, T, D), queries (B, N, T, H) for taps, and the layer's keys and values.
         """
         q, k, v = self.self_attn.project(self.input_layernorm(x), angles)
@@ -82,13 +85,13 @@ class Layer(nnx.Module):
         Returns: x (R, 1, D) and the new cache with that slot written.
         """
         q, k, v = self.self_attn.project(self.input_layernorm(x), angles)
-        new = tuple(cache.at[:, :, slot].set(row[:, :, 0]) for cache, row in zip(new, (k, v), strict=True))
+        key, value = (cache.at[:, :, slot].set(row[:, :, 0]) for cache, row in zip(new, (k, v), strict=True))
         seen = jnp.repeat(prompt.valid, x.shape[0] // prompt.valid.shape[0], axis=0)
         visible = jnp.concatenate([seen, written], axis=1)
-        return self.finish(x, two_part_attention(q, ((prompt.key, prompt.value), new), visible[:, None])), new
+        return self.finish(x, two_part_attention(q, ((prompt.key, prompt.value), (key, value)), visible[:, None])), (key, value)
 
     def extend(self, x: Array, angles: Array, visible: Array, prompt: LayerKV) -> tuple[Array, Array, Array]:
-        """Some more rows behind a prompt, all at once.
+        """Several more rows after a prompt, all at once.
 
         Args: x: (B, U, D), angles: (B, U, H / 2), visible: (B, U, T + U) bool, what a row sees of the prompt and of these rows.
         Returns: x (B, U, D), queries (B, N, U, H) and keys (B, K, U, H) for taps.
@@ -99,7 +102,7 @@ class Layer(nnx.Module):
 
 
 def behind(prompt: Array, rows: Array) -> Array:
-    """What rows behind a prompt see: all of it, and each other causally. prompt: (B, T) bool; rows: (B, U) bool. Returns: (B, U, T + U)."""
+    """What rows after a prompt see: all of it, and each other causally. prompt: (B, T) bool; rows: (B, U) bool. Returns: (B, U, T + U)."""
     batch, length = rows.shape
     causal = jnp.tril(jnp.ones((length, length), bool)) & rows[:, None]
     return jnp.concatenate([jnp.broadcast_to(prompt[:, None], (batch, length, prompt.shape[1])), causal], axis=-1)
@@ -109,14 +112,14 @@ def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible
     """A few queries per row over several caches, without joining the caches or copying those that rows share.
 
     Args: q: (R, N, U, H); parts: (keys, values) pairs, (P, K, s, H) each, where P divides R: every one for R / P rows; visible: (R, U or
-        1, sum of s) bool, at least one true per row of interest (rows without give an average, never NaN).
+        1, sum of s) bool, at least one true per row of interest (other rows get an average, never NaN).
     Returns: (R, N, U, H).
     """
     exact, count = "highest" if q.dtype == jnp.float32 else None, q.shape[0]
     grouped = rearrange(q, "r (k g) u h -> r k g u h", k=parts[0][0].shape[1])
 
     def product(form: str, rows: Array, shared: Array) -> Array:
-        """What rows of one cache have in common is read once: they are further queries of it."""
+        """Rows that share a cache become further queries of it, so the cache is read once."""
         together = rearrange(rows, "(p c) k g u x -> p k (c g) u x", p=shared.shape[0])
         out = jnp.einsum(form, together, shared, preferred_element_type=jnp.float32, precision=exact)
         return rearrange(out, "p k (c g) u x -> (p c) k g u x", c=count // shared.shape[0])
@@ -124,11 +127,11 @@ def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible
     logits = [product("pkguh,pksh->pkgus", grouped, key) for key, _ in parts]
     joined = jnp.concatenate(logits, axis=-1) * q.shape[-1] ** -0.5
     weights = nnx.softmax(jnp.where(visible[:, None, None], joined, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
-    out, start = 0.0, 0
+    out, start = [], 0
     for _, value in parts:
-        out = out + product("pkgus,pksh->pkguh", weights[..., start : start + value.shape[2]], value)
+        out.append(product("pkgus,pksh->pkguh", weights[..., start : start + value.shape[2]], value))
         start += value.shape[2]
-    return rearrange(out, "r k g u h -> r (k g) u h").astype(q.dtype)
+    return rearrange(functools.reduce(operator.add, out), "r k g u h -> r (k g) u h").astype(q.dtype)
 
 
 def row_angles(positions: Array, config: TextConfig) -> Array:
@@ -137,7 +140,7 @@ def row_angles(positions: Array, config: TextConfig) -> Array:
 
 
 class Decoder(nnx.Module):
-    """Embedding, layers, final norm and output head. The caller chooses which layers run, and when."""
+    """Embedding, layers, final norm and output head. The caller runs the layers."""
 
     def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = config

@@ -10,7 +10,7 @@ from gp_jax.models.decoder import Decoder
 
 
 class LVLM(nnx.Module):
-    """Parts only; what is done with them, in which order, is `pipeline`."""
+    """Only the parts; the forward pass is in `pipeline`."""
 
     def __init__(self, config: ModelConfig, glimpse: GlimpseConfig | None, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.config, self.glimpse_config = config, glimpse

@@ -1,1 +1,1 @@
-"""Rope, attention and small layers."""
+"""Rotary position embeddings, attention, ranking and small layers."""

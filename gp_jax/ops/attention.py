@@ -1,11 +1,12 @@
-"""One door to attention: `attend`. Several kernels behind it, all equal to `einsum_attention` up to rounding.
+"""`attend`, the entry point for attention. It chooses among several kernels, all equal to `einsum_attention` up to rounding.
 
-Who sees whom is said once, for all of them: query t sees key s iff both carry the same segment number, that number is
-not negative, and, if causal, s <= t. A query that sees nothing gets zeros, never NaN.
+All kernels use the same mask: query t sees key s iff both have the same segment number, that number is not negative, and, if
+causal, s <= t. A query that sees no key gets zeros, never NaN.
 
 Letters: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys, H head width, V value width.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -22,10 +23,10 @@ from gp_jax.ops.rows import rows_attention
 from gp_jax.ops.slices import in_slices
 from gp_jax.ops.target import PLATFORMS, targets
 
-SCORE_BYTES = 64 * 2**20  # einsum may hold this many bytes of attention scores, larger problems go to a tiled kernel
-CPU_SCORE_BYTES = 8 * 2**20  # what a CPU's caches do not hold is read and written several times
-ROWS = range(512, 4097)  # lengths for which a CPU's scores are best held row by row
-SHORT = 128  # up to so many queries and keys a row is one tile: only the batch is split
+SCORE_BYTES = 64 * 2**20  # the most attention scores that einsum may hold; larger problems go to a tiled kernel
+CPU_SCORE_BYTES = 8 * 2**20  # the same on a CPU: scores that exceed its caches are read and written several times
+ROWS = range(512, 4097)  # lengths for which `rows` is the fastest kernel on a CPU
+SHORT = 128  # up to this number of queries and keys the scores of a sample are one tile, and only the batch is split
 
 
 def visible(q_segment: Array, kv_segment: Array, causal: bool) -> Array:
@@ -52,7 +53,7 @@ def _split_batch(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Arr
     return in_slices(partial(einsum_attention, causal=causal), (q, k, v, q_segment, kv_segment), least)
 
 
-KERNELS = {
+KERNELS: dict[str, Callable[..., Array]] = {
     "einsum": einsum_attention,
     "split_batch": split_batch,
     "blockwise": blockwise_attention,
@@ -64,7 +65,7 @@ KERNELS = {
 
 
 def choose(q: Array, k: Array, prefix: bool, causal: bool = False, backend: str | None = None) -> str:
-    """The kernel for these operands. backend: that the program is for; None: the (first) one that programs are traced for."""
+    """The kernel for these operands. backend: the program's; None: the (first) platform that programs are traced for."""
     batch, heads, length, _ = q.shape
     backend = backend or targets()[0]
     score_bytes = batch * heads * length * k.shape[2] * 4
@@ -83,8 +84,8 @@ def choose(q: Array, k: Array, prefix: bool, causal: bool = False, backend: str 
     return "rows" if not causal and length in ROWS and k.shape[2] in ROWS else "blockwise"
 
 
-# A choice made when a program is lowered, not when it is traced. `jax.lax.platform_dependent` would lower every branch for every
-# platform of a `jax.export`, which a Pallas kernel refuses; the rules of a primitive are lowered for their own platform only.
+# Chooses the kernel when a program is lowered, not when it is traced. `jax.lax.platform_dependent` would lower every branch for every
+# platform of a `jax.export`, which fails for a Pallas kernel; the lowering rules of a primitive are used for their own platform only.
 platform_attention = Primitive("platform_attention")
 
 
@@ -126,9 +127,9 @@ def attend(
         q: (B, N, T, H); k: (B, K, S, H); v: (B, K, S, V), N a multiple of K.
         q_segment: (B, T) int, kv_segment: (B, S) int; negative means padding.
         causal: query t sees keys 0..t only.
-        prefix: a promise that segments are one valid prefix per row (0, then padding), which cuDNN needs.
-        implementation: a key of KERNELS, or "auto" to choose by backend and size; where programs are for several platforms, each
-            has its own choice, made when it is known (cuDNN cannot be asked about without a GPU and is not among them).
+        prefix: the caller guarantees that segments are one valid prefix per row (0, then padding), which cuDNN needs.
+        implementation: a key of KERNELS, or "auto" to choose by backend and size. For programs that are lowered for several
+            platforms the choice is made per platform, at lowering (without cuDNN, whose support can be queried on a GPU only).
     Returns: (B, N, T, V), dtype of v.
     Raises: GlimpseError on an unknown implementation.
     """

@@ -1,7 +1,7 @@
 """Tiled attention with an online softmax (arXiv 2205.14135, 2112.05682) in plain XLA: memory is linear in the length.
 
-Tiles that no query can see (above the diagonal, or of other images) are skipped, tiles that are seen whole need no mask; the
-choice is a conditional, which XLA runs as a real branch on CPU. Differentiable; the backward pass recomputes each tile.
+Tiles that are hidden (above the diagonal, or of other images) are skipped, and tiles that are visible as a whole need no mask. The
+choice is a conditional, which XLA executes as a branch on CPU. Differentiable; the backward pass recomputes each tile.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ TILE, STEP = 512, 64
 
 
 def tile_size(length: int) -> int:
-    """Of as few equal tiles of at most 512 as hold so many rows, in multiples of 64: little of them is padding."""
+    """The size of the fewest equal tiles of at most 512 rows that hold `length` rows, a multiple of 64: there is little padding."""
     return min(length, -(-length // -(-length // TILE) // STEP) * STEP)
 
 
@@ -31,7 +31,7 @@ HIDDEN, MIXED, FULL = range(3)
 
 
 def _tile_kinds(q_tiles: Array, kv_tiles: Array, causal: bool, q_size: int, kv_size: int) -> Array:
-    """What each (query tile, key tile) pair needs, judged by its ranges of segments: nothing, a mask, or no mask.
+    """How each (query tile, key tile) pair is computed, by the ranges of its segments: not at all, with a mask, or without.
 
     Args: q_tiles: (nq, B, q_size), kv_tiles: (nk, B, kv_size). Returns: (nq, nk) int, HIDDEN, MIXED or FULL.
     """
@@ -95,7 +95,7 @@ def blockwise_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segme
             return jax.lax.switch(kind, [lambda c: c, mixed, full], carry), None
 
         (out, _, total), _ = jax.lax.scan(step, start, (k_tiles, v_tiles, kv_segments, jnp.arange(k_tiles.shape[0]), q_kinds))
-        return out / jnp.where(total > 0, total, 1.0)[..., None]  # float32: XLA for CPUs writes a 16-bit tile by converting all of them
+        return out / jnp.where(total > 0, total, 1.0)[..., None]  # float32: XLA on CPU writes a 16-bit tile by converting all of them
 
     tiles = jax.lax.map(one_query_tile, (q_tiles, q_segments, kinds, jnp.arange(q_tiles.shape[0])))  # (nq, B, K, G, q, V)
     out = jnp.moveaxis(tiles, 0, 3).reshape(batch, heads, -1, v.shape[-1])

@@ -1,7 +1,7 @@
 """Attention with all its scores, under any mask, and its own backward pass.
 
-The backward pass computes the scores again, once as queries x keys and once as keys x queries: two more thin products, but no score
-matrix is ever kept or transposed. On CPU the transposes that differentiation would write cost more than all products together.
+The backward pass recomputes the scores, once as queries x keys and once as keys x queries: two more products with a short inner axis, but
+no score matrix is kept or transposed. On CPU the transposes of automatic differentiation would take longer than all products together.
 
 Letters: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys, H head width, V value width.
 """
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-NAME = "attention"  # of what rematerialised blocks keep: small beside the scores that it saves computing once more
+NAME = "attention"  # of the values that rematerialised blocks keep: they are small, and save recomputing the scores
 LOWEST = float(jnp.finfo(jnp.float32).min)
-HIDDEN = -1e30  # a logit; -inf in float16
+HIDDEN = -1e30  # the logit of a hidden key; becomes -inf in float16
 
 
 def _product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
     """Batched (leading axis) matrix product over one axis of each, accumulated in float32; the rows are a's, the columns b's.
 
-    Not an einsum: that may swap its operands and transpose the result, which for scores costs more than the product. Whoever asks for
-    float32 operands wants float32 products.
+    Not an einsum: that may swap its operands and transpose the result, which for scores takes longer than the product. Float32 operands use
+    full-precision products, on TPU too.
     """
     dims = (((contract[0],), (contract[1],)), ((0,), (0,)))
     exact = "highest" if a.dtype == jnp.float32 else None
@@ -44,16 +44,17 @@ def dense_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 
 def forward(q: Array, k: Array, v: Array, mask: Array | None, hidden: Array | None = None) -> tuple[Array, Array]:
-    """See `dense_attention`. With mask None every query sees the same keys, all but the `hidden` ones, (B, S) bool; there must be one.
+    """See `dense_attention`. With mask None every query sees the same keys: all except `hidden` (B, S) bool. At least one must be visible.
 
     Returns, float32: the output, and the logarithm of every row's sum of exponentials, (B, N, T).
     """
     (batch, heads, length, width), groups, size = q.shape, k.shape[1], v.shape[3]
     summed = mask is None and v.dtype.itemsize == 2
-    if mask is None:  # said by the products themselves, in another column: a pass over all scores less
+    if mask is None:  # the mask is folded into an extra column of the product, which saves a pass over the scores
         q = _with_column(q, 1.0)
+        assert hidden is not None, "without a mask the hidden keys are named"
         k = _with_column(k, jnp.where(hidden, HIDDEN, 0.0)[:, None, :, None])
-    if summed:  # by the product, in another column: no weight is then kept in float32 (behind a mask that is slower)
+    if summed:  # a column of ones makes the product sum the weights, so no float32 weights are kept (with a mask that is slower)
         v = _with_column(v, 1.0)
     keys, values = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
     logits = _product(_rows(q, groups), keys, (2, 2)).reshape(batch, heads, length, -1)
@@ -66,7 +67,7 @@ def forward(q: Array, k: Array, v: Array, mask: Array | None, hidden: Array | No
     out = _product(_rows(weights.astype(v.dtype), groups), values, (2, 1)).reshape(batch, heads, length, -1)
     out, total = (out[..., :size], out[..., size:]) if summed else (out, jnp.sum(weights, axis=-1, keepdims=True))
     total = jnp.where(total > 0, total, 1.0)
-    out = out / total  # of the output: it is smaller than the weights
+    out = out / total  # the output is normalised: it is smaller than the weights
     return out, (peak * width**-0.5 + jnp.log(total))[..., 0]
 
 
@@ -82,8 +83,8 @@ def _keep(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple]:
 
 
 def backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array]:
-    """kept: q, k, v, mask and what `forward` returned, the output in v's dtype. Returns: what q, k, v receive, float32."""
-    # Nothing is computed again before it is needed: a scheduler that is free to would do so for all layers at once.
+    """kept: q, k, v, mask and what `forward` returned, the output in v's dtype. Returns: gradients of q, k and v, float32."""
+    # The barrier delays the recomputation until the gradient is there; otherwise XLA may schedule it early, for all layers at once.
     (q, k, v, mask, out, log_total), d_out = jax.lax.optimization_barrier((kept, d_out))
     (batch, heads, length, width), groups = q.shape, k.shape[1]
     scale = width**-0.5
@@ -97,7 +98,7 @@ def backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array]:
     d_logits = p * (_product(d_rows, values, (2, 2)).reshape(by_query) - lean.reshape(*by_query[:4], 1)) * scale
     d_q = _product(d_logits.reshape(len(rows), -1, by_query[-1]).astype(q.dtype), keys, (2, 1))
 
-    # XLA must not see that these are the same products turned around: it would compute them once and transpose them.
+    # The barrier hides from XLA that these products are transposes of the ones above: it would compute them once and transpose them.
     rows, d_rows, keys, values = jax.lax.optimization_barrier((rows, d_rows, keys, values))
     p = _product(keys, rows, (2, 2)).reshape(by_key) * scale - log_total.reshape(batch, groups, 1, *by_key[3:])
     p = jnp.where(jnp.swapaxes(mask, 1, 2)[:, None, :, None], jnp.exp(p), 0.0)
@@ -108,7 +109,8 @@ def backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array]:
 
 
 def _backward(kept: tuple, d_out: Array) -> tuple[Array, Array, Array, None]:
-    return *(d.astype(x.dtype) for d, x in zip(backward(kept, d_out), kept, strict=False)), None
+    d_q, d_k, d_v = (d.astype(x.dtype) for d, x in zip(backward(kept, d_out), kept, strict=False))
+    return d_q, d_k, d_v, None
 
 
 dense_attention.defvjp(_keep, _backward)

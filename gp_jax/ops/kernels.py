@@ -1,4 +1,4 @@
-"""Adapters to attention kernels that libraries ship: Pallas splash attention on TPU, cuDNN flash attention on GPU."""
+"""Adapters to attention kernels of libraries: Pallas splash attention on TPU, cuDNN flash attention on GPU."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec
 
-LANES = 128  # a TPU vector register is this wide: lengths and head widths come in multiples of it
+LANES = 128  # width of a TPU vector register; lengths and head widths are padded to multiples of it
 TILES = (512, 256, 128)
 
 
@@ -58,18 +58,18 @@ def _splash(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *
 def per_device(
     kernel: Callable, q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool, interpret: bool | None = None
 ) -> Array:
-    """Under a mesh (`jax.set_mesh`) each device runs the kernel on its own samples and heads: XLA cannot split a Pallas call, and
-    would gather what a loop over samples cuts into slices."""
+    """Under a mesh (`jax.set_mesh`) each device runs the kernel on its own samples and heads. XLA cannot partition a Pallas call, and for
+    a loop over slices of the batch it would gather the whole batch."""
     options = {"causal": causal} | ({} if interpret is None else {"interpret": interpret})
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel(q, k, v, q_segment, kv_segment, **options)
     tensor = mesh.shape.get("tensor", 1)
     if k.shape[1] % tensor and tensor % k.shape[1] == 0 and q.shape[1] % tensor == 0:
-        # More devices than key-value heads: each takes its share of a head's queries, and a copy of that head.
+        # More devices than key-value heads: each device gets a share of a head's queries and a copy of its keys and values.
         k, v = (jnp.repeat(x, tensor // k.shape[1], axis=1) for x in (k, v))
-    samples = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
-    samples = samples if q.shape[0] % math.prod(mesh.shape[a] for a in samples) == 0 else None
+    axes = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
+    samples = axes if q.shape[0] % math.prod(mesh.shape[a] for a in axes) == 0 else None
     heads = "tensor" if "tensor" in mesh.axis_names and k.shape[1] % tensor == 0 else None
     wide, flat = PartitionSpec(samples, heads), PartitionSpec(samples)
     local = partial(kernel, **options)
@@ -77,7 +77,7 @@ def per_device(
 
 
 def splash_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool, interpret: bool = False) -> Array:
-    """Pallas splash attention. See `attention.attend`; every valid query must see a key (itself, for instance)."""
+    """Pallas splash attention. See `attention.attend`; every valid query must see a key, e.g. its own."""
     return per_device(_splash, q, k, v, q_segment, kv_segment, causal=causal, interpret=interpret)
 
 

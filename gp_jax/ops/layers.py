@@ -1,7 +1,7 @@
 """Linear, norms, gated MLP and activations as flax.nnx modules.
 
-Weights keep Hugging Face's layout, (out, in): a checkpoint goes to its place without a transposed copy, and on CPU the
-product with it is at least as fast. Products accumulate in float32; norms compute in float32.
+Weights keep Hugging Face's layout, (out, in): a checkpoint is loaded without a transposed copy, and on CPU the product is at
+least as fast. Products accumulate in float32; norms compute in float32.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.ops import dense
 from gp_jax.ops.target import targets
 
-WIDE = 3  # a weight with more inputs to an output is a lone row's left factor
+WIDE = 3  # a single-row product puts a weight with in / out > 3 on the left
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -38,10 +38,10 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 def einsum(form: str, a: Array, b: Array, beside: jnp.dtype | None = None) -> Array:
-    """A product accumulated and returned in float32. Whoever asks for float32 weights (`b`) wants float32 products, on a TPU too.
+    """A product accumulated and returned in float32. Float32 weights (`b`) use full-precision products, on TPU too.
 
-    Where their input comes from `beside`, a type of 16 bits, a TPU makes them in three passes instead of six: that keeps 16 bits of
-    every factor, and takes the compiler half as long.
+    beside: type of the base model that computed `a`. If it has 16 bits, a TPU uses three bfloat16 passes instead of six: that keeps 16 bits
+    of every factor, and compiles in half the time.
     """
 
     def exact(precision: str | None) -> Callable[[Array, Array], Array]:
@@ -62,9 +62,9 @@ def xavier_uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Arra
 def product(x: Array, weight: Array, beside: jnp.dtype | None = None) -> Array:
     """x W^T with W (out, in), accumulated and returned in float32. beside: see `einsum`.
 
-    One row in bfloat16, which is what decoding has, runs as two equal ones: a matrix times a vector in that type is emitted on CPU as a
-    plain loop, ten times slower than a product of two rows. A weight much wider than high is read faster as the left factor.
-    Programs that cannot run on a CPU keep their one row.
+    On CPU a single row in bfloat16, as in decoding, is computed as two equal rows: XLA compiles a matrix-vector product in that type to a
+    plain loop, ten times slower than a product of two rows. A weight with many more inputs than outputs is faster as the left factor.
+    Programs that cannot run on a CPU keep the single row.
     """
     lone = weight.dtype == jnp.bfloat16 and x.size == x.shape[-1] and not {"cpu", "xla"}.isdisjoint(targets())  # xla: any platform
     if not lone:
@@ -84,7 +84,7 @@ def lookup(table: Array, ids: Array) -> Array:
 
 @jax.custom_vjp
 def _lookup_16(table: Array, ids: Array) -> Array:
-    """Of 16-bit floats: on CPU as integers, since XLA would make a float32 copy of the whole table to take a row of it."""
+    """For 16-bit floats. On CPU they are read as integers: otherwise XLA would convert the whole table to float32 to read a row."""
 
     def bits(table: Array, ids: Array) -> Array:
         rows = jnp.take(jax.lax.bitcast_convert_type(table, jnp.uint16), ids, axis=0)
@@ -158,7 +158,7 @@ class LayerNorm(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(act(gate x) * up x). What lies between the products is computed in float32 and rounded once."""
+    """down(act(gate x) * up x). The values between the products are computed in float32 and rounded once."""
 
     def __init__(self, size: int, inner: int, act: str, **options: Any):
         """options: of `Linear`."""
@@ -172,15 +172,15 @@ class GatedMLP(nnx.Module):
 
 
 def rematerialised(block: Callable) -> Callable:
-    """A block whose backward pass keeps the outputs of its matrix products and of attention and computes the rest again, attention's
-    scores among it: most of the memory (they are quadratic in the length) for little time (products are most of it)."""
+    """A block whose backward pass keeps the outputs of matrix products and of attention and recomputes the rest, attention scores included.
+    That saves most of the memory (scores are quadratic in the length) and costs little time (most time is in the products)."""
     rules = jax.checkpoint_policies
     policy = rules.save_from_both_policies(rules.dots_with_no_batch_dims_saveable, rules.save_only_these_names(dense.NAME))
     return jax.checkpoint(block, policy=policy)
 
 
 def at_once(function: Callable, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
-    """How a stage calls a function unless told otherwise: directly. Jitted, the stage is then one program with its layers unrolled, which
-    training differentiates. `shared_programs.Parts` in its place makes a program of the function; a part of the model, if there is one, is
-    the first of `args`, and the program may overwrite those of the others that `donate` numbers."""
+    """The default way for a stage to call a function: directly. Jitted, the whole stage is then one program with its layers unrolled, as in
+    training. `shared_programs.Parts` may be passed instead: it makes a separate program of the function. A part of the model, if there is
+    one, is the first of `args`; the program may overwrite the other arguments that `donate` numbers."""
     return function(*args, **static)

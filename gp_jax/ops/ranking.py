@@ -1,7 +1,7 @@
 """Ranking without sorting.
 
-A sort over a prompt takes the TPU compiler longer than a decoder layer and moves what is split over chips between them. Here an edge
-between two ranks is found by halving, and places in a new order are counted.
+On TPU a sort over a prompt compiles longer than a decoder layer, and it exchanges data between chips that hold parts of the prompt. Here
+the threshold between two ranks is found by bisection, and new positions by cumulative sums.
 
 B samples, M values or rows.
 """

@@ -1,4 +1,4 @@
-"""How much attention every key receives, in slices of queries: the scores of all at once are never held."""
+"""The attention that every key receives, computed in slices of queries so that not all scores are in memory at once."""
 
 import jax
 import jax.numpy as jnp

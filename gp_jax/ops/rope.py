@@ -35,7 +35,7 @@ def text_angles(positions: Array, head_dim: int, theta: float, sections: tuple[i
 
 
 def grid_angles(hw: Array, head_dim: int, theta: float = 10000.0) -> Array:
-    """Angles of a 2-D rope: the first half of the frequencies turns with the row, the second with the column.
+    """Angles of a 2-D rope: the first half of the frequencies is for the row, the second for the column.
 
     Args: hw: (..., 2) int, row and column.
     Returns: (..., head_dim / 2) float32.
@@ -56,8 +56,8 @@ def rotate(x: Array, angles: Array) -> Array:
 
 
 def _computed_once(x: Array) -> Array:
-    """x. On CPU XLA would compute cosines anew inside every operation that uses them, for every head and layer, which costs more
-    than the rest of the rope; it does not see through a product with the identity, which is exact."""
+    """Returns x. On CPU XLA would fuse the cosines into every operation that uses them and recompute them for every head and layer, which
+    costs more than the rest of the rope. An exact product with the identity prevents that fusion."""
 
     def identity(x: Array) -> Array:
         return jnp.einsum("...h,hk->...k", x, np.eye(x.shape[-1], dtype=np.float32), precision="highest")

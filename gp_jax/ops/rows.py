@@ -1,8 +1,8 @@
-"""Attention on a CPU: some queries of one group of heads at a time, with all the keys they may see.
+"""Attention on a CPU: one tile of queries of one group of heads at a time, with all keys that they may see.
 
-A tile of scores is small enough for a core's cache, and there is no running maximum as in `blockwise`, which pays off where a row of
-scores is short. Causal queries come in quarters, each with the keys up to its end: 5/8 of the square. Others, where those of a tile are
-of one image, are told by the product that makes the scores which keys they see, not by a mask over them.
+A tile of scores fits into a core's cache, and there is no running maximum as in `blockwise`, so this is faster where rows of scores are
+short. Causal queries are split into quarters, each with the keys up to its end: 5/8 of the full square. In other cases, if all queries of a
+tile are of one image, the mask is folded into the product (`dense.forward`), which saves a pass over the scores.
 
 Letters as in `attention`: B batch, N query heads, K key-value heads, G = N / K, T queries, S keys, H head width, V value width.
 """
@@ -43,7 +43,7 @@ def _rows(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, 
 
 
 def _part(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, first: int | None, most: int) -> Array:
-    """Queries in tiles of at most `most`. first: the row of the first one, where key 0 is row 0 of a causal prompt; None: not causal."""
+    """Queries in tiles of at most `most`. first: row of the first query in a causal prompt, key 0 being row 0; None: not causal."""
     (batch, heads, length, width), groups = q.shape, k.shape[1]
     tiles = -(-length // max(1, most))
     tile = -(-length // tiles)
@@ -58,8 +58,8 @@ def _part(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, fir
 
 @jax.custom_vjp
 def _groups(q: Array, k: Array, v: Array, own: Array, seen: Array, places: Array | None) -> Array:
-    """P = B K groups of heads, one after the other, tile by tile. Who sees whom is said by segments, `own` of queries and `seen` of keys,
-    and by the rows of causal queries.
+    """P = B K groups of heads, one after the other, tile by tile. The mask is given by the segments `own` of queries and `seen` of keys,
+    and by the rows (`places`) of causal queries.
 
     Args: q: (P, tiles, G, tile, H); k: (P, S, H); v: (P, S, V); own: (P, tiles, tile), seen: (P, S), places: (tiles, tile).
     Returns: (P, tiles, G, tile, V), dtype of v.
@@ -75,8 +75,8 @@ def _forward(q: Array, k: Array, v: Array, own: Array, seen: Array, places: Arra
 
         def tile(parts: tuple[Array, ...]) -> tuple[Array, Array]:
             query, segment, place = parts
-            operands = (_floats(x, as_in.dtype)[None] for x, as_in in ((query, q), (key[None], k), (value[None], v)))
-            out, log_total = _tile(*operands, segment, seen, place)
+            one, keys, values = (_floats(x, as_in.dtype)[None] for x, as_in in ((query, q), (key[None], k), (value[None], v)))
+            out, log_total = _tile(one, keys, values, segment, seen, place)
             return _bits(out[0].astype(v.dtype)), log_total[0]
 
         return jax.lax.map(tile, (queries, segments, places))
@@ -86,18 +86,17 @@ def _forward(q: Array, k: Array, v: Array, own: Array, seen: Array, places: Arra
 
 
 def _bits(x: Array) -> Array:
-    """16-bit floats as integers: XLA for CPUs takes a slice of such floats out of a float32 copy, and writes one by converting the whole
-    array, there and back."""
+    """16-bit floats as integers. To read or write a slice of 16-bit floats, XLA on CPU would convert the whole array to float32."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
 
 
 def _floats(x: Array, dtype: jnp.dtype) -> Array:
-    """What `_bits` was made of."""
+    """The inverse of `_bits`."""
     return jax.lax.bitcast_convert_type(x, dtype)
 
 
 def _mask(own: Array, seen: Array, place: Array | None) -> Array:
-    """Who sees whom, own (tile,), seen (S,), place (tile,). Returns: (tile, S) bool."""
+    """The mask of a tile: own (tile,), seen (S,), place (tile,). Returns: (tile, S) bool."""
     mask = (own[:, None] == seen) & (seen >= 0)
     return mask if place is None else mask & (place[:, None] >= jnp.arange(seen.size))
 

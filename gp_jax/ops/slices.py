@@ -1,4 +1,4 @@
-"""Work on many rows, some at a time: what lies between its products then takes little memory, and on a CPU stays in the caches."""
+"""Applies a row-wise function in slices, to bound the memory of intermediate values; on a CPU they also stay in the caches."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from gp_jax.ops.target import targets
 
 
 def in_slices(function: Callable, rows: tuple[Array, ...], least: int) -> Array:
-    """`function` of arrays with a common leading axis, whose outputs depend on their own rows only, in at least so many slices.
+    """Applies a function in at least `least` slices. Its arrays have a common leading axis and rows that do not depend on each other.
 
     Returns: as `function` of all at once.
     """
@@ -18,7 +18,7 @@ def in_slices(function: Callable, rows: tuple[Array, ...], least: int) -> Array:
     least = min(least, count)
     if least < 2:
         return function(*rows)
-    size = -(-count // next((n for n in range(least, 2 * least + 8) if count % n == 0), least))  # a remainder is compiled apart
+    size = -(-count // next((n for n in range(least, 2 * least + 8) if count % n == 0), least))  # a remainder needs code of its own
     whole = count // size * size
     out = jax.lax.map(lambda part: function(*part), tuple(x[:whole].reshape(-1, size, *x.shape[1:]) for x in rows))
     out = out.reshape(whole, *out.shape[2:])
@@ -26,5 +26,5 @@ def in_slices(function: Callable, rows: tuple[Array, ...], least: int) -> Array:
 
 
 def on_one_cpu() -> bool:
-    """Whether the program that is being traced is for a CPU and is not spread over a mesh, whose devices would have to take turns."""
+    """Whether the program that is traced is for a CPU and without a mesh: over a mesh, slices would make the devices take turns."""
     return targets() == ("cpu",) and jax.sharding.get_abstract_mesh().empty

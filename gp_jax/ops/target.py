@@ -1,8 +1,8 @@
-"""Which platforms the programs that are being traced are for.
+"""The platforms for which programs are traced.
 
-Ordinarily that is the backend of this machine. Programs for machines that are not here say so with `targeting`; a program that must
-lower for any of several platforms (`jax.jit` of `inference_fn`, `jax.export`) may not ask at trace time at all: `attention` leaves
-its choice to the lowering then.
+By default that is the backend of this machine. `targeting` sets others, e.g. to compile ahead for a TPU. A program that is lowered for
+several platforms (`jax.jit` of `inference_fn`, `jax.export`) cannot depend on the platform at trace time: `attention` then chooses its
+kernel at lowering.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _target: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("targe
 
 @contextlib.contextmanager
 def targeting(*platforms: str) -> Iterator[None]:
-    """Programs traced inside are for these platforms, whatever the machine that traces them has."""
+    """Programs that are traced inside are for these platforms, on any machine."""
     token = _target.set(platforms)
     try:
         yield

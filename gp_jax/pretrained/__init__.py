@@ -1,1 +1,1 @@
-"""Pretrained models in and out: config, names, safetensors, the released glimpse file."""
+"""Loading and saving pretrained models: configs, names, safetensors, the released glimpse file."""

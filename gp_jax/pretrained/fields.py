@@ -1,9 +1,9 @@
-"""Fields of a `config.json`, each checked against its type in `config` and `vision_config`: JSON from strangers may hold anything."""
+"""Fields of a `config.json`, each checked against its type in `gp_jax.config`: an untrusted JSON file may hold anything."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 from pydantic import Field
 
@@ -11,9 +11,12 @@ from gp_jax.config.model import TextConfig
 from gp_jax.config.schema import LARGEST, Several, TokenId, checked, hints, one
 from gp_jax.errors import GlimpseError, shown
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Section = dict[str, Any]
-TokenOrNone = Annotated[int, Field(ge=-1, le=LARGEST)]  # -1: none, as old Llama checkpoints say it
+TokenOrNone = Annotated[int, Field(ge=-1, le=LARGEST)]  # -1: none, as in old Llama checkpoints
 
 
 def refuse_if(condition: bool, message: str) -> None:
@@ -22,7 +25,7 @@ def refuse_if(condition: bool, message: str) -> None:
 
 
 def present(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that a file names: null counts as missing."""
+    """The fields that are set in a file; null counts as missing."""
     return {name: value for name, value in source.items() if value is not None}
 
 
@@ -44,12 +47,12 @@ def choice(source: Mapping[str, Any], name: str, known: Iterable[str], where: st
 def read(kind: type[T], source: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None, **given: Any) -> T:
     """A dataclass of the fields of a JSON object; null counts as missing where a field cannot be None.
 
-    Args: names: fields that the object calls otherwise; given: fields that are not in it.
+    Args: names: of fields with another name in the object; given: fields that are not in it.
     Raises: GlimpseError that names file and field.
     """
-    names, found = names or {}, dict(given)
+    names, found, types = names or {}, dict(given), hints(cast(Any, kind))
     for field in dataclasses.fields(kind):
-        name, none = names.get(field.name, field.name), type(None) in get_args(hints(kind)[field.name])
+        name, none = names.get(field.name, field.name), type(None) in get_args(types[field.name])
         if field.name not in given and name in source and (none or source[name] is not None):
             found[field.name] = source[name]
         missing = field.name not in found and field.default is dataclasses.MISSING
@@ -62,10 +65,10 @@ def text_config(
 ) -> TextConfig:
     """A decoder of the Qwen2 / Llama kind.
 
-    Args: text: where its fields are; top: the whole file; where, above: what to call these in messages; defaults: of fields that are
-        missing; axes: of its rope, 3 for M-RoPE; bias: of queries, keys and values.
+    Args: text: the object with its fields; top: the whole file; where, above: their names in messages; defaults: of missing fields; axes:
+        of its rope, 3 for M-RoPE; bias: whether queries, keys and values have one.
     """
-    # Of two descriptions of the rope the older one counts, as in transformers.
+    # If both descriptions of the rope are there, the older one is used, as in transformers.
     name = "rope_scaling" if value(text, "rope_scaling", Section, where, {}) else "rope_parameters"
     rope = value(text, name, Section, where, {})
     choice(rope, "rope_type" if rope.get("rope_type") is not None else "type", ("default", "mrope"), f"{where}: {name}", "default")
@@ -100,8 +103,7 @@ def token(source: Mapping[str, Any], name: str, vocabulary: int, where: str, def
 def end_and_pad(generation: Mapping[str, Any], *sources: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:
     """`eos_token_ids` and `pad_token_id` of a ModelConfig, each from the first of these files that names it.
 
-    All of them are checked. Where padding is not a token of this model, the end's id takes its place: it only fills places that nothing
-    looks at.
+    All of them are checked. If the padding id is not a token of this model, the first end id is used instead: padding is never read.
     """
     places = ((generation, str(Path(where).with_name("generation_config.json"))), *((source, where) for source in sources))
 

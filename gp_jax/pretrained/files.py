@@ -1,4 +1,4 @@
-"""Checkpoint folders: finding them (disk or Hub), reading tensors lazily, writing them so that nothing is half-written."""
+"""Checkpoint folders: finding them (disk or Hub), reading tensors lazily, writing files atomically."""
 
 import contextlib
 import hashlib
@@ -34,10 +34,9 @@ BUNDLED = {"scenes": Path(__file__).parent / "bundled" / "scenes"}
 
 
 def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
-    """A local folder, a model that comes with this package ("scenes"), or a Hub repository's files that match `patterns`, downloaded
-    once.
+    """A local folder, a bundled model ("scenes"), or the files of a Hub repository that match `patterns`, downloaded once.
 
-    Raises: GlimpseError when it is neither.
+    Raises: GlimpseError when it is none of these.
     """
     path = path_of(name)
     bundled = BUNDLED.get(str(name))
@@ -54,13 +53,13 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
-    except Exception as error:  # the Hub client raises many kinds; all mean the same to the user
+    except Exception as error:  # the Hub client raises many types of errors
         why = f"{type(error).__name__}: {one_line(error)}"
         raise GlimpseError(f"{name}: no such folder, and the Hugging Face Hub did not give it ({why})") from error
 
 
 def find_model(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
-    """As `find_folder`; of a Hub repository without safetensors its files of `torch.save` too."""
+    """As `find_folder`; for a Hub repository without safetensors also its files of `torch.save`."""
     folder = find_folder(name, patterns)
     if path_of(name) != folder and not any(folder.glob("*.safetensors")):
         return find_folder(name, (*patterns, "*.bin"))
@@ -68,8 +67,8 @@ def find_model(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
 
 
 def base_source(folder: Path) -> TensorSource:
-    """The base model's tensors, of the first that is there as transformers looks for them: what `config.json` names, one safetensors
-    file, safetensors in shards, one file of `torch.save`, such files in shards. An index is not looked at where a single file is there.
+    """The base model's tensors, from the first of these that exists, as in transformers: the file that `config.json` names, one
+    safetensors file, safetensors in shards, one file of `torch.save`, such files in shards. An index is ignored beside a single file.
 
     Raises: GlimpseError naming what is missing or damaged.
     """
@@ -89,7 +88,7 @@ def base_source(folder: Path) -> TensorSource:
 
 
 def chosen_source(folder: Path, name: Any) -> TensorSource:
-    """Of the file that a `config.json` names, as transformers lets it."""
+    """The tensors of the file that `config.json` names, as in transformers."""
     if not (isinstance(name, str) and name == Path(name).name and name.endswith((".safetensors", ".safetensors.index.json"))):
         raise GlimpseError(f"{folder / 'config.json'}: {CHOSEN}={shown(name)} must name a safetensors file, or its index, in this folder")
     path = folder / name
@@ -97,7 +96,7 @@ def chosen_source(folder: Path, name: Any) -> TensorSource:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index names; which tensor it places where does not matter, as in transformers."""
+    """The files that an index names. Which tensor it assigns to which file is not used, as in transformers."""
     weight_map = read_json(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) and all(isinstance(n, str) for n in weight_map.values()) else set()
     if not names or not all(name == Path(name).name for name in names):
@@ -114,9 +113,9 @@ def has_glimpse(folder: Path) -> bool:
 
 
 def glimpse_source(folder: Path) -> TensorSource:
-    """The glimpse's tensors by released names: ours (`glimpse.safetensors`) if there, else the released file (`new_modules_gp.pt`).
+    """The glimpse's tensors by released names: of `glimpse.safetensors` if it exists, else of the released file (`new_modules_gp.pt`).
 
-    A save writes both. Where they differ, one of them was written later by something else: that is said (a warning).
+    A save writes both. If they differ, something else has replaced one of them since: that gives a warning.
     """
     ours, released = folder / GLIMPSE_TENSORS, folder / GLIMPSE_TORCH
     if kind_of(ours) is None and kind_of(released) is None:
@@ -133,13 +132,13 @@ def _same(source: TensorSource, released: Path) -> bool:
     try:
         other = TorchSource([released], str(released))
         alike = source.shapes == other.shapes
-        return alike and all(np.array_equal(*(np.float32(s.read(key, ())) for s in (source, other))) for key in source.shapes)
-    except GlimpseError:  # that file is not used
+        return alike and all(np.array_equal(np.float32(source.read(k, ())), np.float32(other.read(k, ()))) for k in source.shapes)
+    except GlimpseError:  # an unreadable file that is not used
         return False
 
 
 def weights_digest(folder: Path, without: Collection[str] = (), blocks: int = 256, length: int = 1 << 16) -> str:
-    """Of the weights in a model or glimpse folder: whole small files, evenly spread blocks of large ones; files `without` do not count."""
+    """A digest of a folder's weights: of whole small files and of evenly spread blocks of large ones, except files `without`."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".pt", ".bin") and path.name not in without):
         if kind_of(path) == "file":
@@ -148,7 +147,7 @@ def weights_digest(folder: Path, without: Collection[str] = (), blocks: int = 25
 
 
 def digest_of(path: Path, blocks: int = 1024, length: int = 1 << 16) -> str:
-    """Of one file: all of it up to 64 MiB, evenly spread blocks of what is larger."""
+    """A digest of one file: of all of it up to 64 MiB, of evenly spread blocks if it is larger."""
     digest = hashlib.sha256()
     _feed(digest, path, blocks, length)
     return digest.hexdigest()[:16]
@@ -171,7 +170,7 @@ def side_files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files move into `folder` when the block ends well, and vanish when it does not."""
+    """Yields a scratch folder whose files are moved into `folder` if the block succeeds, and deleted if it fails."""
     if folder.exists() and not folder.is_dir():
         raise GlimpseError(f"{folder}: exists and is not a folder")
     with writing(folder):
@@ -211,7 +210,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Any], shard_bytes: int = SH
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """One safetensors file, marked as Hugging Face marks them. Raises: GlimpseError that names it, e.g. when the disk is full."""
+    """Writes one safetensors file with Hugging Face's metadata. Raises: GlimpseError that names it, e.g. when the disk is full."""
     try:
         save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -219,7 +218,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def remove_stale_weights(folder: Path, fresh: set[str]) -> None:
-    """Deletes weight files of an earlier save that are not part of this one; only names that a save itself writes."""
+    """Deletes weight files of an earlier save that are not part of this one; only files with names that a save writes."""
     ours = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|" + "|".join(map(re.escape, (INDEX, GLIMPSE_TENSORS, GLIMPSE_TORCH))))
     for path in folder.iterdir():
         if ours.fullmatch(path.name) and path.name not in fresh:

@@ -1,4 +1,4 @@
-"""Hugging Face `config.json` to our config and back, by the family that reads the file."""
+"""Conversion of a Hugging Face `config.json` to a ModelConfig and back, by the model's family."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,8 @@ from gp_jax.config import families
 from gp_jax.config.families import Family
 from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.config.schema import checked
-from gp_jax.pretrained.fields import choice, read, refuse_if
+from gp_jax.errors import GlimpseError
+from gp_jax.pretrained.fields import choice, read
 from gp_jax.runtime.disk import read_json
 
 
@@ -19,12 +20,13 @@ def family_of_file(hf: Mapping[str, Any], where: str) -> Family:
     name = choice(hf, "model_type", known, where)
     fitting = [family for family in families.FAMILIES if name in family.file_types]
     found = next((family for family in fitting if family.needs is None or hf.get(family.needs)), None)
-    refuse_if(found is None, f"{where}: field '{fitting[0].needs}' is missing")
+    if found is None:
+        raise GlimpseError(f"{where}: field '{fitting[0].needs}' is missing")
     return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's `config.json`, complete."""
+    """A model folder's `config.json`, with the configs that it refers to."""
     path = folder / "config.json"
     hf = read_json(path)
     complete = family_of_file(hf, str(path)).complete
@@ -46,7 +48,7 @@ def glimpse_config(hf: Mapping[str, Any], model: ModelConfig, where: str = "conf
 
 
 def flat_hf_config(hf: Mapping[str, Any], glimpse: GlimpseConfig) -> dict[str, Any]:
-    """`config.json` of a folder that holds a glimpse: as transformers and the released code read it."""
+    """`config.json` of a folder with a glimpse, in the layout that transformers and the released code read."""
     flat = family_of_file(hf, "config.json").flat
     base = flat.load()(hf) if flat else dict(hf)
     return base | {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(glimpse).items()}

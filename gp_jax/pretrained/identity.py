@@ -1,4 +1,4 @@
-"""What a model's, adapter's or glimpse's folder answers with: a digest per file that decides an answer."""
+"""The identity of a model's, adapter's or glimpse's folder: a digest of every file that can change an answer."""
 
 from pathlib import Path
 
@@ -6,15 +6,17 @@ from gp_jax.pretrained.files import SIDE_FILES, digest_of, weights_digest
 from gp_jax.pretrained.tower import PROCESSOR, local_tower_of
 from gp_jax.runtime.disk import kind_of
 
-# Of files that nobody reads: words about a model, how a training went.
+# Files that are never read: documentation of a model, records of its training.
 IGNORED = ("README*", "LICENSE*", "NOTICE*", "requirements*.txt", "trainer_state.json", "*_results.json")
 
 
 def folder_identity(folder: Path) -> dict[str, str]:
-    """Everything in a folder that decides an answer, by file name; all weights are the entry "weights".
+    """The digests of everything in a folder that can change an answer, by file name; all weights are the entry "weights".
 
-    Whatever a user adds counts too, unless it is known not to matter. The vision tower that a LLaVA checkpoint refers to belongs to it as
-    "tower/..." where it is a folder; one on the Hub is known by its name in `config.json`. Raises: GlimpseError that names a file.
+    Files that a user adds count too, unless they are known to be irrelevant. The vision tower that a LLaVA checkpoint refers to counts as
+    "tower/..." if it is a local folder; a tower on the Hub is identified by its name in `config.json`.
+
+    Raises: GlimpseError that names a file.
     """
     found = _digests(folder, SIDE_FILES)
     if tower := local_tower_of(folder):

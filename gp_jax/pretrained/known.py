@@ -45,9 +45,10 @@ def _llava(width: int, inner: int, layers: int, heads: int) -> ModelConfig:
 
 def _larger(width: int, inner: int, layers: int, heads: int) -> ModelConfig:
     """From 7B's sizes. The vision tower of the two largest has a wider MLP, 3456 instead of 3420."""
-    text = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8)
-    vision = replace(SIZES["7b"].vision, out_hidden_size=width, intermediate_size=3456)
-    return replace(SIZES["7b"], vision=vision, text=replace(SIZES["7b"].text, **text))
+    known = SIZES["7b"]
+    text = replace(known.text, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads)
+    vision = replace(known.vision, out_hidden_size=width, intermediate_size=3456)
+    return replace(known, vision=vision, text=replace(text, num_key_value_heads=8))
 
 
 SIZES = {

@@ -11,8 +11,8 @@ from gp_jax.config.vision import ClipConfig, Pinpoint
 from gp_jax.errors import shown
 from gp_jax.pretrained.fields import Section, check_window, choice, end_and_pad, present, read, refuse_if, text_config, token, value
 
-IMAGE_TOKEN = -200  # of the first layout: it stands in prompts but in no vocabulary
-# What transformers takes for fields that a file leaves out, as the Hub's files do.
+IMAGE_TOKEN = -200  # of the first layout: used in prompts, not part of the vocabulary
+# transformers' defaults for fields that are missing in a file, as in files on the Hub.
 ROPE = dict(rms_norm_eps=1e-6, rope_theta=1e4)
 LLAMA = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, eos_token_id=2)
 MISTRAL = LLAMA | dict(intermediate_size=14336, num_key_value_heads=8)
@@ -20,11 +20,11 @@ TEXT_DEFAULTS = {"llama": LLAMA, "mistral": MISTRAL}
 CLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224, patch_size=32)
 CLIP_NAMES = {"depth": "num_hidden_layers", "num_heads": "num_attention_heads", "in_channels": "num_channels"}
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-MOST_TOKENS = 2**16  # of a picture in tiles: every request has room for the most that a picture can have
+MOST_TOKENS = 2**16  # of a picture in tiles; every request is padded for the largest picture
 
 
 def decoder(text: Mapping[str, Any], top: Mapping[str, Any], where: str, above: str) -> TextConfig:
-    """Llama, or Mistral where its window does not slide."""
+    """Llama, or Mistral without a sliding window."""
     bias = any(value(text, name, bool, where, False) for name in ("attention_bias", "mlp_bias"))
     refuse_if(bias, f"{where}: attention_bias=true and mlp_bias=true are not supported")
     sliding = text.get("sliding_window")
@@ -36,8 +36,8 @@ def decoder(text: Mapping[str, Any], top: Mapping[str, Any], where: str, above: 
 
 
 def tower(hf: Mapping[str, Any], layer: str, where: str, **projector: Any) -> ClipConfig:
-    """The CLIP tower. layer: the field that says which hidden state the projector reads, counted as in Python, e.g. -2; projector: the
-    rest of a ClipConfig."""
+    """The CLIP tower. layer: the field with the index of the hidden state that the projector reads, as a Python index, e.g. -2; projector:
+    the other fields of a ClipConfig."""
     vision, inside = value(hf, "vision_config", Section, where), f"{where}: vision_config"
     choice(vision, "model_type", ("clip_vision_model",), inside, "clip_vision_model")
     select, vision = value(hf, layer, Whole, where, -2), CLIP | present(vision)
@@ -52,7 +52,7 @@ def tower(hf: Mapping[str, Any], layer: str, where: str, **projector: Any) -> Cl
 
 
 def read_original(hf: Mapping[str, Any], generation: Mapping[str, Any], where: str) -> ModelConfig:
-    """The first layout, the tower's config already put in as `vision_config` (`pretrained.tower.with_tower`)."""
+    """The first layout, with the tower's config inserted as `vision_config` (`pretrained.tower.with_tower`)."""
     choice(hf, "mm_projector_type", ("mlp2x_gelu",), where, "linear")
     choice(hf, "mm_vision_select_feature", ("patch",), where, "patch")
     choice(hf, "image_aspect_ratio", ("pad", "square"), where, "pad")
@@ -98,5 +98,5 @@ def pinpoints(hf: Mapping[str, Any], vision: ClipConfig, where: str) -> tuple[tu
 
 
 def flat_original(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """As the released code names it, which ignores `vision_config`."""
+    """The layout of the released code, which ignores `vision_config`."""
     return dict(hf) | {"model_type": "llava_llama_gp"}

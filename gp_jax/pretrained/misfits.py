@@ -1,4 +1,4 @@
-"""Why a checkpoint does not fit, in a line that a person can read: counted, grouped, the first few, and the likely cause."""
+"""Why a checkpoint does not fit a model, in one readable line: counts of keys, the first few groups, and the likely cause."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from gp_jax.errors import GlimpseError, printable, some
 from gp_jax.pretrained.names import Names
 
 QUANTISED = "the checkpoint is quantised ({}), which is not supported; use the weights that it was made from"
-# Causes by what a key ends or begins with.
+# Causes by patterns of keys.
 KINDS = (
     (r"\.(W_q|codes|codebooks)$|\.weight\._(data|scale|shift)$", QUANTISED.format("HQQ, AQLM or quanto")),
     (r"\.(qweight|qzeros|g_idx|scales)$", QUANTISED.format("AWQ or GPTQ")),
@@ -26,11 +26,11 @@ OTHERS = (
     (r"^(thinker|talker)\.", "Qwen2.5-Omni"),
     (r"^mlp1\.|^vision_model\.", "InternVL"),
 )
-LOOKED_AT = 4000  # keys; all of any real checkpoint
+LOOKED_AT = 4000  # keys that are examined; real checkpoints have fewer
 
 
 def check_quantised(hf: Mapping[str, Any], where: object) -> None:
-    """Raises: GlimpseError for a `config.json` that says its weights are quantised, before they are looked at."""
+    """Raises: GlimpseError for a `config.json` of quantised weights, before any weights are read."""
     text = hf.get("text_config")
     for source in (hf, text if isinstance(text, Mapping) else {}):
         settings = source.get("quantization_config") or source.get("compression_config")
@@ -40,7 +40,7 @@ def check_quantised(hf: Mapping[str, Any], where: object) -> None:
 
 
 def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], optional: set[str]) -> list[str]:
-    """What of a source's keys does not fit, in words: missing, unknown and mis-shaped keys. Empty when all fit."""
+    """Descriptions of missing, unknown and mis-shaped keys of a source. Empty if all keys fit."""
     missing = [k for k in wanted if k not in found and k not in optional]
     unknown = [k for k in found if k not in wanted]
     wrong = {k: f" {list(found[k])}, expected {list(s)}" for k, s in wanted.items() if k in found and tuple(found[k]) != s}
@@ -49,12 +49,12 @@ def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
 
 
 def starred(key: str) -> str:
-    """A key without its layer's number."""
+    """A key with its layer's number replaced by "*"."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", key)
 
 
 def _grouped(names: Mapping[str, str]) -> list[str]:
-    """Keys that differ in a layer's number as one. names: key -> what is said behind it."""
+    """Groups keys that differ only in the layer's number. names: key -> text that follows it in the message."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key in sorted(names):
         groups.setdefault((starred(key), names[key]), []).append(key)
@@ -62,7 +62,7 @@ def _grouped(names: Mapping[str, str]) -> list[str]:
 
 
 def cause(found: Iterable[str], wanted: Iterable[str], names: Names | None = None, model_type: str = "") -> str:
-    """The likely reason why keys do not fit, to be put behind the error; empty when none is known. names: of the base model."""
+    """The likely reason why keys do not fit, to append to the error; empty if none is known. names: of the base model."""
     found, wanted = [starred(key) for key in list(found)[:LOOKED_AT]], {starred(key) for key in wanted}
     unknown = [key for key in found if key not in wanted]
     for pattern, said in KINDS:
@@ -83,8 +83,9 @@ def cause(found: Iterable[str], wanted: Iterable[str], names: Names | None = Non
 
 
 def _prefix(keys: Iterable[str], wanted: set[str], names: Names | None) -> str | None:
-    """What most of the keys have in front of a wanted one."""
-    keys, seen = list(keys), Counter()
+    """The prefix that turns most of the keys into wanted ones when it is removed; None: there is none."""
+    keys = list(keys)
+    seen: Counter[str] = Counter()
     for key in keys:
         for place in [match.end() for match in re.finditer(r"\.", key[:200])][:12]:
             rest = key[place:]

@@ -1,4 +1,4 @@
-"""Parameter names here and in checkpoints: one table per layout, read in both directions."""
+"""Parameter names here and in checkpoints: one table per layout, used in both directions."""
 
 import fnmatch
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Names:
-    """rules: the first whose prefix fits decides. aliases: (other prefix, prefix of the rules), the first that fits decides; those in
-    `nested` are what transformers calls its own modules, and such files are written as they were."""
+    """rules: the first whose prefix matches is used. aliases: (other prefix, prefix of the rules), the first that matches is used. `nested`
+    are the aliases of transformers' own module names; files with them are saved with them again."""
 
     rules: tuple[Rule, ...]
     nested: tuple[tuple[str, str], ...] = ()
@@ -25,16 +25,16 @@ class Names:
     ignored: tuple[str, ...] = ("*rotary_emb.inv_freq", "*rotary_pos_emb.inv_freq")
 
     def canonical(self, key: str) -> str:
-        """A checkpoint key as the rules have it."""
+        """A checkpoint key in the form of the rules."""
         pairs = self.nested + self.aliases
         return next((ours + key[len(other) :] for other, ours in pairs if key.startswith(other)), key)
 
     def nested_key(self, key: str) -> str:
-        """The rules' key as transformers calls its own modules."""
+        """A key of the rules with transformers' own module names."""
         return next((other + key[len(ours) :] for other, ours in self.nested if key.startswith(ours)), key)
 
     def skips(self, key: str) -> bool:
-        """Whether a checkpoint key is no parameter."""
+        """Whether a checkpoint key is not a parameter."""
         return any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignored)
 
 
@@ -104,7 +104,7 @@ def names_of(config: ModelConfig) -> Names:
 
 
 def checkpoint_name(path: str, rules: tuple[Rule, ...] = GLIMPSE) -> str:
-    """Our dotted path as a key of a released glimpse, or of what `rules` are of."""
+    """The checkpoint key of a dotted path here, by `rules`; by default those of a released glimpse."""
     rule = next(r for r in rules if path.startswith(r.ours))
     return rule.theirs + path[len(rule.ours) :]
 

@@ -1,12 +1,12 @@
-"""Weights in and out by the names of `pretrained.names`, checked both ways.
+"""Loading and exporting weights by the names of `pretrained.names`; keys must match in both directions.
 
-Linear weights keep their layout; only the patch embedding is a convolution there.
+Weights have the layout of the checkpoint, except the patch embedding, which is a convolution there.
 """
 
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -38,9 +38,9 @@ def flat_params(state: nnx.State) -> dict[str, jax.Array]:
 
 
 def replace_params(model: LVLM, params: Mapping[str, Any]) -> None:
-    """Puts new parameters, all or some, in the places of a model's old ones, whose memory is free as soon as nobody else holds them.
+    """Replaces all or some of a model's parameters. The memory of the old ones is freed when nothing else refers to them.
 
-    Args: params: nested dicts of arrays by the names of `flat_params`; an array that lies where the old one lies is taken as it is.
+    Args: params: nested dicts of arrays by the names of `flat_params`; an array with the old one's sharding is used without a copy.
     Raises: GlimpseError that names the parameter, before anything is replaced.
     """
     own = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
@@ -64,7 +64,7 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _in_place_of(old: jax.Array, value: Any) -> jax.Array:
-    """An array with the place and the kind of another one, so that programs take it as they took that."""
+    """The value with the sharding and the exact type of the old array, so that compiled programs accept it."""
     if getattr(value, "weak_type", False):
         value = np.asarray(value)
     return put(value, old.sharding)
@@ -76,7 +76,7 @@ def flat_paths(model: LVLM) -> list[str]:
 
 
 def abstract_model(config: ModelConfig, glimpse: GlimpseConfig | None, dtype: jnp.dtype) -> LVLM:
-    """The model with shapes instead of arrays. Layers are alike: one is traced, the others are copies of it."""
+    """The model with shapes instead of arrays. All layers are equal: one is traced, the others are copies of it."""
     one = shallow(config)
     model = nnx.eval_shape(lambda: LVLM(one, glimpse, dtype=dtype, rngs=nnx.Rngs(0)))
     model.config, model.decoder.config, model.vision.config = config, config.text, config.vision
@@ -86,18 +86,18 @@ def abstract_model(config: ModelConfig, glimpse: GlimpseConfig | None, dtype: jn
 
 
 def shallow(config: ModelConfig) -> ModelConfig:
-    """The same with one layer and one block."""
+    """The config with one decoder layer and one vision block."""
     text, vision = dataclasses.replace(config.text, num_hidden_layers=1), dataclasses.replace(config.vision, depth=1)
     return dataclasses.replace(config, text=text, vision=vision)
 
 
 def _optional(path: str, glimpse: GlimpseConfig | None) -> bool:
-    """Released V2 predictors carry condition projections that nothing reads; files without them are as good."""
-    return bool(glimpse) and glimpse.attn_fuse_type == "AttnFuserV2" and path.startswith("predictor.cond_in_projs.")
+    """Whether a parameter may be missing: the condition projections of V2 predictors, which nothing reads."""
+    return glimpse is not None and glimpse.attn_fuse_type == "AttnFuserV2" and path.startswith("predictor.cond_in_projs.")
 
 
 class BaseKeys:
-    """A base model's tensors by the names of the rules."""
+    """The keys of a base model's tensors, by the names of its rules."""
 
     def __init__(self, config: ModelConfig, source: TensorSource):
         self.source, self.names = source, names_of(config)
@@ -107,11 +107,11 @@ class BaseKeys:
         self.embedding, self.head = (self.name(path) for path in ("decoder.embed_tokens", "decoder.lm_head.weight"))
 
     def name(self, path: str) -> str:
-        """Our path by the rules."""
+        """The rules' key of a path here."""
         return checkpoint_name(path, self.names.rules + GLIMPSE)
 
     def check_depth(self, config: ModelConfig) -> None:
-        """Raises: GlimpseError when the file holds another number of layers than the config says: found before they are built."""
+        """Raises: GlimpseError when the file has another number of layers than the config. Checked before layers are built."""
         for part, ours, count in (
             ("layers of the decoder", "decoder.layers.", config.text.num_hidden_layers),
             ("blocks of the vision tower", "vision.blocks.", config.vision.depth),
@@ -124,8 +124,8 @@ class BaseKeys:
                 raise GlimpseError(f"{MISFIT}: {said}{cause(self.keys, names, self.names, config.model_type)}")
 
     def tied(self, config: ModelConfig, dtype: jnp.dtype) -> ModelConfig:
-        """The config with the output head that the file has, by the rules of transformers: a config that ties it to the embedding is
-        believed when the file holds one of the two, or both and they are equal. A head of its own is kept, with a warning."""
+        """The config, with `tie_word_embeddings` as the file has it. As in transformers a tied config holds if the file has only one of
+        head and embedding, or both and they are equal. A head that differs is used, with a warning."""
         if not config.text.tie_word_embeddings or self.head not in self.keys:
             return config
         if self.embedding not in self.keys:
@@ -141,13 +141,17 @@ class BaseKeys:
         return config
 
     def equal(self, one: str, other: str, dtype: jnp.dtype) -> bool:
-        """Whether two tensors are the same in `dtype`, read some rows at a time."""
+        """Whether two tensors are equal in `dtype`; they are read in blocks of rows."""
         shape = self.source.shapes[one]
         if shape != self.source.shapes[other] or not shape or 0 in shape:
             return False
         rows = max(1, BLOCK // (math.prod(shape[1:]) or 1))
         blocks = ((slice(start, start + rows),) for start in range(0, shape[0], rows))
-        return all(np.array_equal(*(self.source.read(key, block).astype(dtype) for key in (one, other))) for block in blocks)
+
+        def read(key: str, block: tuple[slice, ...]) -> np.ndarray:
+            return self.source.read(key, block).astype(dtype)
+
+        return all(np.array_equal(read(one, block), read(other, block)) for block in blocks)
 
 
 def load(
@@ -158,13 +162,13 @@ def load(
     *,
     dtype: jnp.dtype | None,
     mesh: Mesh | None,
-    progress: Callable[[Iterator], Iterator] = iter,
+    progress: Callable[[list], Iterable] = iter,
 ) -> LVLM:
-    """Builds the model, each tensor read, cast and put straight to its place on the mesh.
+    """Builds the model. Each tensor is read, cast and placed directly on its devices of the mesh.
 
     Args: base, extra: checkpoint and glimpse tensors; dtype: of the base, None: as stored. The glimpse is float32.
-    Returns: the model, whose config says whether its output head is tied, which the checkpoint decides.
-    Raises: GlimpseError that counts the keys that do not fit, before anything is read or built.
+    Returns: the model; whether its output head is tied is decided by the checkpoint (`BaseKeys.tied`).
+    Raises: GlimpseError with the keys that do not fit, before tensors are read or the model is built.
     """
     own = BaseKeys(config, base)
     own.check_depth(config)
@@ -194,7 +198,7 @@ def load(
         name, shape = own.name(path), variable.shape
         source, key = (extra, name) if is_glimpse(path) else (base, own.keys[name])
         sharding = parameter_sharding(path, shape, mesh, config.text)
-        if key not in source.shapes:
+        if source is None or key not in source.shapes:
             return spread(np.zeros(shape, variable.dtype), sharding)
 
         def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -202,9 +206,10 @@ def load(
                 return source.read(key, index).astype(variable.dtype, copy=False)
             return source.read(key, ()).reshape(shape)[index].astype(variable.dtype)  # the convolution, a small one
 
-        parts: dict[tuple, np.ndarray] = {}  # JAX asks for every device and holds all it got: devices with the same part share it
+        parts: dict[tuple, np.ndarray] = {}  # JAX asks once per device and keeps all results: devices with equal parts share one
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            index = index or ()
             place = tuple((own.start, own.stop) for own in index)
             if place not in parts:
                 parts[place] = read(index)
@@ -231,8 +236,8 @@ def export_base(model: LVLM, nested: bool) -> dict[str, jax.Array]:
 
 
 def export_glimpse(model: LVLM) -> dict[str, jax.Array]:
-    """The glimpse's tensors by released name; none without one. They lie whole on every device, so any process can write them."""
-    tensors = {}
+    """The glimpse's tensors by released name; none without one. They are replicated, so any process can write them."""
+    tensors: dict[str, jax.Array] = {}
     for part in ("glimpse", "predictor"):
         if (module := getattr(model, part)) is not None:
             own = flat_params(nnx.state(module, nnx.Param))
@@ -240,8 +245,8 @@ def export_glimpse(model: LVLM) -> dict[str, jax.Array]:
     return tensors
 
 
-def nested_glimpse(tensors: Mapping[str, jax.Array]) -> dict:
-    """Flat released names as the released file nests them: one dict per module, the embeddings on their own."""
+def nested_glimpse(tensors: Mapping[str, Any]) -> dict:
+    """Flat released names in the nesting of the released file: one dict per module, the embeddings at the top."""
     tree: dict = {}
     for key, value in tensors.items():
         module, _, rest = key.partition(".")

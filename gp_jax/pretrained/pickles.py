@@ -1,8 +1,8 @@
-"""A pickle machine that knows only what `torch.save` writes: dicts, lists, tuples, texts, numbers, and what its owner allows by name.
+"""A pickle interpreter for the output of `torch.save` only: dicts, lists, tuples, strings, numbers, and objects that its caller allows.
 
-Python's own unpickler lets a file change objects that were checked already, and asks for memory by a number in the file. Here every
-opcode that is not in the table is refused, objects of others are only made by the functions of the owner, and nothing grows by more than
-what one opcode of the file names.
+With Python's own unpickler a file can change objects that were checked already, and make it allocate memory by a number in the file. Here
+every opcode that is not in the table is refused, other objects are made by the caller's functions only, and memory is bounded by the size
+of the file.
 """
 
 import pickletools
@@ -12,16 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 MOST_BYTES = 4 << 20
-MOST_STEPS = 1 << 18  # opcodes; a tensor takes some fifty
+MOST_STEPS = 1 << 18  # opcodes; a tensor takes about fifty
 MOST_LETTERS = 256  # of the name of a module or class
 
 
 class Refused(ValueError):
-    """The file is damaged, or holds what is not read."""
+    """The file is damaged or has unsupported content."""
 
 
 class Global:
-    """A function of the owner, as it lies on the stack."""
+    """A function of the caller, wrapped for the stack."""
 
     __slots__ = ("call",)
 
@@ -32,8 +32,8 @@ class Global:
 class Machine:
     """Runs one pickle.
 
-    Args: find: a module's and a class's name -> the function that makes such objects, or a value that stands for it; fetch: the value of a
-        persistent id.
+    Args: find: name of a module and of a class in it -> the function that makes such objects, or a value in place of the class; fetch:
+        persistent id -> its value.
     """
 
     def __init__(self, data: bytes, find: Callable[[str, str], Callable], fetch: Callable[[Any], Any]):
@@ -51,7 +51,7 @@ class Machine:
             if code == b".":
                 return self.pop()
             if code not in ACTIONS:
-                known = pickletools.code2op.get(code.decode("latin-1"))
+                known = next((op for op in pickletools.opcodes if op.code == code.decode("latin-1")), None)
                 raise Refused(f"it holds the opcode {known.name if known else code.hex()}, which torch.save does not write")
             ACTIONS[code](self)
         raise Refused(f"it takes more than {MOST_STEPS} steps to read")
@@ -68,7 +68,7 @@ class Machine:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def text(self, form: str) -> str:
-        """A text behind its length."""
+        """A string with its length in front."""
         return self.take(self.number(form)).decode("utf-8")
 
     def line(self) -> str:
@@ -138,18 +138,18 @@ class Machine:
         if type(target) not in (dict, OrderedDict) or len(values) % 2:
             raise Refused("it sets items of what is not a dict")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if type(key) not in (str, int):  # the hash of a tuple takes as long as the tuple is deep
+            if type(key) not in (str, int):  # tuples are refused: hashing a deeply nested one takes long
                 raise Refused("it holds a dict whose keys are neither texts nor integers")
             target[key] = value
 
     def state(self) -> None:
-        """Attributes of an OrderedDict, which is where a state dict carries versions of modules. Nobody reads them."""
+        """Attributes of an OrderedDict: a state dict has the versions of its modules there. They are not used."""
         state, target = self.pop(), self.top()
         if type(target) is not OrderedDict or type(state) not in (dict, OrderedDict):
             raise Refused("it sets attributes (opcode BUILD) of what is not an OrderedDict")
 
 
-ACTIONS: dict[bytes, Callable[[Machine], None]] = {
+ACTIONS: dict[bytes, Callable[[Machine], object]] = {
     b"\x80": lambda m: m.take(1),  # PROTO
     b"\x95": lambda m: m.take(8),  # FRAME
     b"(": Machine.mark,

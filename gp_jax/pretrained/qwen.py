@@ -7,7 +7,7 @@ from gp_jax.config.model import ModelConfig
 from gp_jax.config.vision import VisionConfig
 from gp_jax.pretrained.fields import Section, check_window, end_and_pad, present, read, refuse_if, text_config, token, value
 
-# What transformers takes for fields that a file leaves out; the 32B model on the Hub leaves some out.
+# transformers' defaults for missing fields; some are missing in the 32B model on the Hub.
 TEXT_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 1e6}
 VISION_DEFAULTS = {"depth": 32, "num_heads": 16, "fullatt_block_indexes": (7, 15, 23, 31)}
 

@@ -1,4 +1,4 @@
-"""Writing models: the base for transformers, the glimpse for the released code and for us. Whole or not at all."""
+"""Writing models atomically: the base for transformers, the glimpse for the released code and for this package."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def save_model(model: LVLM, hf_config: dict[str, Any], folder: Path, *, source: 
 
     Args:
         hf_config: the base's `config.json`.
-        source: folder whose tokenizer and processor files go along.
+        source: folder whose tokenizer and processor files are copied.
         nested: whether the base's tensors get nested keys (`names.Names.nested_key`).
     """
     base = params.export_base(model, nested)
@@ -43,7 +43,7 @@ def save_glimpse(model: LVLM, hf_config: dict[str, Any], folder: Path) -> None:
 
 
 def write_config(model: LVLM, hf_config: dict[str, Any], folder: Path) -> None:
-    """config.json, with the dtype that the weights are written in and with the output head that the model has."""
+    """Writes config.json, with the dtype of the weights and whether the model's output head is tied."""
     config = said_tied(hf_config, model.config.text.tie_word_embeddings)
     config = flat_hf_config(config, model.glimpse_config) if model.glimpse_config else config
     name = "dtype" if "dtype" in config else "torch_dtype"
@@ -52,7 +52,7 @@ def write_config(model: LVLM, hf_config: dict[str, Any], folder: Path) -> None:
 
 
 def said_tied(hf_config: dict[str, Any], tied: bool) -> dict[str, Any]:
-    """A `config.json` whose flags, outer and inner, say whether the output head is tied; as it was where they say so already."""
+    """A `config.json` with `tie_word_embeddings` set to `tied`, outer and inner; unchanged if it is set so already."""
     flag, text = "tie_word_embeddings", hf_config.get("text_config")
     inner = text if isinstance(text, dict) else {}
     if bool(hf_config.get(flag) or inner.get(flag)) == tied:
@@ -61,9 +61,9 @@ def said_tied(hf_config: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def write_glimpse(model: LVLM, folder: Path) -> None:
-    """The glimpse in both formats; nothing without one."""
+    """Writes the glimpse in both formats; nothing for a model without one."""
     tensors = params.export_glimpse(model)
     if tensors:
-        tensors = {key: np.asarray(value) for key, value in tensors.items()}
-        files.write_tensors(folder / files.GLIMPSE_TENSORS, tensors)
-        write_torch(folder / files.GLIMPSE_TORCH, params.nested_glimpse(tensors))
+        arrays = {key: np.asarray(value) for key, value in tensors.items()}
+        files.write_tensors(folder / files.GLIMPSE_TENSORS, arrays)
+        write_torch(folder / files.GLIMPSE_TORCH, params.nested_glimpse(arrays))

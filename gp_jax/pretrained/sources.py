@@ -1,4 +1,4 @@
-"""Named tensors in files, of which only what is asked for is read."""
+"""Named tensors in files, read lazily."""
 
 import math
 import os
@@ -23,8 +23,8 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-LFS_POINTER = b"version "  # how the text begins that Git LFS leaves in place of a large file
-MOST_HEADER = 4 << 20  # bytes; parsed, the worst of headers takes some forty times its length
+LFS_POINTER = b"version "  # begin of the text file that Git LFS puts in place of a large file
+MOST_HEADER = 4 << 20  # bytes; parsed, a header takes at worst about forty times its size in memory
 
 
 def _floating(dtype: Any, key: str, where: str) -> np.dtype:
@@ -36,10 +36,13 @@ def _floating(dtype: Any, key: str, where: str) -> np.dtype:
 
 
 class TensorSource(Protocol):
-    """Named tensors of which only what is asked for is read."""
+    """Named tensors that are read on demand, whole or in part."""
 
     where: str  # for error messages
-    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every tensor, by key."""
 
     def dtype(self, key: str) -> np.dtype:
         """Stored dtype of a tensor. Raises: GlimpseError unless weights of this dtype can be loaded."""
@@ -48,8 +51,8 @@ class TensorSource(Protocol):
         """A rectangle of a tensor; () for all of it."""
 
 
-class Entry(NamedTuple):
-    """Where a tensor lies."""
+class TensorPlace(NamedTuple):
+    """Place of a tensor in a file."""
 
     path: Path
     dtype: str
@@ -57,8 +60,8 @@ class Entry(NamedTuple):
     start: int  # byte
 
 
-def _entries(path: Path) -> dict[str, Entry]:
-    """What a safetensors file says it holds. Raises: GlimpseError when that cannot be true."""
+def _entries(path: Path) -> dict[str, TensorPlace]:
+    """The tensors in the header of a safetensors file. Raises: GlimpseError when the header is not valid."""
     check_regular(path)
     try:
         with path.open("rb") as file:
@@ -69,25 +72,25 @@ def _entries(path: Path) -> dict[str, Entry]:
             if length > min(MOST_HEADER, size):
                 raise ValueError(f"a header of {length} bytes in a file of {max(0, size)}")
             header = parse_json(file.read(length), "its header")
-        with safe_open(path, framework="numpy"):  # types, offsets without gaps, the file's length
+        with safe_open(path, framework="numpy"):  # the library checks types, offsets without gaps and the file's length
             pass
         header.pop("__metadata__", None)
         entries = {}
-        for key, entry in header.items():  # again, since the library may take another of two equal keys than Python does
+        for key, entry in header.items():  # checked again: of duplicate keys the library may use another one than Python
             (start, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), DTYPES.get(entry["dtype"])
             numbers = all(type(n) is int and n >= 0 for n in (start, end, *shape))
             numbers = numbers and len(shape) <= MOST_AXES and math.prod(max(1, n) for n in shape) <= MOST_VALUES
             if not (numbers and start <= end <= size - length) or (dtype and end - start != dtype.itemsize * math.prod(shape)):
                 raise ValueError(f"{key} is not where it should be")
-            entries[key] = Entry(path, entry["dtype"], shape, 8 + length + start)
+            entries[key] = TensorPlace(path, entry["dtype"], shape, 8 + length + start)
         return entries
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise GlimpseError(f"{path}: is not a readable safetensors file ({one_line(error)})") from error
 
 
 class SafetensorsSource:
-    """One or several safetensors files. The library checks them; each tensor is then mapped on its own and let go of at once,
-    since pages of a whole mapped file would count as a second copy of the model."""
+    """One or several safetensors files, checked by the library. Each tensor is mapped alone and unmapped at once: the pages of a whole
+    mapped file would count as a second copy of the model."""
 
     def __init__(self, paths: list[Path], where: str):
         self.where, self._entries = where, joined({path: _entries(path) for path in paths})
@@ -123,7 +126,7 @@ class TorchSource:
 
 
 def joined(files: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
-    """Shards as one. Raises: GlimpseError when two hold a tensor of one name, for then nothing says which is meant."""
+    """The tensors of all shards. Raises: GlimpseError when two shards hold tensors of the same name."""
     tensors: dict[str, Any] = {}
     for path, own in files.items():
         if twice := sorted(own.keys() & tensors.keys()):

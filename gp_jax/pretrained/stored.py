@@ -1,4 +1,4 @@
-"""Tensors as views of a file, checked when they are made and when they are read, and never changed."""
+"""Tensors as immutable views of a file, checked when they are made and when they are read."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class StorageType:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The only thing a tensor may be a view of: `count` values in a file."""
+    """`count` values in a file. A tensor is a view of one storage."""
 
     path: Path
     start: int  # byte
@@ -30,7 +30,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A strided view of a storage, read when it is asked for. Raises: Refused if it would reach outside its storage or repeat values."""
+    """A strided view of a storage, read on demand. Raises: Refused if it would reach outside its storage or repeat values."""
 
     storage: Storage
     offset: int
@@ -41,7 +41,7 @@ class StoredTensor:
         self.check()
 
     def check(self) -> None:
-        """Whether what is said of it can be true."""
+        """Raises: Refused unless its fields are valid."""
         if type(self.storage) is not Storage or type(self.shape) is not tuple or type(self.stride) is not tuple:
             raise Refused("a tensor is not a view of a storage")
         axes, strides, count = len(self.shape), len(self.stride), self.storage.count

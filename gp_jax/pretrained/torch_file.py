@@ -1,9 +1,8 @@
 """`new_modules_gp.pt` and `pytorch_model.bin` without torch: the zip-and-pickle format of `torch.save`, tensors and plain containers only.
 
-The pickle runs on a machine that knows tensors, storages and OrderedDict and refuses every other by name, so a file cannot run code
-(`pretrained.pickles`). Tensors are views that are checked against their storage when they are made and when they are read, and cannot be
-changed. What a file makes this code hold is bounded by the file's own size. Writing emits the same format, which
-`torch.load(weights_only=True)` reads.
+The pickle is read by an interpreter that allows tensors, storages and OrderedDict only, so a file cannot run code (`pretrained.pickles`).
+Tensors are immutable views, checked against their storage when they are made and when they are read. The memory that a file can make this
+code allocate is bounded by the file's size. Files are written in the same format, which `torch.load(weights_only=True)` reads.
 """
 
 import io
@@ -33,13 +32,13 @@ STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
-OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # how files of torch before 1.6 begin, which are no zip archives
+OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # begin of files of torch before 1.6, which are not zip archives
 MOST_NAME = 256  # characters of a tensor's name
-SHARED = 4  # times that a file's bytes may come up in its tensors: the embedding is often the output head too
+SHARED = 4  # how often tensors may use the bytes of a file; e.g. a tied output head is the embedding
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, extra: Any = None) -> StoredTensor:
-    if extra:  # bits that say: the values are the conjugate's, or negative
+    if extra:  # flags of conjugated or negated values
         raise Refused("a tensor carries marks that are not read")
     return StoredTensor(storage, offset, size, stride)
 
@@ -64,20 +63,22 @@ def _find(module: str, name: str) -> Any:
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which nothing large is read at once: zipfile reads the archive's directory, whatever its size, in one piece."""
+    """A file that limits the size of a single read: zipfile reads the archive's directory of any size at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        everything = size is None or size < 0
-        if not everything and size > MOST_BYTES:
+        if size is None or size < 0:
+            return super().read(MOST_BYTES)
+        if size > MOST_BYTES:
             raise Refused("it holds more files than a file of torch.save does")
-        return super().read(MOST_BYTES if everything else size)
+        return super().read(size)
 
 
 class _Archive:
-    """The zip file: one pickle and its storages, each in a place of its own."""
+    """The zip file: one pickle and its storages, which must not overlap."""
 
     def __init__(self, path: Path, file: _Bounded, archive: zipfile.ZipFile):
-        self.path, self.file, self.archive, self.storages = path, file, archive, {}
+        self.path, self.file, self.archive = path, file, archive
+        self.storages: dict[str, Any] = {}
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1 or len(set(names)) != len(names):
@@ -89,14 +90,14 @@ class _Archive:
             raise Refused("it is not little-endian")
 
     def small(self, name: str, most: int = MOST_BYTES) -> bytes:
-        """A file that is read at once."""
+        """The content of a small file of the archive."""
         entry = self.archive.getinfo(self.prefix + name)
         if entry.file_size > most:
             raise Refused(f"its {name} is larger than {most} bytes")
         return self.archive.read(entry)
 
     def storage(self, pid: Any) -> Storage:
-        """What a tensor's reference means."""
+        """The storage that a tensor refers to."""
         if not (type(pid) is tuple and len(pid) == 5 and pid[0] == "storage" and type(pid[1]) is StorageType):
             raise Refused("it holds a reference that is not a tensor storage")
         _, kind, key, _, count = pid
@@ -116,7 +117,7 @@ class _Archive:
         return found
 
     def start(self, entry: zipfile.ZipInfo) -> int:
-        """Byte of the file at which an entry's data begin: behind its own header, whose length may differ from the directory's."""
+        """Offset of an entry's data in the file: after its local header, whose length may differ from that in the directory."""
         with self.archive.open(entry):  # checks the header
             pass
         self.file.seek(entry.header_offset + 26)
@@ -124,7 +125,7 @@ class _Archive:
         return entry.header_offset + 30 + name + extra
 
     def check_places(self) -> None:
-        """Raises: Refused when two storages share bytes, or one goes beyond the file's end."""
+        """Raises: Refused when two storages overlap, or one exceeds the end of the file."""
         end = 0
         for storage in sorted(self.storages.values(), key=lambda storage: storage.start):
             if storage.start < end:
@@ -162,7 +163,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
 
 
 def _flatten(content: Any) -> dict[str, StoredTensor]:
-    """Nested dicts as one. Each dict may come up once, so there are as many names as the file has."""
+    """Flattens nested dicts. Each dict may occur once only, so the number of names is bounded by the file."""
     flat, seen, left = {}, set(), [("", content)]
     while left:
         name, value = left.pop()
@@ -187,7 +188,8 @@ class _Writer:
     """Pickle opcodes (protocol 2) for dicts of tensors. Python's own pickler would have to import torch."""
 
     def __init__(self) -> None:
-        self.out, self.storages = bytearray(b"\x80\x02"), []
+        self.out = bytearray(b"\x80\x02")
+        self.storages: list[bytes] = []
 
     def text(self, value: str) -> None:
         data = value.encode()
@@ -237,15 +239,15 @@ class _Writer:
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes nested mappings of arrays so that `torch.load(path, weights_only=True)` gives them back as tensors.
+    """Writes nested mappings of arrays that `torch.load(path, weights_only=True)` reads as tensors.
 
-    The same arrays give the same bytes: no date is written.
+    Equal arrays give equal files: no date is written.
     """
     writer, prefix = _Writer(), path.name.split(".")[0]
     writer.mapping(content)
     writer.out += b"."
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        parts = {"data.pkl": bytes(writer.out), "byteorder": "little"}
+        parts: dict[str, bytes | str] = {"data.pkl": bytes(writer.out), "byteorder": "little"}
         parts |= {f"data/{key}": data for key, data in enumerate(writer.storages)} | {"version": "3\n"}
         for name, data in parts.items():
             archive.writestr(zipfile.ZipInfo(f"{prefix}/{name}"), data)

@@ -1,4 +1,4 @@
-"""The vision tower that a LLaVA checkpoint only names (`mm_vision_tower`): its config, and its weights where the checkpoint has none."""
+"""The vision tower that a LLaVA checkpoint names (`mm_vision_tower`): its config, and its weights if the checkpoint has none."""
 
 import contextlib
 import shutil
@@ -15,7 +15,7 @@ from gp_jax.pretrained.names import checkpoint_name, names_of
 from gp_jax.runtime.disk import kind_of, path_of, read_json
 
 NAME, PROCESSOR = "mm_vision_tower", "preprocessor_config.json"
-# Checkpoints on the Hub hold this tower's weights themselves: its few numbers need no download.
+# Checkpoints on the Hub contain this tower's weights; with its config here nothing else must be downloaded.
 KNOWN = {
     "openai/clip-vit-large-patch14-336": dict(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
@@ -24,9 +24,9 @@ KNOWN = {
 
 
 def local_tower(name: str, folder: Path) -> Path | None:
-    """The named folder: in the checkpoint's, beside it, by its whole name or its last part, or where the name itself says.
+    """The tower's folder on disk: inside the checkpoint's folder or beside it, by its whole name or its last part, or the name as a path.
 
-    Raises: GlimpseError that names the field when no file system takes the name.
+    Raises: GlimpseError that names the field when the name is not a valid path.
     """
     with _naming(folder):
         path = path_of(name)
@@ -35,13 +35,13 @@ def local_tower(name: str, folder: Path) -> Path | None:
 
 
 def local_tower_of(folder: Path) -> Path | None:
-    """The tower's folder that a checkpoint refers to, where it is here."""
+    """The folder of the tower that a checkpoint refers to, if it is on disk."""
     name = read_json(folder / "config.json", required=False).get(NAME)
     return local_tower(name, folder) if isinstance(name, str) else None
 
 
 def find_tower(name: str, folder: Path, weights: bool) -> Path:
-    """The tower's folder, here or from the Hub (its cache included). Raises: GlimpseError that names the field."""
+    """The tower's folder, on disk or from the Hub (or its cache). Raises: GlimpseError that names the field."""
     if place := local_tower(name, folder):
         return place
     with _naming(folder):
@@ -70,8 +70,8 @@ def with_tower(hf: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def processor_file(folder: Path) -> list[Path]:
-    """The `preprocessor_config.json` of the tower that a checkpoint refers to, where it has none itself: here, or from the Hub where the
-    tower's numbers come from there too."""
+    """For a checkpoint without its own, the `preprocessor_config.json` of the tower that it refers to: on disk, or from the Hub if the
+    tower's config is from there too."""
     if (folder / PROCESSOR).exists():
         return []
     name, place = read_json(folder / "config.json", required=False).get(NAME), local_tower_of(folder)
@@ -82,7 +82,7 @@ def processor_file(folder: Path) -> list[Path]:
 
 
 def copy_beside(source: Path, folder: Path) -> None:
-    """Everything in a checkpoint's folder that a model needs beside its weights and its `config.json`."""
+    """Copies everything that a model needs besides its weights and its `config.json`."""
     for path in files.side_files(source):
         place = folder / path.relative_to(source)
         place.parent.mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ def copy_beside(source: Path, folder: Path) -> None:
 
 
 def base_source(folder: Path, config: ModelConfig) -> files.TensorSource:
-    """The base model's tensors, the tower's from its own folder where the checkpoint has none."""
+    """The base model's tensors; the tower's are from its own folder if the checkpoint has none."""
     base, name = files.base_source(folder), read_json(folder / "config.json").get(NAME)
     if name is None:
         return base
@@ -101,7 +101,7 @@ def base_source(folder: Path, config: ModelConfig) -> files.TensorSource:
         return base
     own = files.base_source(find_tower(name, folder, weights=True))
     keys = {key: key.removeprefix("vision_model.") for key in own.shapes}  # transformers 5 leaves the prefix out
-    if any(key.startswith("text_model.") for key in own.shapes):  # a whole CLIP: its text tower and projections stay there
+    if any(key.startswith("text_model.") for key in own.shapes):  # a complete CLIP: its text tower and projections are not used
         keys = {key: short for key, short in keys.items() if short != key}
     return Joined(base, own, {prefix + short: key for key, short in keys.items()})
 

@@ -1,1 +1,1 @@
-"""Pictures and questions to arrays, on the host."""
+"""Pictures and questions are converted to arrays, on the host."""

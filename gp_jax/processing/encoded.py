@@ -1,8 +1,8 @@
-"""Encoded pictures from strangers: what of a file its pixels need, and which way up they are.
+"""Untrusted picture files: removes metadata that pixels do not need, and reads the orientation.
 
-Metadata decides whether Pillow reads the pixels: texts above its limits, tags of wrong types, profiles that do not unpack. Every format
-lets a decoder leave metadata out, so here it is left out before Pillow sees the file, and the orientation is read from it once. Size and
-pixels then cannot disagree about it, wherever a file keeps it. What is cut off or damaged stays as it is, for Pillow to refuse.
+Pillow may fail on metadata although the pixels are fine: texts above its limits, tags of wrong types, damaged profiles. Metadata is
+optional in every format, so it is removed before Pillow opens the file. The orientation is read once, before that, so that size and pixels
+always agree about it. Truncated or damaged parts are left as they are, for Pillow to refuse.
 """
 
 import functools
@@ -16,14 +16,14 @@ from PIL import Image
 
 from gp_jax.processing.tiff import Directory
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # no format that runs programs or decodes on opening
-MAX_PARTS = 1 << 18  # chunks or segments of a file: more take long to read and hold no picture
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that runs programs, or decodes when it is opened
+MAX_PARTS = 1 << 18  # chunks or segments of a file; no real picture has more, and they would take long to read
 MAX_TEXT = 1 << 20  # bytes of a text, unpacked
 SCAN, MARKER = 0xDA, re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # of JPEG; restarts inside a scan are no segments
-PER_BYTE = 1024  # pixels at most that a byte of a JPEG or lossy WebP says; of one colour they reach half of it
-FEW_SCANS, MAX_SCANNED = 20, 1_000_000_000  # a progressive JPEG goes over all its pixels in every scan; encoders write about ten
+PER_BYTE = 1024  # the most pixels per byte of a JPEG or lossy WebP; pictures of one colour reach half of it
+FEW_SCANS, MAX_SCANNED = 20, 1_000_000_000  # every scan of a progressive JPEG updates all pixels; encoders write about ten scans
 ORIENTATION, XMP = 0x0112, 0x02BC  # TIFF tags
-UPRIGHT = {  # what turns a stored picture upright, by EXIF's orientation
+UPRIGHT = {  # the transform that makes a stored picture upright, by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,11 +34,11 @@ UPRIGHT = {  # what turns a stored picture upright, by EXIF's orientation
 }
 SIDEWAYS = (5, 6, 7, 8)
 
-Spans = list[tuple[int, int]]  # (first byte, byte behind the last) of what stays
+Spans = list[tuple[int, int]]  # (first byte, byte after the last) of the parts that are kept
 
 
 class Stripped(NamedTuple):
-    """A file without metadata, and what of the metadata may hold the orientation."""
+    """A file without metadata, and the parts of the metadata that may hold the orientation."""
 
     data: bytes
     exif: bytes = b""
@@ -47,18 +47,18 @@ class Stripped(NamedTuple):
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow was built with."""
+    """The entries of FORMATS that the installed Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def open_encoded(data: bytes) -> tuple[Image.Image, int] | None:
-    """A picture as stored, its header read, and its orientation (1: as it is meant); None for no known format.
+    """A picture as stored, with its header read, and its orientation (1: upright); None for an unknown format.
 
-    Pillow's own door, `Image.open`, asks a global limit on pixels, which other threads use as well; its formats are opened here as it does.
-    Raises: whatever a damaged header makes Pillow's plugins raise.
+    `Image.open` of Pillow checks a global limit on pixels that other threads share, so its plugins are called directly, in the same way.
+    Raises: any error that Pillow's plugins raise for a damaged header.
     """
-    accepted = (name for name in formats() if Image.OPEN[name][1](data[:16]) is True)
+    accepted = (name for name in formats() if (accept := Image.OPEN[name][1]) and accept(data[:16]) is True)
     name = next(accepted, None)
     if name is None:
         return None
@@ -69,7 +69,7 @@ def open_encoded(data: bytes) -> tuple[Image.Image, int] | None:
 
 
 def orientation(exif: bytes, xmp: bytes) -> int:
-    """1 to 8, of EXIF or else of XMP; 1 where neither says anything of sense."""
+    """1 to 8, from EXIF or else from XMP; 1 if neither has a valid one."""
     found = Directory(re.sub(b"^(Exif\0\0){1,2}", b"", exif)).number(ORIENTATION)
     if found is None and (said := re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)):
         found = int(said[1])
@@ -77,7 +77,7 @@ def orientation(exif: bytes, xmp: bytes) -> int:
 
 
 def joined(data: bytes, spans: Spans) -> bytes:
-    """Parts of a file one after the other; the file itself where it is all of it."""
+    """The given parts of a file, concatenated; the file itself if they are all of it."""
     if sum(end - start for start, end in spans) == len(data):
         return data
     view = memoryview(data)
@@ -85,7 +85,7 @@ def joined(data: bytes, spans: Spans) -> bytes:
 
 
 def strip_jpeg(data: bytes) -> Stripped:
-    """Without comments and application segments but JFIF's and Adobe's, which say what the colours are, up to the first scan.
+    """Without comments and application segments up to the first scan, except JFIF's and Adobe's, which define the colours.
 
     Raises: ValueError for more scans than a picture of this size has.
     """
@@ -101,11 +101,11 @@ def strip_jpeg(data: bytes) -> Stripped:
             elif marker == 0xE1 and content.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
                 xmp = content
         else:
-            spans.append((start, end))  # less what stands between segments, which every decoder skips
+            spans.append((start, end))  # without bytes between segments, which every decoder skips
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             huffman, pixels = marker < 0xC8, int.from_bytes(content[1:3]) * int.from_bytes(content[3:5])
         at = end
-    if huffman and pixels > PER_BYTE * len(data):  # a decoder makes room for all pixels before it sees that they are not there
+    if huffman and pixels > PER_BYTE * len(data):  # a decoder would allocate all pixels before it finds them missing
         raise ValueError(f"{pixels} pixels in {len(data)} bytes")
     scans = sum(marker == SCAN for marker, _, _ in _segments(data, at))
     if scans > FEW_SCANS and scans * pixels > MAX_SCANNED:
@@ -114,7 +114,7 @@ def strip_jpeg(data: bytes) -> Stripped:
 
 
 def _segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
-    """(marker, first byte, byte behind the last) of a JPEG's segments up to its end, a scan's pixels left out."""
+    """(marker, first byte, byte after the last) of a JPEG's segments up to its end, without the pixels of scans."""
     for _ in range(MAX_PARTS):
         found = MARKER.search(data, at)
         if not found or data[found.end() - 1] == 0xD9:
@@ -127,7 +127,7 @@ def _segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
 
 
 def strip_png(data: bytes) -> Stripped:
-    """Chunks that pixels need, of the first picture; texts may hold EXIF and XMP too."""
+    """With the chunks that the pixels of the first picture need. Text chunks may hold EXIF and XMP too."""
     spans, exif, texts, at, parts = [(0, 8)], b"", {}, 8, 0
     while at + 12 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4])
@@ -159,13 +159,13 @@ PNG_TEXTS = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif")
 
 
 def _png_text(kind: bytes, rest: bytes) -> bytes:
-    """What stands behind the keyword of a text chunk, unpacked; nothing when it does not unpack to a text of sensible length."""
+    """The text of a text chunk, decompressed; empty if it cannot be decompressed."""
     packed = kind == b"zTXt"
     if packed:
-        rest = rest[1:]  # how it is packed: there is one way
+        rest = rest[1:]  # the compression method, of which there is one
     elif kind == b"iTXt":
         packed = rest[:1] == b"\1"
-        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # behind a language and the keyword in it
+        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # after the language and the translated keyword
     try:
         return zlib.decompressobj().decompress(rest, MAX_TEXT) if packed else rest[:MAX_TEXT]
     except zlib.error:
@@ -173,8 +173,9 @@ def _png_text(kind: bytes, rest: bytes) -> bytes:
 
 
 def strip_webp(data: bytes) -> Stripped:
-    """Without colour profile, EXIF, XMP and chunks that no version knows."""
-    end, spans, found, at, parts = min(len(data), 8 + int.from_bytes(data[4:8], "little")), [], {}, 12, 0
+    """Without colour profile, EXIF, XMP and unknown chunks."""
+    end, spans, at, parts = min(len(data), 8 + int.from_bytes(data[4:8], "little")), [], 12, 0
+    found: dict[bytes, bytes] = {}
     dropped = 0
     while at + 8 <= end:
         kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
@@ -196,18 +197,18 @@ def strip_webp(data: bytes) -> Stripped:
     size = max(0, int.from_bytes(data[4:8], "little") - dropped).to_bytes(4, "little")
     kept = bytearray(b"".join([data[:4], size, data[8:12], joined(data, spans)]))
     if kept[12:16] == b"VP8X" and len(kept) > 20:
-        kept[20] &= 0b00010010  # of the flags those of transparency and animation
+        kept[20] &= 0b00010010  # keeps the flags of transparency and animation only
     return Stripped(bytes(kept), found.get(b"EXIF", b""), found.get(b"XMP ", b""))
 
 
 def strip_tiff(data: bytes) -> Stripped:
-    """With one directory, of the entries that pixels need."""
+    """With one directory, of the entries that the pixels need."""
     first = Directory(data)
     return Stripped(first.with_pixels_only(), data if ORIENTATION in first.entries else b"", first.content(XMP, MAX_TEXT))
 
 
 def strip_avif(data: bytes) -> Stripped:
-    """With its metadata, which libavif reads, unless Pillow cannot make sense of the EXIF. What turns the picture is no part of that."""
+    """With its metadata, which libavif reads, except EXIF that Pillow cannot parse. Rotation is a property of the picture itself there."""
     try:
         Image.OPEN["AVIF"][0](io.BytesIO(data), "")
         return Stripped(data)

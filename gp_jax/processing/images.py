@@ -1,6 +1,6 @@
-"""Opening pictures from strangers: limits are checked on the header, before a single pixel is decoded.
+"""Opening untrusted pictures: limits are checked on the header, before pixels are decoded.
 
-A picture's size, whoever asks for it, is that of the upright picture (`read_picture`), and decoding gives no other.
+A picture's size is always that of the upright picture (`read_picture`), also before it is decoded.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -22,8 +22,8 @@ from gp_jax.runtime.disk import read_bytes, spelled
 
 MAX_PIXELS = 100_000_000  # of one picture, before decoding
 MAX_ASPECT = 200  # Qwen2.5-VL's own limit
-MAX_BYTES = 256 << 20  # of one file, unless its pixels may need more
-PIXEL_BYTES = 8  # of the longest pixel, four channels of 16 bits
+MAX_BYTES = 256 << 20  # of one file, or more if its pixels may need it
+PIXEL_BYTES = 8  # of the largest pixel, four channels of 16 bits
 BAND = 1 << 22  # pixels that are converted at a time
 
 Limit = Annotated[float, Field(ge=0), FromNumpy]
@@ -42,8 +42,8 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int = MAX_PIXELS) -
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded picture whose header is read. stored: as its file holds it; orientation: EXIF's number, 1 for upright."""
+class EncodedPicture:
+    """An encoded picture with its header read. stored: as it is in the file; orientation: EXIF's number, 1 for upright."""
 
     name: str
     stored: Image.Image
@@ -58,7 +58,8 @@ class Picture:
         """The upright picture; transparent parts become white. Raises: GlimpseError when it does not decode."""
         size = self.stored.size
         with _within_memory(self.name):
-            if self.stored.format == "TIFF" and self.stored.tile:  # where it makes room for pixels, Pillow asks its global limit
+            # Pillow checks its global limit when it allocates the pixels of a TIFF; allocated here, they are not checked.
+            if self.stored.format == "TIFF" and getattr(self.stored, "tile", None):
                 self.stored.im = Image.new(self.stored.mode, size, None).im
             picture = _rgb(self.stored, self.name)
             if picture.size != size:
@@ -66,8 +67,8 @@ class Picture:
             return picture.transpose(UPRIGHT[self.orientation]) if self.orientation in UPRIGHT else picture
 
 
-def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Reads the header of an encoded picture, or of a file. Raises: GlimpseError with this name, of the file by default."""
+def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int = MAX_PIXELS) -> EncodedPicture:
+    """Reads the header of an encoded picture or file. name: for messages; None: the file. Raises: GlimpseError that names it."""
     name = printable(source, 300) if name is None else name
     with _within_memory(name):
         data = read_bytes(source, max(MAX_BYTES, PIXEL_BYTES * max_pixels)) if isinstance(source, Path) else source
@@ -75,11 +76,11 @@ def read_picture(source: bytes | Path, name: str | None = None, max_pixels: int 
         opened = open_encoded(data)
     except Image.DecompressionBombError as error:
         raise GlimpseError(f"{name}: has more pixels than twice Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS") from error
-    except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them
+    except Exception as error:  # Pillow's plugins raise any type of error for a damaged header
         raise GlimpseError(f"{name}: is truncated or damaged ({one_line(error)})") from error
     if opened is None:
         raise GlimpseError(f"{name}: is not an image in a known format ({', '.join(formats())})")
-    picture = Picture(name, *opened)
+    picture = EncodedPicture(name, *opened)
     check_size(picture.size, name, max_pixels)
     return picture
 
@@ -104,8 +105,8 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "ima
         check_size(source.size, name, max_pixels)
         picture = _rgb(source, name)
         try:
-            turned = UPRIGHT.get(source.getexif().get(0x0112))
-        except Exception:  # of tags that Pillow cannot read
+            turned = UPRIGHT.get(source.getexif().get(0x0112, 1))
+        except Exception:  # tags that Pillow cannot read
             turned = None
         return picture.copy() if turned is None else picture.transpose(turned)
 
@@ -119,15 +120,15 @@ def _within_memory(name: str) -> Iterator[None]:
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """Loads a picture and converts it, as it lies."""
+    """Decodes a picture and converts it to RGB, without rotating it."""
     try:
         image.load()
     except Exception as error:  # as above, from decoders
         raise GlimpseError(f"{name}: is truncated or damaged ({one_line(error)})") from error
     if image.mode == "F":
         raise GlimpseError(f"{name}: a floating point picture has no known range of brightness")
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # of these older Pillows make integers of 32 bits
-        least, most = image.getextrema()
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # older versions of Pillow open 16-bit files of these formats as 32 bits
+        least, most = cast(tuple[int, int], image.getextrema())  # of one channel
         if least < 0 or most > 255:
             raise GlimpseError(f"{name}: integers of 32 bits ({least} to {most}) have no known range of brightness")
         image = image.convert("L")
@@ -137,12 +138,12 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             return _in_bands(image, _on_white)
         return image if image.mode == "RGB" else image.convert("RGB")
-    except Exception as error:  # of modes that Pillow does not convert
+    except Exception as error:  # modes that Pillow does not convert
         raise GlimpseError(f"{name}: colours of mode {image.mode} cannot become RGB ({one_line(error)})") from error
 
 
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """A conversion to RGB that needs several times a picture's memory, some rows at a time."""
+    """Converts to RGB in bands of rows, because the conversion needs several times the memory of its input."""
     made, rows = Image.new("RGB", image.size, None), max(1, BAND // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(image.height, top + rows))
@@ -151,7 +152,7 @@ def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image])
 
 
 def _scaled(grey: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Brightness of 16 bits, where Pillow's own conversion would clip; tags: a TIFF file's, which may say 12 bits, or that white is 0."""
+    """16-bit brightness scaled to 8 bits (Pillow's own conversion clips). tags: of a TIFF file, e.g. 12 bits, or 0 for white."""
     values = np.asarray(grey).astype(np.int64)
     most = 4095 if tags.get(258) in (12, (12,)) else 65535
     scaled = values.clip(0, most) * 255 // most
@@ -168,7 +169,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _from_array(source: object, name: str, max_pixels: int) -> Image.Image:
     try:
         found = hasattr(source, "__array__") and np.asarray(source)
-    except Exception as error:  # whatever an object does that says it is an array
+    except Exception as error:  # raised by an object that claims to be an array
         raise GlimpseError(f"{name}: a {type(source).__name__} cannot be read as an array ({one_line(error)})") from error
     if not isinstance(found, np.ndarray):
         raise GlimpseError(f"{name}: a {type(source).__name__} is not a path, PIL image or array")
@@ -183,7 +184,7 @@ def _from_array(source: object, name: str, max_pixels: int) -> Image.Image:
             raise GlimpseError(f"{name}: an array of {printable(array.dtype, 60)} is not uint8 or float")
         return Image.fromarray(array)
     pixels, rows = np.empty(array.shape, np.uint8), max(1, BAND // found.shape[1])
-    for top in range(0, len(array), rows):  # some at a time: the work needs several times their memory
+    for top in range(0, len(array), rows):  # in bands, because the conversion needs several times the memory of its input
         part = array[top : top + rows]
         if not np.isfinite(part).all() or part.min() < 0 or part.max() > 1:
             raise GlimpseError(f"{name}: a float array must hold values in 0..1")
@@ -192,9 +193,9 @@ def _from_array(source: object, name: str, max_pixels: int) -> Image.Image:
 
 
 def overlay(image: Image.Image, keep: np.ndarray, dim: float = 0.35) -> Image.Image:
-    """The picture with what was dropped greyed and dimmed; all of it where it has no visual tokens.
+    """The picture with dropped tokens greyed and dimmed; all of it if it has no visual tokens.
 
-    Args: keep: (rows, columns) bool over the picture's token grid; dim: brightness left to dropped parts.
+    Args: keep: (rows, columns) bool over the picture's token grid; dim: remaining brightness of dropped parts.
     """
     rows, columns = keep.shape
     pixels = np.asarray(image, np.float32)

@@ -1,8 +1,8 @@
-"""From what a Hugging Face processor returns to padded arrays. All of it is numpy on the host; image grids are not used beyond it.
+"""Converts the output of a Hugging Face processor to padded NumPy arrays. Image grids are not used beyond this module.
 
-Vision slots. A sample's visual tokens are reordered so that attention windows lie in blocks of equal size: full windows first,
-then the partial ones of image borders, several to a block where they fit (first-fit decreasing). Window attention is then a
-reshape, the same slots serve full attention (segments = images) and the windowed predictor, and padding stays small.
+Vision slots. A sample's visual tokens are reordered so that attention windows are in blocks of equal size: full windows first, then the
+partial ones of image borders, several to a block if they fit (first-fit decreasing). Window attention is then a reshape. The same
+slots are used for full attention (segments = images) and for the windowed predictor, and padding stays small.
 
     block 0: [window 0                ]   block k: [window 7 | window 9 | - -]      '-' = padding
 """
@@ -55,7 +55,9 @@ def pack_windows(grids: Sequence[tuple[int, int]], side: int) -> tuple[np.ndarra
     Args: grids: (rows, columns) per image; side: of a window, in tokens.
     Returns: slots (M,) and windows (M,) as in `Sample`; M is a multiple of side^2.
     """
-    capacity, full, partial, first = side * side, [], [], 0
+    capacity, first = side * side, 0
+    full: list[np.ndarray] = []
+    partial: list[np.ndarray] = []
     for rows, columns in grids:
         tokens = np.arange(first, first + rows * columns).reshape(rows, columns)
         first += rows * columns
@@ -91,8 +93,8 @@ def token_grid(grids: Sequence[tuple[int, int]]) -> np.ndarray:
 def rope_positions(image_token: np.ndarray, grids: Sequence[tuple[int, int]], axes: int) -> np.ndarray:
     """Position ids of one prompt.
 
-    With three axes (M-RoPE, arXiv 2409.12191): text counts up on all axes at once; an image's tokens share the time of its
-    start and add row and column; text goes on behind the image's longer side. With one axis: 0, 1, 2, ...
+    With three axes (M-RoPE, arXiv 2409.12191): for text all axes increase together; an image's tokens have the position of
+    its start, plus row and column on these axes; text continues after the longer side of the image. With one axis: 0, 1, 2, ...
     Args: image_token: (n,) int, -1 for text. Returns: (axes, n) int32.
     """
     length = image_token.size
@@ -105,18 +107,18 @@ def rope_positions(image_token: np.ndarray, grids: Sequence[tuple[int, int]], ax
     place[1:, slots] = cells[:, 1:].T
     offsets[slots] = 0
     for end, grid in zip(np.cumsum(sizes), grids, strict=True):
-        offsets[slots[end - 1]] = max(grid)  # counted once, behind the image's last token
+        offsets[slots[end - 1]] = max(grid)  # added once, after the image's last token
     before = np.concatenate([[0], np.cumsum(offsets)[:-1]])
     return (before[None] + place).astype(np.int32)
 
 
-MAX_SAMPLES, MAX_TOKENS = 1 << 12, 1 << 24  # of a request, padding included: far beyond any ladder
+MAX_SAMPLES, MAX_TOKENS = 1 << 12, 1 << 24  # of a request, padding included; larger than any ladder
 ARRAYS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "image_sizes")  # what a processor returns
 
 
 def read_samples(
     config: ModelConfig,
-    input_ids: np.ndarray,
+    input_ids: np.ndarray | None,
     attention_mask: np.ndarray | None,
     pixel_values: np.ndarray | None,
     image_grid_thw: np.ndarray | None = None,
@@ -127,7 +129,7 @@ def read_samples(
     Args:
         input_ids: (B, T) int, padded on any side, with an image token per row of a picture, or one per picture; attention_mask: (B, T),
             None: no padding.
-        pixel_values, image_grid_thw, image_sizes: pictures, as the model's kind of tower takes them (see `pictures`).
+        pixel_values, image_grid_thw, image_sizes: pictures, in the form of the model's tower (see `processing.views`).
     Raises: GlimpseError that names the argument at fault.
     """
     prompts = _prompts(config, input_ids, attention_mask)
@@ -212,7 +214,7 @@ def _sample(config: ModelConfig, ids: np.ndarray, is_image: np.ndarray, pictures
 
 
 def slots_of(patches: int, config: ModelConfig) -> int:
-    """Vision slots of a patches rung: samples fill whole attention windows, so what is left of the rung holds nothing."""
+    """Vision slots of a rung of the patches ladder. Only whole attention windows are used; the remainder of the rung is not."""
     window = config.vision.window_side**2
     return patches // (config.vision.merge_unit * window) * window
 
@@ -231,7 +233,7 @@ def vision_input(samples: Sequence[Sample | None], config: ModelConfig, batch: i
         patches[b, held] = sample.pixels.reshape(-1, unit, config.vision.patch_dim)[sample.groups[held]]
         token[b, sample.slot_of_token] = token_grid(sample.grids)
         window[b, : sample.windows.size] = sample.windows
-    inner = np.stack(np.indices((side, side)), axis=-1).reshape(unit, 2)
+    inner = np.moveaxis(np.indices((side, side)), 0, -1).reshape(unit, 2)
     patch_hw = token[:, :, None, 1:] * side + inner
     return VisionInput(
         patches=patches.reshape(batch, slots * unit, -1),
@@ -245,9 +247,9 @@ def vision_input(samples: Sequence[Sample | None], config: ModelConfig, batch: i
 
 
 def prompt_input(samples: Sequence[Sample | None], config: ModelConfig, batch: int, length: int, glimpse_rows: int) -> PromptInput:
-    """Pads samples (None: an empty row) to `batch` rows of `length`, left-aligned, with glimpse rows behind each. See `trees.PromptInput`.
+    """Pads samples (None: an empty row) to `batch` rows of `length`, left-aligned, with glimpse rows after each. See `trees.PromptInput`.
 
-    Glimpse rows take the positions behind the prompt on all axes; their id is a placeholder (eos).
+    Glimpse rows have the positions after the prompt on all axes; their id is a placeholder (eos).
     """
     shape = (batch, length)
     ids = np.full(shape, config.pad_token_id, np.int32)

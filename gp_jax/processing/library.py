@@ -1,4 +1,4 @@
-"""Calls of other people's packages: whatever they raise becomes one line that says whose fault it is."""
+"""Calls of other packages: any error becomes a GlimpseError of one line that names the package or file at fault."""
 
 import importlib
 import traceback
@@ -9,18 +9,18 @@ from gp_jax.errors import GlimpseError, one_line
 
 
 def load_class(module: str, name: str) -> Any:
-    """A class or function of a module, here of transformers: it is slow to import, and imports optional packages that are installed.
+    """A class or function of a module (of transformers: slow to import, and it imports optional packages if they are installed).
 
     Raises: GlimpseError that names the package at fault.
     """
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # a broken package raises whatever it comes to: RuntimeError from torchvision beside another torch
+    except Exception as error:  # a broken package may raise anything, e.g. RuntimeError from torchvision with another version of torch
         raise broken(module, error) from error
 
 
 def broken(module: str, error: BaseException) -> GlimpseError:
-    """Which package fails: of those that transformers imports where they are installed, the one whose code the error passed."""
+    """An error that names the package that fails: of those that transformers may import, the one in the traceback."""
     while error.__cause__ is not None:
         error = error.__cause__
     passed = " ".join(frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__))
@@ -30,9 +30,9 @@ def broken(module: str, error: BaseException) -> GlimpseError:
 
 
 def guarded(wrong: str, call: Callable[[], Any]) -> Any:
-    """What a library's call gives. Raises: GlimpseError that begins with `wrong`, for whatever the library raises.
+    """The result of a library's call. Raises: GlimpseError that begins with `wrong`, for any error of the library.
 
-    The tokenizers library may panic. Python sees that as a PanicException, which is no subclass of Exception.
+    The tokenizers library may panic. In Python that is a PanicException, which is not a subclass of Exception.
     """
     try:
         return call()

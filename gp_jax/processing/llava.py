@@ -4,23 +4,21 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from PIL import Image
 
 from gp_jax.config.model import ModelConfig
+from gp_jax.config.vision import ClipConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.pretrained.tower import KNOWN, NAME, processor_file
 from gp_jax.processing.images import MAX_PIXELS
-from gp_jax.processing.picture_settings import CLIP, TILES, ClipPictures, build, check_model, read_settings, tried
+from gp_jax.processing.picture_settings import CLIP, TILES, ClipPictures, PictureProcessor, build, check_model, read_settings, tried
 from gp_jax.processing.prompts import Message, conversation, parts_of
 from gp_jax.processing.qwen import Area, Processor
 from gp_jax.processing.views import Plot, best_pinpoint, tiled, whole
 from gp_jax.runtime.disk import read_json
-
-if TYPE_CHECKING:
-    from transformers.image_processing_backends import PilBackend
 
 IMAGE = "<image>"
 SYSTEM = (
@@ -28,11 +26,11 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 END = "</s>"
-MOST_PADDED = 2 * MAX_PIXELS  # of a picture with what is added to make it a square
+MOST_PADDED = 2 * MAX_PIXELS  # of a picture after padding to a square
 
 
 def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The prompt of LLaVA-1.5: pictures in front of the text of their turn, generation prompt included."""
+    """The prompt of LLaVA-1.5: pictures come before the text of their turn; with the generation prompt."""
     system, turns = SYSTEM, []
     for message in messages:
         parts = parts_of(message)
@@ -47,16 +45,21 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
     return f"{system} {''.join(turns)}ASSISTANT:"
 
 
+def _vision(config: ModelConfig) -> ClipConfig:
+    return cast(ClipConfig, config.vision)  # of this family's models
+
+
 class LlavaProcessor(Processor):
-    """The layout of transformers: its image processors as the folder sets them up, its chat template."""
+    """The layout of transformers: its image processors, configured by the folder, and its chat template."""
 
     shrinks: ClassVar[bool] = False
 
     @classmethod
-    def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> "PilBackend":
-        vision, side = config.vision, config.vision.image_size
+    def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> PictureProcessor:
+        vision = _vision(config)
+        side = vision.image_size
         sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-        if vision.pinpoints:  # pictures of a batch that need fewer tiles are padded, whatever the file says
+        if vision.pinpoints:  # always padded, so that pictures with fewer tiles fit into a batch
             points = {"image_grid_pinpoints": [list(point) for point in vision.pinpoints]}
             check_model(settings, points, path)
             made = build(TILES, ClipPictures, settings | {"do_pad": True}, sizes | points, path)
@@ -72,8 +75,8 @@ class LlavaProcessor(Processor):
         return made
 
     def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "LlavaProcessor":
-        """Itself: its pictures have the visual tokens they have. Raises: GlimpseError when these can be more."""
-        most = self.config.vision.most_tokens
+        """Itself: the number of visual tokens cannot be changed. Raises: GlimpseError when it can exceed the limit."""
+        most = _vision(self.config).most_tokens
         if most > max_visual_tokens:
             raise GlimpseError(f"max_visual_tokens={max_visual_tokens}: this model's pictures have up to {most}, which nothing can change")
         return self
@@ -83,7 +86,7 @@ class LlavaProcessor(Processor):
         raise GlimpseError("this model's pictures cannot be given with fewer visual tokens: their number is fixed")
 
     def plot(self, width: int, height: int) -> Plot:
-        vision, settings = self.config.vision, self.image_processor
+        vision, settings = _vision(self.config), self.image_processor
         if not vision.pinpoints and settings.do_pad and max(width, height) ** 2 > MOST_PADDED:
             raise GlimpseError(f"a picture of {width} x {height} pixels, padded to a square, has more than {MOST_PADDED} pixels")
         if not vision.pinpoints and not settings.do_center_crop:
@@ -91,8 +94,8 @@ class LlavaProcessor(Processor):
         return tiled(vision, height, width) if vision.pinpoints else whole((vision.window_side,) * 2)
 
     def _check_uncropped(self, width: int, height: int) -> None:
-        """Raises: GlimpseError for a picture that nothing makes as large as the tower's."""
-        settings, side = self.image_processor, self.config.vision.image_size
+        """Raises: GlimpseError for a picture that is not resized or cropped to the tower's size."""
+        settings, side = self.image_processor, _vision(self.config).image_size
         wide, high = (max(width, height),) * 2 if settings.do_pad else (width, height)
         if settings.do_resize and not settings.size.shortest_edge:
             return  # to height and width
@@ -101,7 +104,7 @@ class LlavaProcessor(Processor):
             raise GlimpseError(f"{off} false: a picture of {width} x {height} pixels does not become {side} x {side}")
 
     def areas(self, width: int, height: int) -> tuple[Area, ...]:
-        vision, settings = self.config.vision, self.image_processor
+        vision, settings = _vision(self.config), self.image_processor
         if vision.pinpoints:
             return (0, 0, width, height), self._detail(width, height)
         if getattr(settings, "do_pad", False):
@@ -118,19 +121,21 @@ class LlavaProcessor(Processor):
             resized = [settings.size.width, settings.size.height]
         starts = [(new - crop) // 2 * old / new for new, crop, old in zip(resized, across, (width, height), strict=True)]
         ends = [start + crop * old / new for start, crop, new, old in zip(starts, across, resized, (width, height), strict=True)]
-        return ((*starts, *ends),)
+        return ((starts[0], starts[1], ends[0], ends[1]),)
 
     def _detail(self, width: int, height: int) -> Area:
-        """What LLaVA-NeXT's detail covers: about the whole picture, for its padding goes away in whole visual tokens."""
-        vision, (high, wide) = self.config.vision, best_pinpoint(self.config.vision.pinpoints, height, width)
+        """The area of LLaVA-NeXT's detail view: approximately the whole picture, since padding is removed in whole visual tokens."""
+        vision = _vision(self.config)
+        high, wide = best_pinpoint(vision.pinpoints, height, width)
         scale = min(wide / width, high / height)
         top, left, rows, columns = tiled(vision, height, width).crops[1]
         patch, pad_x, pad_y = vision.patch_size, (wide - width * scale) / 2, (high - height * scale) / 2
         edges = ((left, pad_x), (top, pad_y), (left + columns, pad_x), (top + rows, pad_y))
-        return tuple((tokens * patch - pad) / scale for tokens, pad in edges)
+        x, y, right, bottom = ((tokens * patch - pad) / scale for tokens, pad in edges)
+        return x, y, right, bottom
 
     def arrays(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray | None]:
-        names = ("pixel_values", "image_sizes") if self.config.vision.pinpoints else ("pixel_values",)
+        names = ("pixel_values", "image_sizes") if _vision(self.config).pinpoints else ("pixel_values",)
         if not images:
             return dict.fromkeys(names)
         made = self.image_processor(images=list(images), return_tensors="np")
@@ -144,21 +149,21 @@ class LlavaProcessor(Processor):
         text = self.config.text
         if self.template is not None:
             return super().render(messages)
-        if text.num_key_value_heads != text.num_attention_heads:  # Vicuna shares no key heads; Mistral and Yi do
+        if text.num_key_value_heads != text.num_attention_heads:  # Vicuna has no grouped key-value heads; Mistral and Yi do
             raise GlimpseError("this model folder has no chat template and its decoder is no Vicuna, whose prompt is known")
         return vicuna_v1(conversation(messages))
 
     def _for_template(self, messages: list[Message]) -> list[Message]:
-        return [{**message, "content": parts_of(message)} for message in messages]  # its templates know lists of parts only
+        return [{**message, "content": parts_of(message)} for message in messages]  # templates of this family expect lists of parts
 
 
 class OriginalLlavaProcessor(LlavaProcessor):
     """The layout of LLaVA's own code: CLIP's image processor on a picture padded to a square with the mean colour, vicuna_v1, and text
-    tokenized between pictures, which have a token that is in no vocabulary."""
+    that is tokenized between pictures, since their token is not part of the vocabulary."""
 
     @classmethod
     def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]] | None:
-        """As `Processor.settings`; the tower's file where the folder has none, as LLaVA's own code reads it, or its published values."""
+        """As `Processor.settings`; if the folder has no file, the tower's, as in LLaVA's own code, or its published values."""
         hf = read_json(folder / "config.json", required=False)
         if found := read_settings(folder):
             path, settings = found
@@ -181,10 +186,10 @@ class OriginalLlavaProcessor(LlavaProcessor):
         found = []
         for text in texts:
             first, *others = (tokenizer(part)["input_ids"] for part in text.split(IMAGE))
-            start = int(bool(first) and first[0] == tokenizer.bos_token_id)  # of every part, but it begins the prompt only
+            start = int(bool(first) and first[0] == tokenizer.bos_token_id)  # the tokenizer adds it to every part; only the first keeps it
             found.append([*first, *(token for part in others for token in (self.config.image_token_id, *part[start:]))])
         return found
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """vicuna_v1, whatever template the tokenizer may bring."""
+        """Always vicuna_v1, even if the tokenizer has a template."""
         return vicuna_v1(conversation(messages))

@@ -1,11 +1,11 @@
-"""How a model folder wants pictures to become pixels: found where transformers finds it, checked before anything is built or tried."""
+"""A model folder's settings of its image processor: read from where transformers reads them, and checked before use."""
 
 import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -16,12 +16,9 @@ from gp_jax.errors import GlimpseError, one_line, shown
 from gp_jax.processing.library import broken, load_class
 from gp_jax.runtime.disk import kind_of, read_json
 
-if TYPE_CHECKING:
-    from transformers.image_processing_backends import PilBackend
-
 OWN, SHARED = "preprocessor_config.json", "processor_config.json"
 MOST_PIXELS = 1 << 25  # of a resized picture: 42,800 visual tokens of Qwen2.5-VL
-MOST_AT_LEAST = 1 << 21  # of a picture that is made larger
+MOST_AT_LEAST = 1 << 21  # of a picture that is enlarged
 QWEN, CLIP, TILES = (  # transformers' picture processors without torch, by module and class
     ("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
     ("transformers.models.llava.image_processing_pil_llava", "LlavaImageProcessorPil"),
@@ -38,7 +35,7 @@ Sides = dict[Literal["shortest_edge", "longest_edge", "height", "width"], Side]
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """What both families are told. What is not there is as transformers' class has it; a null switches off."""
+    """Settings of both families. Missing ones have the defaults of transformers' class; null turns a step off."""
 
     do_convert_rgb: Switch = None
     do_resize: Switch = None
@@ -61,7 +58,7 @@ class QwenPictures(Pictures):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipPictures(Pictures):
-    """Pictures of one size, or tiles of it."""
+    """Pictures of one size, or tiles of that size."""
 
     size: Sides | Annotated[list[Side], Field(min_length=2, max_length=2)] | Side | None = None
     crop_size: Sides | Annotated[list[Side], Field(min_length=2, max_length=2)] | Side | None = None
@@ -69,10 +66,24 @@ class ClipPictures(Pictures):
     do_pad: Switch = None
 
 
-def read_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The file that decides and what it says: `image_processor` of the shared file before the picture processor's own, as in transformers.
+class PictureProcessor(Protocol):
+    """What is used of a picture processor of transformers, whose settings become attributes when it is made. Some have fewer."""
 
-    Returns: None where neither says anything. Raises: GlimpseError when a file is damaged.
+    size: Any
+    crop_size: Any
+    do_resize: bool
+    do_pad: bool
+    do_center_crop: bool
+    resample: Any
+
+    def __call__(self, *, images: Any, return_tensors: str, **options: Any) -> Mapping[str, Any]:
+        """Pictures to arrays."""
+
+
+def read_settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The settings and their file: `image_processor` of the shared file, else the processor's own file, as in transformers.
+
+    Returns: None if neither exists. Raises: GlimpseError when a file is damaged.
     """
     shared = folder / SHARED
     settings = read_json(shared, required=False).get("image_processor")
@@ -92,17 +103,17 @@ def missing(folder: Path) -> GlimpseError:
 
 
 def check_model(settings: Mapping[str, Any], model: Mapping[str, Any], path: Path) -> None:
-    """Raises: GlimpseError when a setting is not what the model fixes."""
+    """Raises: GlimpseError when a setting differs from the model's value."""
     other = {name: value for name, value in model.items() if settings.get(name, value) != value}
     wrong = [f"{name}={shown(settings[name])} (model: {value})" for name, value in other.items()]
     if wrong:
         raise GlimpseError(f"{path}: does not fit the model: {', '.join(wrong)}")
 
 
-def build(kind: tuple[str, str], schema: type, settings: Mapping[str, Any], more: Mapping[str, Any], path: Path) -> "PilBackend":
+def build(kind: tuple[str, str], schema: type, settings: Mapping[str, Any], more: Mapping[str, Any], path: Path) -> PictureProcessor:
     """A picture processor of transformers.
 
-    Args: schema: a dataclass here; fields that it does not have mean nothing to the processor. more: what is known beside the file.
+    Args: schema: one of the dataclasses above; other fields of the file are ignored. more: further settings, which the file may override.
     Raises: GlimpseError that names file and setting, or the package that cannot be imported.
     """
     names = [field.name for field in dataclasses.fields(schema) if field.name in settings]
@@ -116,16 +127,16 @@ def build(kind: tuple[str, str], schema: type, settings: Mapping[str, Any], more
         raise GlimpseError(f"{path}: settings cannot be used ({one_line(error)})") from error
 
 
-def tried(processor: "PilBackend", side: int, path: Path, **options: Any) -> Mapping[str, np.ndarray]:
-    """What becomes of a square picture. Raises: GlimpseError that names the file."""
+def tried(processor: PictureProcessor, side: int, path: Path, **options: Any) -> Mapping[str, np.ndarray]:
+    """The processor's output for a square test picture. Raises: GlimpseError that names the file."""
     try:
         return processor(images=Image.new("RGB", (side, side)), return_tensors="np", **options)
     except Exception as error:  # a library's own errors on settings that it cannot use together
         raise GlimpseError(f"{path}: settings cannot be used ({one_line(error)})") from error
 
 
-def pixel_limits(processor: "PilBackend", path: Path) -> None:
-    """Raises: GlimpseError unless pictures can be given a Qwen processor's least and most pixels."""
+def pixel_limits(processor: PictureProcessor, path: Path) -> None:
+    """Raises: GlimpseError unless a Qwen processor's least and most pixels are set and valid."""
     least, most = (getattr(processor.size, name, None) for name in ("shortest_edge", "longest_edge"))
     if not least or not most:
         raise GlimpseError(f"{path}: size must hold shortest_edge and longest_edge (least and most pixels), or min_pixels and max_pixels")
@@ -137,7 +148,7 @@ def pixel_limits(processor: "PilBackend", path: Path) -> None:
         raise GlimpseError(f"{path}: min_pixels={least} is more than {MOST_AT_LEAST}, to which no small picture is enlarged")
 
 
-def say_default(path: Path, settings: Mapping[str, Any], processor: "PilBackend") -> None:
-    """Warns when transformers' class decides about the size of pictures, which is what answers depend on most."""
+def say_default(path: Path, settings: Mapping[str, Any], processor: PictureProcessor) -> None:
+    """Warns when the size of pictures, on which answers depend most, is a default of transformers."""
     if not any(settings.get(name) is not None for name in ("size", "max_pixels")):
         warnings.warn(f"{path}: names no max_pixels: transformers' default of {processor.size.longest_edge} is used", stacklevel=2)

@@ -1,4 +1,4 @@
-"""Texts and conversations before and behind a chat template: what can become a prompt, and whether it did."""
+"""Checks of texts and conversations before a chat template is applied, and of the prompt afterwards."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 from gp_jax.errors import GlimpseError, shown
 
-MAX_TEXT = 1 << 19  # bytes in UTF-8: as long as these models' longest context, and some 200 bytes each while they become tokens
+MAX_TEXT = 1 << 19  # bytes in UTF-8: enough for the longest context of these models; tokenizing takes about 200 bytes of memory per byte
 
 Message = dict[str, Any]  # role, and content: a text, or parts {"type": "image"} and {"type": "text", "text": ...}
 
 
 def unreadable(text: object) -> str | None:
-    """Why a text cannot become tokens at all; None: it can."""
+    """Why a text cannot be tokenized; None: it can."""
     if not isinstance(text, str):
         return f"is of type {type(text).__name__}, not text"
     if not text.strip():
@@ -21,7 +21,7 @@ def unreadable(text: object) -> str | None:
 
 
 def untextual(text: str) -> str | None:
-    """As `unreadable`, of what may be empty."""
+    """As `unreadable`, for a text that may be empty."""
     size = len(text) if len(text) > MAX_TEXT else len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_TEXT:
         return f"is longer than {MAX_TEXT >> 10} KiB"
@@ -61,8 +61,8 @@ def _text(text: str, where: str) -> str:
     return text
 
 
-def parts_of(message: Message) -> list[dict[str, str]]:
-    """Its content as parts."""
+def parts_of(message: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The content of a message as parts."""
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 

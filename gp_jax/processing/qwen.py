@@ -1,4 +1,4 @@
-"""Pictures and questions to the arrays of a Hugging Face processor: transformers' own tokenizer and PIL image processor."""
+"""Converts pictures and questions to arrays with transformers' own tokenizer and PIL image processor."""
 
 import copy
 import os
@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
 from gp_jax.config.model import ModelConfig
+from gp_jax.config.vision import VisionConfig
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.processing.images import MAX_PIXELS, ImageLike, open_image
 from gp_jax.processing.library import guarded, load_class
 from gp_jax.processing.picture_settings import (
     QWEN,
+    PictureProcessor,
     QwenPictures,
     build,
     check_model,
@@ -33,7 +35,6 @@ from gp_jax.processing.views import Plot, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from transformers.image_processing_backends import PilBackend
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # its advice to install PyTorch does not apply here
 
@@ -42,14 +43,14 @@ Area = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Prepared:
-    """`inputs` is what `generate` takes; the rest is for showing the answer."""
+    """`inputs` are the arguments of `generate`; the rest is for displaying the answer."""
 
-    inputs: dict[str, np.ndarray | None]
+    inputs: dict[str, Any]  # numpy arrays or None
     images: list[list[Image.Image]]  # per sample and view, upright RGB
     grids: list[tuple[tuple[int, int], ...]]  # per sample and view: (rows, columns) of visual tokens
 
 
-def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], list[str]]:
+def as_batch(images: Any, questions: str | Sequence[str] | None) -> tuple[list[list], list[str]]:
     """One question about a picture (or None) or several, or a list of them, as lists. Raises: GlimpseError when they do not match."""
     if isinstance(questions, str):
         images, questions = [images], [questions]
@@ -60,20 +61,24 @@ def as_batch(images: Any, questions: str | Sequence[str]) -> tuple[list[list], l
     return [[] if own is None else list(own) if isinstance(own, list | tuple) else [own] for own in images], list(questions)
 
 
-class Processor:
-    """Tokenizer, chat template and image processor of one model folder. Each may be missing: ready-made inputs need none.
+def _vision(config: ModelConfig) -> VisionConfig:
+    return cast(VisionConfig, config.vision)  # of this family's models
 
-    This one is Qwen2.5-VL's; others change how pictures become arrays and text becomes tokens.
+
+class Processor:
+    """Tokenizer, chat template and image processor of one model folder. Each may be missing: inputs that are arrays already need none.
+
+    This class is Qwen2.5-VL's; subclasses convert pictures and text in other ways.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         tokenizer: "PreTrainedTokenizerBase | None",
-        image_processor: "PilBackend | GlimpseError",
+        image_processor: PictureProcessor | GlimpseError,
         template: Template | None = None,
     ):
-        """Args: image_processor: or why there is none."""
+        """Args: image_processor: or the error that says why there is none."""
         self.config, self.tokenizer, self._image_processor, self.template = config, tokenizer, image_processor, template
 
     @classmethod
@@ -83,18 +88,18 @@ class Processor:
         image_processor = cls.image_processor_of(config, *found) if found else missing(folder)
         tokenizer, template = load_tokenizer(folder) if has_tokenizer(folder) else None, find_template(folder)
         if tokenizer is not None and template is not None:
-            tokenizer.chat_template = template.text  # for those who use the tokenizer alone
+            tokenizer.chat_template = template.text  # for callers that use only the tokenizer
         return cls(config, tokenizer, image_processor, template)
 
     @classmethod
     def settings(cls, folder: Path) -> tuple[Path, dict[str, Any]] | None:
-        """The image processor's file and what it says; None: there is none. Raises: GlimpseError when a file is damaged."""
+        """The image processor's file and its settings; None: there is none. Raises: GlimpseError when a file is damaged."""
         return read_settings(folder)
 
     @classmethod
-    def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> "PilBackend":
-        """transformers' image processor, tried. Raises: GlimpseError that names file and setting."""
-        vision = config.vision
+    def image_processor_of(cls, config: ModelConfig, path: Path, settings: dict[str, Any]) -> PictureProcessor:
+        """transformers' image processor, tested on a picture. Raises: GlimpseError that names file and setting."""
+        vision = _vision(config)
         sizes = dict(patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size)
         check_model(settings, sizes, path)
         made = build(QWEN, QwenPictures, settings, sizes, path)
@@ -104,7 +109,7 @@ class Processor:
         return made
 
     @property
-    def image_processor(self) -> "PilBackend":
+    def image_processor(self) -> PictureProcessor:
         """Raises: GlimpseError when the folder has no settings for one."""
         if isinstance(self._image_processor, GlimpseError):
             raise GlimpseError(str(self._image_processor))
@@ -112,11 +117,11 @@ class Processor:
 
     @property
     def shrinks(self) -> bool:
-        """Whether pictures can be given with fewer visual tokens (`limited`, `fitted`)."""
+        """Whether pictures can be scaled down to fewer visual tokens (`limited`, `fitted`)."""
         return bool(self.image_processor.do_resize)
 
     def limited(self, max_visual_tokens: int, min_visual_tokens: int = 0) -> "Processor":
-        """The same, with larger pictures scaled down to at most this number of visual tokens, and smaller ones up to about the least."""
+        """A processor that scales larger pictures down to at most `max_visual_tokens`, and smaller ones up to about `min_visual_tokens`."""
         if min_visual_tokens > max_visual_tokens:
             raise GlimpseError(f"min_visual_tokens={min_visual_tokens} is more than max_visual_tokens={max_visual_tokens}")
         if not self.shrinks:
@@ -131,14 +136,14 @@ class Processor:
     @property
     def _side(self) -> int:
         """Pixels along a side of one visual token."""
-        return self.config.vision.patch_size * self.config.vision.spatial_merge_size
+        return (vision := _vision(self.config)).patch_size * vision.spatial_merge_size
 
     def _pixel_limits(self) -> tuple[int, int]:
         """Fewest and most pixels of a picture after resizing."""
         return self.image_processor.size["shortest_edge"], self.image_processor.size["longest_edge"]
 
     def plot(self, width: int, height: int) -> Plot:
-        """Views and visual tokens of a picture of this size, without looking at it. Raises: GlimpseError when it cannot be used."""
+        """Views and visual tokens of a picture, from its size alone. Raises: GlimpseError for a size that cannot be used."""
         if not self.image_processor.do_resize:
             if width % self._side or height % self._side:
                 raise GlimpseError(
@@ -153,16 +158,16 @@ class Processor:
         return whole((rows // self._side, columns // self._side))
 
     def areas(self, width: int, height: int) -> tuple[Area, ...]:
-        """What of a picture the grid of every view covers: left, top, right, bottom in its pixels, perhaps beyond its borders."""
+        """The area of the picture that each view covers: left, top, right, bottom in pixels; it may exceed the picture."""
         return ((0, 0, width, height),)
 
     def views(self, image: Image.Image) -> list[Image.Image]:
-        """What every view shows."""
-        areas = [tuple(map(round, area)) for area in self.areas(*image.size)]
+        """The picture of each view."""
+        areas = [(round(left), round(top), round(right), round(bottom)) for left, top, right, bottom in self.areas(*image.size)]
         return [image if area == (0, 0, *image.size) else image.crop(area) for area in areas]
 
     def fitted(self, image: Image.Image, grid: tuple[int, int]) -> Image.Image:
-        """A picture scaled to this grid of visual tokens (rows, columns), which the limits on pixels may still change."""
+        """A picture scaled to this grid of visual tokens (rows, columns). The limits on pixels may still change its size later."""
         return image.convert("RGB").resize((grid[1] * self._side, grid[0] * self._side), Image.Resampling.BICUBIC)
 
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -170,14 +175,14 @@ class Processor:
             raise GlimpseError("this model folder has no tokenizer files: use generate with ready-made inputs")
         return self.tokenizer
 
-    def refusal(self, question: object) -> str | None:
+    def refusal(self, question: Any) -> str | None:
         """Why a text cannot be asked, as the end of a sentence that begins with "the question"; None: it can.
 
-        What stands for a picture in another model's prompts is plain text here.
+        The image placeholder of another model is plain text here.
         """
         if reason := unreadable(question):
             return reason
-        ids = self.tokenize([question], prompts=False)[0]
+        ids = self.tokenize([str(question)], prompts=False)[0]
         for kind, token in (("image", self.config.image_token_id), ("video", self.config.video_token_id)):
             if token is not None and token in ids:
                 return f"holds the {kind} placeholder {self._tokenizer().convert_ids_to_tokens(token)}"
@@ -196,7 +201,7 @@ class Processor:
         """The chat template's text for a conversation, generation prompt included.
 
         Args: messages: of role and content, which is a text or parts {"type": "image"} and {"type": "text", "text": ...} in any order.
-        Raises: GlimpseError on other messages, without a template, or when it fails, takes for ever, or loses pictures or questions.
+        Raises: GlimpseError for invalid messages, without a template, or when it fails, takes too long, or drops pictures or questions.
         """
         said = conversation(messages)
         if self.template is None:
@@ -206,28 +211,28 @@ class Processor:
         return text
 
     def _for_template(self, messages: list[Message]) -> list[Message]:
-        """Messages in the form that templates of this family know."""
+        """Messages in the form that templates of this family expect."""
         return messages
 
     @cached_property
     def placeholder(self) -> str:
-        """What stands for a picture in a prompt. Raises: GlimpseError when the tokenizer has nothing that does."""
+        """The image placeholder in prompts. Raises: GlimpseError when the tokenizer has none."""
         number, tokenizer = self.config.image_token_id, self._tokenizer()
         found = tokenizer.convert_ids_to_tokens(number)
-        if not found or self.tokenize([found], prompts=False)[0] != [number]:
+        if not isinstance(found, str) or not found or self.tokenize([found], prompts=False)[0] != [number]:
             raise GlimpseError(f"{tokenizer.name_or_path}: the tokenizer does not fit the model: no text becomes its image token {number}")
         return found
 
     def check(self, question: str, plots: Sequence[Plot]) -> None:
-        """Raises: GlimpseError when a question cannot be asked about pictures with these views. No pixel is looked at."""
+        """Raises: GlimpseError when a question cannot be asked about pictures with these views. Pixels are not needed."""
         if reason := self.refusal(question):
             raise GlimpseError(f"the question {reason}")
         self._tokens(self.chat(len(plots), question), [plot.rows.size for plot in plots])
 
     def tokenize(self, texts: Sequence[str], prompts: bool = True) -> list[list[int]]:
-        """Token ids, one image token per picture. prompts: they begin a conversation; otherwise they go on with one.
+        """Token ids, one image token per picture. prompts: whether texts begin a conversation (special tokens are added) or continue one.
 
-        Raises: GlimpseError when the tokenizer cannot do it.
+        Raises: GlimpseError when the tokenizer fails.
         """
         tokenizer = self._tokenizer()
         return guarded(
@@ -236,7 +241,7 @@ class Processor:
         )
 
     def arrays(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray | None]:
-        """Pictures as `generate` takes them, by argument."""
+        """Pictures as arguments of `generate`, by name."""
         pixels, grids = self.pixels(images) if images else (None, None)
         return {"pixel_values": pixels, "image_grid_thw": grids}
 
@@ -279,7 +284,7 @@ class Processor:
         return Prepared(inputs, views, [tuple(grid for plot in own for grid in plot.grids) for own in plots])
 
     def _tokens(self, prompt: str, counts: Sequence[int]) -> np.ndarray:
-        """Token ids of one prompt, every image placeholder repeated to its picture's rows."""
+        """Token ids of one prompt, every image placeholder repeated to the number of its picture's rows."""
         ids = np.asarray(self.tokenize([prompt])[0], np.int64)
         is_image = ids == self.config.image_token_id
         if is_image.sum() != len(counts):

@@ -1,7 +1,7 @@
-"""Renders chat templates in a process of its own, which `templates` starts: strangers write them, and Jinja's sandbox keeps them from the
-system but bounds neither time nor memory. Here the system does: a template that takes too much ends this process and nothing else.
+"""Renders untrusted chat templates in a separate process, started by `templates`. Jinja's sandbox denies them access to the system, but
+bounds neither time nor memory. Here the operating system bounds both: a template that exceeds a limit ends this process only.
 
-Imports nothing of gp_jax, which would take longer to start than to render.
+This file imports nothing of gp_jax, because the import would take longer than rendering.
 """
 
 import functools
@@ -17,16 +17,16 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 1.0  # of computing a template; the usual ones take 0.0001
-MEMORY = 160 << 20  # bytes of the process; some 20 MiB without a template
+SECONDS = 1.0  # of CPU time per template; usual ones take 0.0001
+MEMORY = 160 << 20  # bytes of the process; about 20 MiB without a template
 LONGEST = 4 << 20  # characters of a prompt
-ADDED = 1 << 18  # characters beside what it was given, twice: prompts become tokens, for some hundred bytes a character
+ADDED = 1 << 18  # characters beyond twice the input; tokenizing a prompt takes about a hundred bytes per character
 
 
-class Generation(Extension):
-    """`{% generation %}` marks what an assistant said, for those who train on it; the text stays."""
+class GenerationBlock(Extension):
+    """`{% generation %}` marks the assistant's text, for training. Here the text is rendered unchanged."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
@@ -38,7 +38,7 @@ class Generation(Extension):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """Without names that lead into Python's internals."""
+    """A namespace that refuses names beginning with an underscore, which lead to Python's internals."""
 
     def __init__(*args: Any, **names: Any) -> None:
         self, *rest = args
@@ -53,7 +53,7 @@ class Namespace(jinja2.utils.Namespace):
 
 
 class Dict:
-    """Makes dicts and has nothing else of the type."""
+    """Makes dicts, without access to the other attributes of the type."""
 
     def __call__(self, *args: Any, **names: Any) -> dict:
         return dict(*args, **names)
@@ -69,8 +69,8 @@ def _json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators
 
 @functools.cache
 def environment() -> ImmutableSandboxedEnvironment:
-    """The one of transformers (utils/chat_template_utils.py)."""
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    """The Jinja environment of transformers (utils/chat_template_utils.py)."""
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols])
     made.filters["tojson"] = _json
     made.globals |= {"raise_exception": _fail, "strftime_now": lambda form: datetime.now().strftime(form)}
     made.globals |= {"dict": Dict(), "namespace": Namespace}
@@ -92,13 +92,13 @@ def answer(request: dict[str, Any]) -> bytes:
         reason = f"its text has more than {most} characters"
     except MemoryError:
         reason = f"it needs more than {MEMORY >> 20} MiB of memory"
-    except Exception as error:  # whatever a template may do
+    except Exception as error:  # a template may raise anything
         reason = f"{type(error).__name__}: {error}"
     return json.dumps({"reason": reason[:1000]}).encode()
 
 
 def main(number: int) -> None:
-    """Answers requests until the other end closes. number: of the file that the connection is."""
+    """Answers requests until the other end closes the connection. number: its file descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that asked
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF,))
@@ -112,7 +112,7 @@ def main(number: int) -> None:
             request = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process, wherever it is
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # the signal ends the process
         content = answer(request)
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send_bytes(content)

@@ -1,4 +1,4 @@
-"""The chat template of a model folder: found where transformers finds it, rendered where it can do no harm (`template_worker`)."""
+"""The chat template of a model folder: read from where transformers reads it, rendered in a separate process (`template_worker`)."""
 
 import atexit
 import contextlib
@@ -17,13 +17,14 @@ from typing import Any
 from gp_jax.errors import GlimpseError, one_line, some
 from gp_jax.processing import template_worker
 from gp_jax.processing.template_worker import LONGEST, SECONDS
+from gp_jax.runtime.clock import COMPILES
 from gp_jax.runtime.disk import kind_of, read_json, read_text
 
 MORE = "additional_chat_templates"
 MAX_TEMPLATE = 1 << 20  # bytes
-START = 60.0  # seconds until the worker is there, on a machine that is busy with other things
-WAIT = 20.0  # and until it answers; it ends itself long before, unless it is not given its share
-KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")  # of the environment, in which there may be keys and passwords
+START = 60.0  # seconds to start the worker on a busy machine
+WAIT = 20.0  # seconds to answer on a busy machine; the worker's own limit is a second of CPU time
+KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")  # environment variables that the worker gets; others may hold secrets
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Template:
 
 
 def find_template(folder: Path) -> Template | None:
-    """A model folder's chat template, from the place where transformers' processor looks first, or the tokenizer's.
+    """A model folder's chat template, in the order of transformers: the processor's files first, then the tokenizer's.
 
-    Raises: GlimpseError when a file is damaged, or when of several templates none is the default.
+    Raises: GlimpseError when a file is damaged, or none of several templates is the default.
     """
     path = folder / "processor_config.json"
     if (value := read_json(path, required=False).get("chat_template")) is not None:
@@ -69,7 +70,7 @@ def find_template(folder: Path) -> Template | None:
 
 
 def _default(value: Any, path: Path) -> Template:
-    """Of a text, of texts by name, or of a list of {"name", "template"}."""
+    """The default template of a text, of texts by name, or of a list of {"name", "template"}."""
     if isinstance(value, list) and all(isinstance(one, dict) for one in value):
         value = {str(one.get("name")): one.get("template") for one in value}
     if isinstance(value, dict):
@@ -86,45 +87,52 @@ def _default_name(named: Mapping[str, Any], path: Path) -> str:
 
 
 class Worker:
-    """The process that renders for this one: started when it is first needed, and again when a template ended it."""
+    """Owner of the process that renders: starts it on first use, and again after a template has ended it."""
 
     def __init__(self) -> None:
-        self._lock, self._process, self._pipe = threading.Lock(), None, None
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen | None = None
+        self._pipe: Connection | None = None
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Returns: {"text": ...} or {"reason": ...}."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
+            if self._process is None or self._pipe is None or self._process.poll() is not None:
+                with COMPILES.once():
+                    pipe = self._start()
+            else:
+                pipe = self._pipe
             try:
-                self._pipe.send_bytes(json.dumps(request).encode())
-                return _reply(self._pipe, WAIT)
+                pipe.send_bytes(json.dumps(request).encode())
+                return _reply(pipe, WAIT)
             except (EOFError, OSError) as error:
                 status = self._stop()
                 late = status == -signal.SIGPROF or isinstance(error, TimeoutError)
                 return {"reason": f"it takes more than {SECONDS:.0f} s of computing" if late else f"its process ended with status {status}"}
-            except BaseException:  # an interrupt: an answer that nobody waited for would be taken for the next one
+            except BaseException:  # an interrupt: the pending answer would be taken for the answer to the next request
                 self._stop()
                 raise
 
-    def _start(self) -> None:
+    def _start(self) -> Connection:
         self._stop()
-        self._pipe, other = Pipe()
+        pipe, other = Pipe()
+        self._pipe = pipe
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         command = [sys.executable, "-P", template_worker.__file__, str(other.fileno())]
         try:
             with other:
                 self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()], env=environment)
-            _reply(self._pipe, START)
-        except BaseException as error:  # one that is ready later would give that as its first answer
+            _reply(pipe, START)
+            return pipe
+        except BaseException as error:  # a worker that is late must not send its "ready" as the first answer
             self._stop()
             if not isinstance(error, (EOFError, OSError)):
                 raise
             raise GlimpseError(f"chat templates cannot be rendered: {sys.executable} does not start ({one_line(error)})") from error
 
     def _stop(self) -> int | None:
-        """Ends the process if it has not ended. Returns: its status."""
+        """Ends the process if it is running. Returns: its exit status."""
         process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
         if pipe is not None:
             pipe.close()
@@ -141,7 +149,7 @@ class Worker:
 def _reply(pipe: Connection, seconds: float) -> dict[str, Any]:
     if not pipe.poll(seconds):
         raise TimeoutError(f"no answer within {seconds:.0f} s")
-    return json.loads(pipe.recv_bytes(LONGEST * 12 + 1000))  # JSON takes up to twelve bytes a character
+    return json.loads(pipe.recv_bytes(LONGEST * 12 + 1000))  # JSON needs up to twelve bytes per character
 
 
 _worker = Worker()
@@ -149,7 +157,7 @@ atexit.register(lambda: _worker.close())
 
 
 def _forked() -> None:
-    """A forked child starts its own: the other one answers its parent."""
+    """After a fork the child gets a worker of its own; the old one belongs to the parent."""
     global _worker
     _worker = Worker()
 

@@ -1,4 +1,4 @@
-"""A model folder's tokenizer: its files checked before transformers opens them, and what the library does when it cannot go on."""
+"""A model folder's tokenizer. Its files are checked before transformers opens them, and errors of the library are reported in one line."""
 
 import json
 import tempfile
@@ -14,8 +14,9 @@ from gp_jax.runtime.disk import kind_of, parse_json, read_bytes, read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MODEL = "ModelProto"  # the library makes this class at run time: type checkers do not know it
 PIECES, WHOLE, SETTINGS = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
-FILES = {  # that transformers reads for the tokenizers of these models, and how many MiB they may have
+FILES = {  # files that transformers reads for the tokenizers of these models, with their size limits in MiB
     WHOLE: 32,
     PIECES: 8,
     SETTINGS: 4,
@@ -24,7 +25,7 @@ FILES = {  # that transformers reads for the tokenizers of these models, and how
     "special_tokens_map.json": 1,
     "added_tokens.json": 4,
 }
-CLASSES = ("Qwen2Tokenizer", "LlamaTokenizer", "PreTrainedTokenizer", "TokenizersBackend")  # and each with Fast behind it
+CLASSES = ("Qwen2Tokenizer", "LlamaTokenizer", "PreTrainedTokenizer", "TokenizersBackend")  # and each with the suffix Fast
 ELSEWHERE = ("auto_map", "chat_template", "fast_tokenizer_files", "gguf_file", "init_inputs", "tokenizer_object", "trust_remote_code")
 
 
@@ -36,8 +37,8 @@ def has_tokenizer(folder: Path) -> bool:
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The folder's tokenizer. Raises: GlimpseError when it is damaged, or when what reads it is not installed.
 
-    transformers sees a copy that holds the tokenizer's files and nothing else: no code, no settings that lead to other files, no numbers
-    of the model's configuration, which it would build for its type alone.
+    transformers gets a copy with only the tokenizer's files: no code, no settings that refer to other files, and of the model's config
+    only its type.
     """
     files = {name: read_bytes(folder / name, most << 20) for name, most in FILES.items() if kind_of(folder / name) is not None}
     content = {name: parse_json(files[name], folder / name) for name in files if name.endswith(".json")}
@@ -51,7 +52,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     own = read_json(folder / "config.json", required=False)
     settings = {name: value for name, value in content.get(SETTINGS, {}).items() if name not in ELSEWHERE}
     if not _known(settings.get("tokenizer_class")):
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # what the files say, without a class of their own
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the class that uses the files as they are
     kept = {"model_type": isinstance(own.get("model_type"), str), "tokenizer_class": _known(own.get("tokenizer_class"))}
     if SETTINGS in files:
         files[SETTINGS] = json.dumps(settings).encode()
@@ -81,10 +82,10 @@ def _auto(place: str, settings: dict[str, Any]) -> "PreTrainedTokenizerBase":
 
 
 def _llama(place: str, settings: dict[str, Any]) -> "PreTrainedTokenizerBase":
-    """A SentencePiece file's tokenizer, as the slow one of transformers 4 that Llama and LLaVA were trained with.
+    """A SentencePiece file's tokenizer, equal to the slow one of transformers 4 that Llama and LLaVA were trained with.
 
-    AutoTokenizer goes by config.json and gives "llava" one without SentencePiece's space in front. Settings that the file leaves out have
-    the defaults of then: `<s>` in front, and that space again behind every special token.
+    For the model type "llava" AutoTokenizer gives one without SentencePiece's leading space. Missing settings have the defaults of
+    transformers 4: a leading `<s>`, and that space also after every special token.
     """
     then = {"add_bos_token": True, "legacy": True}
     options = {name: default if settings.get(name) is None else settings[name] for name, default in then.items()}
@@ -92,11 +93,11 @@ def _llama(place: str, settings: dict[str, Any]) -> "PreTrainedTokenizerBase":
 
 
 def _check_pieces(data: bytes, path: Path) -> None:
-    """Raises: GlimpseError unless a SentencePiece file can be read, and holds what may be a vocabulary."""
+    """Raises: GlimpseError unless a SentencePiece file can be read and has a valid vocabulary."""
     if find_spec("sentencepiece") is None:  # transformers would ask for tiktoken
         raise GlimpseError(f"{path}: cannot be read without sentencepiece (pip install sentencepiece)")
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece import sentencepiece_model_pb2
 
-    model = guarded(f"{path}: is not a SentencePiece file", lambda: ModelProto.FromString(data))
+    model = guarded(f"{path}: is not a SentencePiece file", lambda: getattr(sentencepiece_model_pb2, MODEL).FromString(data))
     if not model.pieces or any(len(piece.piece) > LONGEST_TOKEN for piece in model.pieces):
         raise GlimpseError(f"{path}: must hold tokens of at most {LONGEST_TOKEN} characters")

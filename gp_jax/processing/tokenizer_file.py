@@ -1,7 +1,7 @@
-"""What a `tokenizer.json` may hold: the parts that tokenizers of language models are made of, none of which takes for ever.
+"""Checks that a `tokenizer.json` has only parts that tokenizers of language models need, with bounded time and memory.
 
-The library that runs them trusts the file. Its regular expressions backtrack (a pattern with nested repetitions needs 2**n steps, after
-some of which the library panics), replacing may grow a text without bound, and what it cannot allocate ends the process.
+The tokenizers library trusts the file. Its regular expressions backtrack (a pattern with nested repetitions needs 2**n steps, and the
+library may panic), replacements may enlarge a text without bound, and a failed allocation ends the process.
 """
 
 import json
@@ -17,7 +17,7 @@ PARTS = {
     "post_processor": "Sequence ByteLevel TemplateProcessing BertProcessing RobertaProcessing",
     "decoder": "Sequence ByteLevel Replace Fuse ByteFallback Strip Metaspace WordPiece BPEDecoder CTC",
 }
-LONGEST_PART = 1 << 16  # characters of JSON, a table of SentencePiece's apart
+LONGEST_PART = 1 << 16  # characters of JSON, without SentencePiece's table
 LONGEST_PATTERN, LONGEST_TOKEN, MOST_GROWTH, MOST_REPEATS, MOST_OPEN = 4096, 1024, 1024, 1000, 4
 TABLE = "precompiled_charsmap"
 
@@ -71,7 +71,7 @@ def _check_pattern(pattern: Any, where: str) -> None:
     def refuse(why: str) -> GlimpseError:
         return GlimpseError(f"{where}: the pattern {shown(pattern, 120)} {why}")
 
-    # Per open group whether something in it varies, that of the group just closed, and repetitions without end since the last |.
+    # Per open group whether its length varies; the same for the group that was just closed; unbounded repetitions since the last |.
     varies, closed, repeated, endless = [False], None, False, 0
     for token in TOKEN.findall(pattern):
         if token == "(?" or re.fullmatch(r"\\[1-9gkRX]", token):
@@ -82,7 +82,7 @@ def _check_pattern(pattern: Any, where: str) -> None:
             closed = varies.pop() if len(varies) > 1 else None
             varies[-1] |= bool(closed)
         elif token in ("*", "+", "?") or re.fullmatch(r"\{\d*,?\d*\}", token):
-            if repeated and token in ("+", "?"):  # only says how to repeat
+            if repeated and token in ("+", "?"):  # a lazy or possessive quantifier
                 repeated = False
                 continue
             if (closed and token != "?") or repeated:

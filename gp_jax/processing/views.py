@@ -1,12 +1,12 @@
-"""From a processor's arrays to pictures, by the kind of vision tower: what the tower sees, and which of it becomes visual tokens.
+"""Converts a processor's arrays to pictures, by the type of vision tower: the input of the tower, and which patches become visual tokens.
 
-A picture is one or several views. Qwen2.5-VL and LLaVA-1.5 have one; LLaVA-NeXT (arXiv 2310.03744, anyres) has two, the whole picture in
-one tile and the picture cut into several, whose visual tokens stand in rows that a line break ends:
+A picture has one or several views. Qwen2.5-VL and LLaVA-1.5 have one; LLaVA-NeXT (arXiv 2310.03744, anyres) has two, the whole picture in
+one tile and the picture cut into several tiles, with a line break after each row of visual tokens:
 
     overview  24 x 24      detail  48 x 72 of 2 x 3 tiles, less the padding that made the picture fit them
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +16,16 @@ from gp_jax.errors import GlimpseError, one_line, printable
 
 Grid = tuple[int, int]  # rows, columns
 
-LONGEST_SIDE = 2**24  # pixels of a picture: beyond, divisions of sides are not what a processor computed
-REPEATED = 64 << 20  # bytes that an array may have more than what it is a view of
+LONGEST_SIDE = 2**24  # pixels of a picture; beyond it, rounding of a division may differ from the processor's
+REPEATED = 64 << 20  # bytes by which a view may exceed its memory (a broadcast array)
 BAND = 1 << 22  # values that are checked at a time
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Where a picture's visual tokens come from and go to.
+    """Mapping of a picture's patch groups to visual tokens and to prompt rows.
 
-    seen:  per view the (rows, columns) of patch groups that the tower sees.
+    seen:  per view the (rows, columns) of patch groups at the tower's input.
     crops: per view (top, left, rows, columns) of those that become visual tokens.
     breaks: per view whether every row of tokens ends with a line break.
     """
@@ -52,7 +52,7 @@ class Plot:
 
     @property
     def rows(self) -> np.ndarray:
-        """(n,) int: the picture's rows of a prompt, the number of the visual token on each, -1 on a line break."""
+        """(n,) int: for each of the picture's prompt rows the number of its visual token, -1 for a line break."""
         parts, first = [], 0
         for (rows, columns), breaks in zip(self.grids, self.breaks, strict=True):
             numbers = first + np.arange(rows * columns).reshape(rows, columns)
@@ -70,21 +70,21 @@ class Picture:
 
 
 def whole(grid: Grid) -> Plot:
-    """One view that becomes visual tokens as it is."""
+    """A picture with one view, all of whose patch groups become visual tokens."""
     return Plot((grid,), ((0, 0, *grid),), (False,))
 
 
 def numeric(name: str, value: object) -> np.ndarray:
-    """The value as a numeric array. Raises: GlimpseError naming the argument when it is ragged, masked or of another kind, or when it
-    repeats a few numbers to an array of any size, which a copy would have to hold."""
+    """The value as a numeric array. Raises: GlimpseError that names the argument when it is ragged, masked or not numeric, or a view that
+    repeats a few numbers to a huge array, since a copy would have its full size."""
     try:
         array, masked = np.asarray(value), np.ma.is_masked(value)
-    except Exception as error:  # whatever an object does that says it is an array
+    except Exception as error:  # raised by an object that claims to be an array
         raise GlimpseError(f"{name} is not an array ({one_line(error)})") from error
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise GlimpseError(f"{name} must hold numbers, not {printable(array.dtype, 60)}")
     if masked:
-        raise GlimpseError(f"{name} is masked in parts: what stands there is not known")
+        raise GlimpseError(f"{name} is masked in parts, whose values are not known")
     held = array.itemsize + sum(abs(stride) * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True))
     if array.nbytes > held + REPEATED:
         raise GlimpseError(f"{name} repeats {held} bytes to an array of {array.nbytes}: give it as an array that holds them")
@@ -92,7 +92,7 @@ def numeric(name: str, value: object) -> np.ndarray:
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
-    """Raises: GlimpseError when a value is not a finite float32. Some rows at a time: the work needs several times their memory."""
+    """Raises: GlimpseError when a value is not a finite float32. Works in blocks of rows, to bound memory."""
     rows = max(1, BAND * len(array) // max(1, array.size))
     with np.errstate(over="ignore"):
         finite = (np.isfinite(array[top : top + rows].astype(np.float32)).all() for top in range(0, len(array), rows))
@@ -101,7 +101,7 @@ def check_finite(name: str, array: np.ndarray) -> None:
 
 
 def check_count(images: int, tokens: int, by: str) -> None:
-    """Raises: GlimpseError when there are more pictures than tokens to stand for them."""
+    """Raises: GlimpseError when there are more pictures than image tokens."""
     if images > tokens:
         raise GlimpseError(f"{by} holds {images} images, but input_ids has tokens for {tokens} only")
 
@@ -187,15 +187,16 @@ def patches(tiles: np.ndarray, size: int) -> np.ndarray:
     return cut.transpose(0, 3, 1, 5, 2, 4, 6).reshape(rows * n * columns * n, -1)
 
 
-def best_pinpoint(pinpoints: Sequence[Grid], height: int, width: int) -> Grid:
-    """The resolution that keeps most of a picture's pixels and of these the one that wastes least; the first of equals."""
+def best_pinpoint(pinpoints: Iterable[tuple[int, ...]], height: int, width: int) -> Grid:
+    """The resolution (height, width) that keeps the most pixels of a picture; of several the one with the least padding, then the first."""
 
-    def fitness(point: Grid) -> tuple[int, int]:
+    def fitness(point: tuple[int, ...]) -> tuple[int, int]:
         scale = min(point[1] / width, point[0] / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - point[0] * point[1]
 
-    return max(pinpoints, key=fitness)
+    high, wide = max(pinpoints, key=fitness)
+    return high, wide
 
 
 def tiled(vision: ClipConfig, height: int, width: int) -> Plot:

@@ -1,7 +1,7 @@
 """Pruning plans: an ordered list of cuts. No pruning is the empty plan, GlimpsePrune is one cut.
 
-A cut says after which layer, which scorer ranks the visual tokens, and whether the cache of the layers already run is cut too.
-How many tokens stay is `trees.KeepLimits`, numbers that change without recompiling.
+A cut is a layer after which tokens are dropped, the scorer that ranks them, and whether the caches of earlier layers are cut too.
+How many tokens stay is given by `trees.KeepLimits`, numbers that change without recompiling.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.pruning.compact import take_rows
 from gp_jax.pruning.rule import Prune
 from gp_jax.pruning.scorers import attention, cdpruner, divprune, fastv, given, glimpse, pyramiddrop, visionzip, vscan
-from gp_jax.pruning.scorers.scorer import Cut as Cut
-from gp_jax.pruning.scorers.scorer import Scorer
+from gp_jax.pruning.scorers.scorer import Cut, Scorer
 from gp_jax.trees import Stream
 
 Plan = tuple[Cut, ...]
@@ -38,10 +37,10 @@ SCORERS = {
 
 @dataclass(frozen=True)
 class Published:
-    """A method that says itself where it cuts.
+    """A published method that defines where it cuts.
 
-    layers: decoder layers -> per cut the last layer in front of it. shares: the ratio asked for -> per cut the share of all visual
-    tokens behind it; None: that ratio. past: as of `Cut`.
+    layers: number of decoder layers -> per cut the last layer before it. shares: the requested ratio -> per cut the share of all visual
+    tokens that is left after it; None: that ratio. past: as of `Cut`.
     """
 
     scorers: tuple[str, ...]
@@ -67,14 +66,14 @@ def needs_glimpse(plan: Plan) -> bool:
 
 
 def merges(cut: Cut) -> bool:
-    """Whether kept tokens take in dropped ones."""
+    """Whether dropped tokens are merged into kept ones."""
     return SCORERS[cut.scorer].merge is not None
 
 
 def tapped_layers(plan: Plan, config: GlimpseConfig | None) -> tuple[int, ...]:
     """Layers whose attention a plan's scorers read."""
     layers = {cut.after for cut in plan if SCORERS[cut.scorer].attention}
-    return tuple(sorted(layers | (set(config.selected_layers) if needs_glimpse(plan) else set())))
+    return tuple(sorted(layers | (set(config.selected_layers) if config and needs_glimpse(plan) else set())))
 
 
 def watched_blocks(plan: Plan, config: Vision) -> tuple[int, ...]:
@@ -99,7 +98,7 @@ def make_plan(prune: Prune, config: GlimpseConfig | None, depth: int) -> Plan:
     first = -1 if scorer.given else 0
     if not first <= after < depth:
         raise GlimpseError(f"after={after} is not one of the model's {depth} layers ({first}..{depth - 1})")
-    if scorer.glimpse:
+    if scorer.glimpse and config:
         if config.use_ref_masks:
             raise GlimpseError("this glimpse config has use_ref_masks=true: pass Prune(reference_masks=...)")
         if prune.after not in (None, config.reduce_layer):
@@ -111,7 +110,7 @@ def make_plan(prune: Prune, config: GlimpseConfig | None, depth: int) -> Plan:
 def _published(prune: Prune, depth: int) -> Plan:
     """A published method's cuts."""
     method = PUBLISHED[prune.method]
-    layers, last = method.layers(depth), depth - 2  # behind a cut there must be a layer
+    layers, last = method.layers(depth), depth - 2  # at least one layer must follow a cut
     if prune.after is not None:
         if prune.method != "fastv":
             raise GlimpseError(f"after={prune.after}: the method '{prune.method}' says itself where it cuts")
@@ -124,19 +123,19 @@ def _published(prune: Prune, depth: int) -> Plan:
 
 
 def shares(prune: Prune, plan: Plan) -> tuple[float | tuple[float, ...] | None, ...]:
-    """Per cut the `fixed_remain_ratio` that holds there."""
+    """The `fixed_remain_ratio` of every cut."""
     method = PUBLISHED.get(prune.method)
     split = method.shares if method and prune.reference_masks is None and prune.ratios else None
     return tuple(zip(*map(split, prune.ratios), strict=True)) if split else (prune.fixed_remain_ratio,) * len(plan)
 
 
 def middle_layer(depth: int) -> int:
-    """Where the released models cut: two thirds of the depth."""
+    """The layer after which the released models cut: at two thirds of the depth."""
     return -(-depth * 2 // 3) - 1
 
 
 def survivors_mask(stream: Stream, keep: Array, drop_glimpse: bool) -> Array:
-    """Which stream rows stay. Text always does. keep: (B, M) over vision slots. Returns: (B, T) bool."""
+    """Which stream rows stay. Text rows always do. keep: (B, M) over vision slots. Returns: (B, T) bool."""
     kept = take_rows(keep, jnp.maximum(stream.image_slot, 0))
     stays = jnp.where(stream.image_slot >= 0, kept, True) & stream.valid
     return stays & (stream.glimpse_row < 0) if drop_glimpse else stays

@@ -1,7 +1,7 @@
 """The keep rule: which visual tokens stay (method: arXiv 2508.01548, section 3.3).
 
-`Prune` holds the settings. Whatever depends on a sample's token count is computed here on the host, in exact integers, so that
-the device only ranks once and compares.
+`Prune` holds the settings. Everything that depends on a sample's token count is computed here on the host, in exact integers; the
+device only ranks once and compares.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from gp_jax.processing.views import numeric
 from gp_jax.trees import KeepLimits
 
 METHODS = ("glimpse", "attention", "random", "nothing", "fastv", "pyramiddrop", "visionzip", "divprune", "cdpruner", "vscan")
-BY_RULE = ("glimpse", "nothing")  # methods that know how much to keep
+BY_RULE = ("glimpse", "nothing")  # methods that determine how much to keep; the others need a ratio
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,22 @@ class Prune:
 
     reduce_threshold:   keep tokens whose importance (a probability) is above it.
     max_remain_ratio:   if that keeps a larger share of a sample's tokens, keep the best int(ratio * N) instead.
-    min_remain_num:     if fewer are kept, add the best so many (None or 0: a sample may lose all).
+    min_remain_num:     if fewer are kept, keep this number of tokens, the best ones (None or 0: a sample may lose all).
     fixed_remain_ratio: instead of all this, always keep the best int(ratio * N), at least one. A number, or a list with one per
                         sample. With 1 pruning is skipped: `generate` runs as with prune=None.
     anchor_positions:   corners that always stay, of "tl", "tr", "bl", "br" (samples with one image only).
-    reference_masks:    one mask per sample instead of the glimpse, and exactly that is kept: a (rows, columns) or flat bool array
+    reference_masks:    one mask per sample that is used instead of the glimpse, exactly as given: a (rows, columns) or flat bool array
                         over its visual tokens, or a list of such arrays, one per image; None for a sample without images.
-    method:             who ranks the visual tokens: "glimpse"; or, to compare with: "attention" (of the last prompt token in layer
-                        `after`, nothing is trained), "random", "nothing" (none is kept), and the published "fastv", "pyramiddrop",
-                        "visionzip", "divprune", "cdpruner" and "vscan" (a file each in gp_jax/scorers). All but "nothing" need
-                        fixed_remain_ratio: what is left behind their last cut.
-    after:              last layer that sees every visual token (-1: none does, where no layer is looked at); None: as in the
-                        glimpse's config, else at two thirds of the depth. Published methods but "fastv" know it themselves.
+    method:             how visual tokens are ranked: "glimpse"; or, for comparison: "attention" (of the last prompt token in layer
+                        `after`, without training), "random", "nothing" (none is kept), and the published "fastv", "pyramiddrop",
+                        "visionzip", "divprune", "cdpruner" and "vscan" (see gp_jax/pruning/scorers). All but "nothing" need
+                        fixed_remain_ratio: the share that is left after their last cut.
+    after:              last layer that sees every visual token (-1: cut before layer 0, only if no attention is read); None: as in
+                        the glimpse's config, else at two thirds of the depth. Fixed for the published methods except "fastv".
     seed:               of the method "random".
     released_batch_positions: decode every sample of a batch at the last sample's positions. The released code does (transformers
                         4.51 slices the position ids of a pruned batch along the wrong axis), so its batched tokens depend on
-                        the neighbours; only for reproducing them.
+                        the other samples. Only to reproduce them.
     """
 
     reduce_threshold: Number = 0.5
@@ -83,18 +83,18 @@ class Prune:
 
     @property
     def keeps_everything(self) -> bool:
-        """Whether no token can be dropped, whatever the scores."""
+        """Whether no token can be dropped, for any scores."""
         return set(self.ratios) == {1} and self.reference_masks is None and self.method != "nothing"
 
     @classmethod
     def from_config(cls, config: GlimpseConfig) -> "Prune":
-        """The settings that a checkpoint carries."""
+        """The settings that are part of a checkpoint's config."""
         shared = {f.name for f in dataclasses.fields(cls)} & {f.name for f in dataclasses.fields(config)}
         return cls(**{name: getattr(config, name) for name in shared})
 
 
 def cap_trigger(ratio: float | None, count: int) -> int:
-    """The largest kept count that the cap leaves alone: max c with c / count <= ratio, in Python floats as released."""
+    """The largest number of kept tokens for which the cap does not apply: max c with c / count <= ratio, in Python floats as released."""
     if ratio is None or count == 0:
         return count
     trigger = int(ratio * count)
@@ -123,8 +123,10 @@ def reference_mask(mask: object, grids: Sequence[tuple[int, int]], where: str) -
     shapes = [tuple(grid) for grid in grids]
     if mask is None:
         mask = []
-    one_each = isinstance(mask, list | tuple) and len(mask) == len(shapes) and (not mask or numeric(where, mask[0]).ndim > 0)
-    flat = [numeric(where, part) for part in (mask if one_each else [mask])]
+    parts: Sequence[object] = [mask]
+    if isinstance(mask, list | tuple) and len(mask) == len(shapes) and (not mask or numeric(where, mask[0]).ndim > 0):
+        parts = mask
+    flat = [numeric(where, part) for part in parts]
     if any(a.dtype.kind not in "bui" or ((a != 0) & (a != 1)).any() for a in flat if a.size):
         raise GlimpseError(f"{where}: masks must hold true and false (or 1 and 0) only")
     flat = [a.astype(bool) for a in flat]
@@ -136,12 +138,12 @@ def reference_mask(mask: object, grids: Sequence[tuple[int, int]], where: str) -
 
 
 def limits(prune: Prune, counts: np.ndarray, always: np.ndarray) -> KeepLimits:
-    """The rule as numbers.
+    """The keep rule as numbers per sample.
 
     Args: counts: (B,) int visual tokens per sample; always: (B, M) bool.
     """
     last = prune.ratios[-1] if prune.ratios else None
-    ratios = [*prune.ratios, *[last] * (len(counts) - len(prune.ratios))]  # of padding, which has no tokens, any
+    ratios = [*prune.ratios, *[last] * (len(counts) - len(prune.ratios))]  # padding samples have no tokens, so any ratio will do
 
     def per_sample(f, *more) -> np.ndarray:
         return np.array([f(int(n), *own) for n, *own in zip(counts, *more, strict=True)], np.int32)
@@ -169,8 +171,8 @@ def keep_mask(logits: Array, present: Array, rule: KeepLimits) -> Array:
     keep = (1 / (1 + jnp.exp(-logits)) > rule.threshold) & present
     fixed, capped = rule.fixed >= 0, ~fewer(keep, rule.cap_trigger + 1)
     by_rank, filled = fixed | capped, fewer(keep, rule.floor)
-    # One of these counts decides, since the best of fewer are among the best of more. Logits are ranked, not probabilities: that refines
-    # ties which a saturated sigmoid would leave to chance.
+    # One ranking is enough, because the best k tokens are among the best k + 1. Logits are ranked instead of probabilities, because a
+    # saturated sigmoid makes different logits equal.
     count = jnp.where(fixed, rule.fixed, jnp.where(capped, jnp.maximum(rule.cap, rule.floor), rule.floor))
     ranked = best(logits, present, count)
     keep = jnp.where(by_rank[:, None], ranked, keep | (filled[:, None] & ranked))

@@ -1,8 +1,8 @@
-"""What entry points do for memory before anything else.
+"""Memory settings that entry points make before anything else.
 
-On CPU glibc is told to keep freed buffers (XLA otherwise loses up to half its time to returning and re-faulting them), and XLA to compile
-without its MLIR emitters, which keep 300 MB for a model of any size (steps take as long, compiling the mid benchmark some 10 s of CPU
-longer). Both must stand in the environment before the process starts, so entry points restart themselves once.
+On CPU, glibc is set to keep freed buffers: otherwise XLA spends up to half its time on page faults when it allocates them again. XLA is set
+to compile without its MLIR emitters, which hold 300 MB for a model of any size; without them steps take as long, and compiling the mid
+benchmark takes 10 s of CPU more. Both settings are read at process start, so the process re-executes itself once.
 """
 
 import glob
@@ -10,19 +10,21 @@ import importlib.util
 import os
 import platform
 import sys
-from importlib.machinery import PathFinder
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
-# From 32 MiB on (the most that glibc takes here) buffers are mappings of their own and go back when they are freed: in the heap they leave
-# holes that stay (100 MiB of a request of the 0.5 B benchmark, which is no slower for it, nor is a training step).
+# Buffers of 32 MiB and more (the maximum that glibc accepts here) get mappings of their own and are returned when they are freed; in the
+# heap they would leave holes (100 MiB after a request of the 0.5 B benchmark). Requests and training steps are not slower with it.
 MAPPED = 32 * 2**20
 TUNABLES = ":".join(
     f"glibc.malloc.{setting}"
     for setting in ("hugetlb=1", f"mmap_threshold={MAPPED}", "trim_threshold=100000000000", "top_pad=67108864", "arena_max=1")
 )
-EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"  # an XLA that does not know it ignores it
+EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"  # ignored by versions of XLA that do not know it
 
 
-# What makes JAX leave the CPU: a package, and the devices it drives (libtpu alone is a compiler).
+# Packages with which JAX uses another device than the CPU, and the device files that must exist. (libtpu without a TPU is only a compiler.)
 PLUGINS = {
     "libtpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
     "jax_cuda12_plugin": ("/dev/nvidia*", "/dev/dxg"),
@@ -40,19 +42,19 @@ def _on_cpu() -> bool:
 
 
 class _NoTorch(PathFinder):
-    """Finds what PathFinder finds, but torch."""
+    """PathFinder, except that it does not find torch."""
 
     @classmethod
-    def find_spec(cls, fullname: str, path: object = None, target: object = None) -> object:
+    def find_spec(cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         return None if fullname == "torch" else super().find_spec(fullname, path, target)
 
 
 def keep_memory() -> None:
-    """Hides torch, which transformers would import where it is installed (300 MB that nothing here needs), and restarts the
-    interpreter with the settings above, unless GLIBC_TUNABLES are set or JAX is not on CPU."""
+    """Hides torch, which transformers would import if it is installed (300 MB, and nothing here needs it). Then re-executes the process
+    with the settings above, unless GLIBC_TUNABLES is set or JAX does not run on CPU."""
     sys.meta_path[:] = [_NoTorch if finder is PathFinder else finder for finder in sys.meta_path]
     if importlib.util.find_spec("libtpu") and _on_cpu():
-        os.environ["JAX_PLATFORMS"] = "cpu"  # installed as a compiler: looking for its TPU fails after a page of warnings
+        os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu is here as a compiler only; JAX would look for a TPU and print many warnings
     glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
     if not glibc or "GLIBC_TUNABLES" in os.environ or "LD_PRELOAD" in os.environ or not _on_cpu():
         return

@@ -1,31 +1,71 @@
-"""Seconds per stage, compilation booked apart."""
+"""Seconds per stage. What only a first call costs is counted apart: making programs, and starting what stays."""
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import jax
 
-STAGES = ("processing", "compile", "vision", "glimpse", "finish", "decode")
-COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+COMPILE = "compile"  # the stage of what only a first call costs: tracing, lowering, compiling, reading programs from the cache on disk
+STAGES = ("processing", COMPILE, "vision", "glimpse", "finish", "decode")
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"  # with the time to read a program from the persistent cache, if it is there
+MAKING = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration", COMPILE_EVENT)
 READ_EVENT = "/jax/compilation_cache/cache_hits"
+REMEMBERED = 4096  # spans of time, among which those inside a longer one are looked for
 
 
 class CompileWatch:
-    """Counts programs that XLA compiles and the seconds it takes, in this process, from the first use on; `read`: those of them that were
-    found compiled in the persistent cache."""
+    """Counts the programs that JAX makes in this process, and the seconds that only first calls take.
+
+    count:   programs compiled by XLA or read from the persistent cache.
+    read:    those read from the persistent cache.
+    seconds: of tracing, lowering, compiling and reading, of the whole `call` in which they happened, and of what is done `once`.
+        Work inside other work (a function traced while another one is) and work of several threads at once counts once.
+    """
 
     def __init__(self) -> None:
         self.count, self.read, self.seconds = 0, 0, 0.0
+        self._spans: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)  # (start, end), apart from each other, in order
+        self._lock = threading.Lock()
         jax.monitoring.register_event_duration_secs_listener(self._note)
         jax.monitoring.register_event_listener(self._note_read)
 
-    def _note(self, event: str, duration: float, **_: object) -> None:
-        if event == COMPILE_EVENT:
-            self.count += 1
-            self.seconds += duration
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
+        self.count += event == COMPILE_EVENT
+        if event in MAKING:
+            self._add(time.perf_counter() - duration_secs)  # JAX reports a span when it ends
 
-    def _note_read(self, event: str, **_: object) -> None:
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Around the call of a program. If the call makes anything, all of it is a first call's cost: JAX does not report what it does
+        between tracing, lowering and compiling."""
+        start, before = time.perf_counter(), self.seconds
+        yield
+        if self.seconds != before:
+            self._add(start)
+
+    @contextlib.contextmanager
+    def once(self) -> Iterator[None]:
+        """Around other work that later calls do not repeat."""
+        start = time.perf_counter()
+        yield
+        self._add(start)
+
+    def _add(self, start: float) -> None:
+        """Adds the span from `start` until now. Spans that it overlaps become one with it."""
+        with self._lock:
+            end = time.perf_counter()
+            while self._spans and self._spans[-1][1] > start:
+                first, last = self._spans.pop()
+                self.seconds -= last - first
+                start = min(start, first)
+            self._spans.append((start, end))
+            self.seconds += end - start
+
+    def _note_read(self, event: str, **_: str | int) -> None:
         self.read += event == READ_EVENT
 
 
@@ -46,14 +86,18 @@ class Clock:
         self._last, self._compiled = time.perf_counter(), COMPILES.seconds
 
     def lap(self, stage: str, result: object = None) -> None:
-        """Books the time since the last lap on `stage`, and what of it was compilation on "compile"."""
+        """Adds the time since the last lap to `stage`, and what of it only a first call costs to "compile".
+
+        A program's first run is slower than later ones even so: where "compile" is above 0, the other stages are upper bounds.
+        Args: result: arrays to wait for.
+        """
         if not self.enabled:
             return
         jax.block_until_ready(result)
         now, compiled = time.perf_counter(), COMPILES.seconds
         compiling = compiled - self._compiled
         self.seconds[stage] = self.seconds.get(stage, 0.0) + max(0.0, now - self._last - compiling)
-        self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiling
+        self.seconds[COMPILE] = self.seconds.get(COMPILE, 0.0) + compiling
         self._last, self._compiled = now, compiled
         if self.on_lap:
             self.on_lap(stage)

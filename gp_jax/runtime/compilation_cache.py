@@ -1,13 +1,13 @@
-"""Programs that XLA compiled are kept from one process to the next (JAX's persistent compilation cache), by default.
+"""JAX's persistent compilation cache, on by default: programs that XLA compiled are kept on disk for later processes.
 
-They lie in ~/.cache/gp_jax/compiled (XDG_CACHE_HOME is respected), for each kind of CPU apart: a program for one may be none for another.
-At 4 GiB the ones that were not used for the longest time go. JAX_COMPILATION_CACHE_DIR names another folder, on pods gs:// is one;
-JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+The folder is ~/.cache/gp_jax/compiled (XDG_CACHE_HOME is respected), with a subfolder per kind of CPU, because a program for one CPU may
+not run on another. Beyond 4 GiB the least recently used programs are deleted. JAX_COMPILATION_CACHE_DIR names another folder, on pods it
+may be at gs://. JAX_ENABLE_COMPILATION_CACHE=0 turns the cache off.
 
-An entry that cannot be read is named in one line, taken out of the folder, and written again.
+An entry that cannot be read is reported in one line and deleted, so that it is written again.
 
-A process that answers for days meets ever more shapes, and a program for the CPU takes some thirty memory mappings, of which Linux allows
-65,530: `Room` forgets programs before LLVM fails with "Cannot allocate memory".
+A long-running process compiles ever more shapes. A program for the CPU takes about thirty memory mappings, of which Linux allows 65,530:
+`Room` drops programs before LLVM fails with "Cannot allocate memory".
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -31,19 +32,19 @@ from gp_jax.errors import one_line
 from gp_jax.runtime.disk import path_of
 
 MOST = 4 * 2**30  # bytes
-WORTH = 0.02  # seconds of compiling: reading a quicker program gains little, and JAX looks at the whole folder for every write
-FULL = 0.7  # share of the allowed mappings at which programs are forgotten
-EVERY = 128  # compilations between two looks: some 4,000 mappings
+WORTH = 0.02  # seconds: programs that compile faster are not cached, since JAX lists the whole folder for every write
+FULL = 0.7  # share of the allowed mappings at which programs are dropped
+EVERY = 128  # compilations between two checks: about 4,000 mappings
 
 
 def default_folder() -> Path:
-    """Where programs of this kind of machine are kept."""
+    """The cache folder for this kind of machine."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "gp_jax" / "compiled" / f"{platform.machine()}-{_cpu()}"
 
 
 def _cpu() -> str:
-    """A digest of what this CPU can do."""
+    """A digest of the features of this CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -53,39 +54,44 @@ def _cpu() -> str:
 
 
 def keep_compiled(folder: str | None = None) -> None:
-    """Switches it on before anything is compiled. folder: instead of the default; None: unless JAX has been told one already.
+    """Turns the cache on; called before anything is compiled. folder: for it; None: the default, unless JAX is configured already.
 
-    Raises: GlimpseError for a folder that is no path.
+    Raises: GlimpseError for a folder that is not a path.
     """
     if not isinstance(warnings.showwarning, OneLine):
         warnings.showwarning = OneLine(warnings.showwarning)
-    if folder is None and (jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache):
+    if folder is None and (_setting("jax_compilation_cache_dir") or not _setting("jax_enable_compilation_cache")):
         return
     if folder is None:
         try:
             folder = str(default_folder())
-        except RuntimeError:  # a user without a home
+        except RuntimeError:  # the user has no home folder
             return
         jax.config.update("jax_compilation_cache_max_size", MOST)
     jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(path_of(folder)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
 
 
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)  # JAX adds its settings to `config` at run time: type checkers do not know them
+
+
 class OneLine:
-    """Stands for `warnings.showwarning`: of all that JAX says about entries that it cannot read or write one line is shown, and what is
-    damaged goes, since JAX would neither use nor replace it. Other warnings are shown as they were."""
+    """Replaces `warnings.showwarning`. Of JAX's warnings about entries that it cannot read or write only the first is shown, in one line;
+    damaged entries are deleted, since JAX would neither use nor replace them. Other warnings are shown as before."""
 
     SAID = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.*?)': (.*)", re.DOTALL)
 
     def __init__(self, others: Callable[..., None]):
-        self.others, self.told = others, set()
+        self.others = others
+        self.told: set[str] = set()
 
     def __call__(self, message: Warning | str, *args: object, **kwargs: object) -> None:
         found = self.SAID.match(str(message))
         if found is None:
             self.others(message, *args, **kwargs)
             return
-        (verb, program, reason), folder = found.groups(), jax.config.jax_compilation_cache_dir
+        (verb, program, reason), folder = found.groups(), _setting("jax_compilation_cache_dir")
         if verb not in self.told:
             self.told.add(verb)
             then = "such programs are compiled again" if verb == "reading" else "they are compiled again next time"
@@ -112,23 +118,23 @@ def _readable(path: Path) -> bool:
             import zstandard
 
             zstandard.ZstdDecompressor().decompress(data)
-    except Exception:  # whatever is wrong with it
+    except Exception:  # damaged in any way
         return False
     return True
 
 
 def _dates_entries() -> bool:
-    """Whether JAX notes when entries are used. In a folder without a largest size, which may be a user's own, it does not."""
-    return jax.config.jax_compilation_cache_max_size != -1
+    """Whether JAX records when entries are used. It does not in a folder without a maximum size, such as a user's own."""
+    return _setting("jax_compilation_cache_max_size") != -1
 
 
 def _dated(path: Path) -> bool:
-    """Whether it is known when an entry was last used: where JAX notes that, it writes nothing more into a folder with one that is not."""
+    """Whether the time of an entry's last use is recorded. Where JAX records it, one entry without it stops all further writes."""
     return path.with_name(path.name.removesuffix("-cache") + "-atime").is_file()
 
 
 def mappings() -> int:
-    """Memory mappings of this process; 0 where the system does not say."""
+    """Memory mappings of this process; 0 if the system does not report them."""
     try:
         with open("/proc/self/maps", "rb") as file:
             return sum(1 for _ in file)
@@ -137,7 +143,7 @@ def mappings() -> int:
 
 
 def most_mappings() -> int:
-    """How many this system allows."""
+    """How many memory mappings the system allows a process."""
     try:
         return int(Path("/proc/sys/vm/max_map_count").read_text())
     except (OSError, ValueError):
@@ -145,13 +151,13 @@ def most_mappings() -> int:
 
 
 class Room:
-    """For programs in memory. They are compiled again, or read from the cache on disk, when they are needed again."""
+    """Keeps the number of programs in memory below the limit. Dropped programs are read from the disk, or compiled, when needed."""
 
     def __init__(self) -> None:
         self.looked = 0
 
     def make(self, compiled: int) -> bool:
-        """Forgets every program if there is little room left. Args: compiled: programs so far. Returns: whether it did."""
+        """Drops all programs if the limit is near. Args: compiled: programs compiled so far. Returns: whether it dropped them."""
         if compiled - self.looked < EVERY:
             return False
         self.looked = compiled
@@ -162,4 +168,4 @@ class Room:
         return True
 
 
-ROOM = Room()  # of this process, whatever number of engines it has
+ROOM = Room()  # one per process, shared by all engines

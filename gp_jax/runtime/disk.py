@@ -1,7 +1,8 @@
-"""Files from strangers, and files that must be whole: regular and of bounded size when read, renamed into place when written.
+"""Reading untrusted files, and writing files atomically: a file that is read must be regular and of bounded size, and a file that is
+written is renamed into place when it is complete.
 
-A path may be a FIFO, a device or a folder where a file is meant, a name that no file system takes, or text of any length and depth. All
-of that is found before a byte is parsed.
+An untrusted path may be a FIFO, a device, a folder, or an invalid name, and a file may be of any size and depth of nesting. All of that is
+checked before anything is parsed.
 """
 
 import contextlib
@@ -19,23 +20,23 @@ from gp_jax.errors import GlimpseError, one_line, printable
 if TYPE_CHECKING:
     from etils import epath
 
-MAX_JSON = 8 << 20  # bytes: parsed, the worst of texts takes some twenty times its length
+MAX_JSON = 8 << 20  # bytes; parsed, a file takes at worst about twenty times its size in memory
 MAX_DEPTH = 64  # of nested lists and objects
 NESTED = (dict, list)
 
 
 def path_of(name: str | os.PathLike) -> Path:
-    """A path with `~` resolved. Raises: GlimpseError for a name that is none."""
+    """A path with `~` resolved. Raises: GlimpseError for a name that is not a path."""
     try:
         path = Path(name).expanduser()
         os.fsencode(path)
-    except (RuntimeError, ValueError, TypeError) as error:  # `~` of an unknown user, half a surrogate, not text
+    except (RuntimeError, ValueError, TypeError) as error:  # `~` of an unknown user, an unpaired surrogate, not text
         raise GlimpseError(f"{printable(name, 80)}: is not a path ({one_line(error)})") from error
     return path
 
 
 def folder_of(name: str) -> "Path | epath.Path":
-    """A local folder, or one of an object store. Raises: GlimpseError for what is neither."""
+    """A local folder, or one of an object store. Raises: GlimpseError for a name that is neither."""
     if "://" not in name:
         return path_of(name)
     from etils import epath  # slow to import
@@ -47,9 +48,9 @@ def folder_of(name: str) -> "Path | epath.Path":
 
 
 def kind_of(path: Path) -> str | None:
-    """ "file", "folder" or "other" (a FIFO, a device, a socket); None: nothing is there.
+    """ "file", "folder" or "other" (a FIFO, a device, a socket); None: it does not exist.
 
-    Raises: GlimpseError for a name that no file can have, or one that must not be looked at.
+    Raises: GlimpseError for an invalid name, or a path without permission.
     """
     try:
         if "://" in str(path):  # an object store has no FIFOs
@@ -57,20 +58,20 @@ def kind_of(path: Path) -> str | None:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:  # a name too long, with a null character, a circle of links, no permission
+    except (OSError, ValueError) as error:  # a name that is too long or has a null character, a cycle of links, no permission
         raise GlimpseError(f"{printable(path, 80)}: is not a path that can be read ({one_line(error, 60)})") from error
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
 def spelled(name: str | os.PathLike) -> Path:
-    """The path of what is there under a name. A letter with an accent is one character or two (Unicode's normal forms NFC and NFD), and
-    systems and archives change one into the other: where nothing has the name as it is given, the other spelling of each part is tried.
+    """The path of an existing file by its name in either Unicode normal form. An accented letter is one character (NFC) or two (NFD), and
+    systems and archives convert between them: if the name as given does not exist, the other form of each part is tried.
 
-    Raises: GlimpseError for a name that is none.
+    Raises: GlimpseError for a name that is not a path.
     """
     try:
         path = Path(name)
-    except Exception as error:  # of an object that says it is a path
+    except Exception as error:  # raised by an object that claims to be a path
         raise GlimpseError(f"a {type(name).__name__} is not a path ({one_line(error)})") from error
     if str(path).isascii() or kind_of(path) is not None:
         return path
@@ -82,7 +83,7 @@ def spelled(name: str | os.PathLike) -> Path:
 
 
 def check_regular(path: Path) -> None:
-    """Raises: GlimpseError unless a regular file is there. Whatever opens files of its own accord is called behind this."""
+    """Raises: GlimpseError unless it is a regular file. Called before libraries that open the file themselves."""
     kind = kind_of(path)
     if kind != "file":
         wrong = {None: "file is missing", "folder": "is a folder, not a file", "other": "is not a regular file"}[kind]
@@ -90,13 +91,13 @@ def check_regular(path: Path) -> None:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """A file's content. Raises: GlimpseError when it is missing, no regular file, longer than `most`, or cannot be read."""
+    """A file's content. Raises: GlimpseError when it is missing, not a regular file, longer than `most` bytes, or unreadable."""
     check_regular(path)
     with reading(path), path.open("rb") as file:
         file.seek(0, os.SEEK_END)
-        size = file.tell()  # a file of nothing but holes may be of any size; files of object stores have no number to ask by
+        size = file.tell()  # a sparse file may be of any size; files of object stores have no descriptor for fstat
         file.seek(0)
-        content = file.read(size) if size <= most else b""  # Python makes room for as many bytes as it is asked for
+        content = file.read(size) if size <= most else b""  # read(n) allocates n bytes at once
     if size > most:
         raise GlimpseError(f"{path}: is larger than {most >> 10} KiB")
     return content
@@ -116,7 +117,7 @@ def parse_json(text: str | bytes, where: object) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise GlimpseError(f"{where}: is not valid JSON ({one_line(error)})") from error
-    level = [[value]]
+    level: list[dict | list] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, NESTED)]
         if not level:
@@ -136,7 +137,7 @@ def read_json(path: Path, required: bool = True) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Reads inside: what the system says against it is one line that names `path`."""
+    """For code that reads `path`: an error of the system becomes a GlimpseError that names it."""
     try:
         yield
     except OSError as error:
@@ -145,7 +146,7 @@ def reading(path: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: object) -> Iterator[None]:
-    """Writes inside: a full disk or a folder without permission is one line that names `path`, or the file that the system names."""
+    """For code that writes to `path`: an error of the system (full disk, no permission) becomes a GlimpseError that names the file."""
     try:
         yield
     except OSError as error:
@@ -155,7 +156,7 @@ def writing(path: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Gives the place to write a file to; it takes its name when the block ends well, and otherwise nothing is left of it.
+    """Yields a scratch path to write to. It is renamed to `path` if the block succeeds, and deleted if it fails.
 
     Args: path: local or of etils.epath. Raises: GlimpseError that names it.
     """
@@ -171,16 +172,16 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file in UTF-8, whole or not at all. path: local or of etils.epath. Raises: GlimpseError that names it.
+    """Writes a file in UTF-8 atomically. path: local or of etils.epath. Raises: GlimpseError that names it.
 
-    Halves of surrogates are written as JSON escapes them.
+    Unpaired surrogates are written as escapes, as in JSON.
     """
     with whole(path) as scratch:
         scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def set_aside(path: Path) -> Path:
-    """Renames what cannot be used to NAME.damaged, or NAME.damaged-2 and so on: nothing is deleted. Returns: its place now."""
+    """Renames a damaged file to NAME.damaged, NAME.damaged-2 and so on; nothing is deleted. Returns: its new path."""
     place = aside(path)
     with writing(path):
         path.rename(place)

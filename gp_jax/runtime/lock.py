@@ -1,7 +1,7 @@
-"""One process at a time writes to a folder; the lock dies with its holder.
+"""A lock, so that one process at a time writes to a folder. It is released when its holder ends, however it ends.
 
-Locally it is the system's own lock on a file. Object stores and some shared file systems have none: there a mark is written again every few
-seconds, and one that is not written again for a while belongs to nobody. Two that begin within the same second may both see no mark.
+Locally it is the system's lock on a file. Object stores and some shared file systems have no locks: there the holder rewrites a mark every
+few seconds, and a mark that is not rewritten for a while is ignored. Two processes that start within the same second may both see no mark.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from gp_jax.errors import GlimpseError, printable
 from gp_jax.runtime.disk import write_text, writing
 
 FILE = ".lock"
-MARK = ".writing"  # where the file system knows no locks
+MARK = ".writing"  # used if the file system has no locks
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-BEAT = 10.0  # seconds between two marks on an object store
-DEAD = 3  # marks missed
+BEAT = 10.0  # seconds between two writes of a mark
+DEAD = 3  # missed writes after which a mark is ignored
 
 
 @contextlib.contextmanager
 def only_one(folder: epath.Path | Path, what: str, local: bool | None = None) -> Iterator[None]:
-    """Holds the lock of a folder, which is made, and goes again when nothing was put into it.
+    """Holds the lock of a folder. The folder is created, and removed again if nothing was written to it.
 
-    Args: what: who writes there, e.g. "train.py"; local: whether the system has locks there; default: unless it is a URI.
+    Args: what: the writer for messages, e.g. "train.py"; local: whether the file system has locks; default: unless it is a URI.
     Raises: GlimpseError when another process holds it, or when the folder cannot be written.
     """
     local = "://" not in str(folder) if local is None else local
@@ -61,13 +61,13 @@ def _remove_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _system_lock(path: Path, what: str) -> Iterator[None]:
-    with path.open("a+") as file:  # closing it lets it go, and so does dying
+    with path.open("a+") as file:  # the lock is released when the file is closed or the process ends
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             raise _refused(path, file.read(200) or what) from error
-        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # its folder went in this moment
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # its folder was removed in the meantime
             raise _refused(path, what)
         file.truncate(0)
         file.write(f"{what}, process {os.getpid()} on {socket.gethostname()}")
@@ -80,8 +80,8 @@ def _beating(path: epath.Path, what: str) -> Iterator[None]:
     mine = {"who": f"{what}, process {os.getpid()} on {socket.gethostname()}", "id": uuid.uuid4().hex}
     other, deadline = _mark(path), time.monotonic() + BEAT * DEAD
     if other is not None and time.time() - other["time"] > 20 * BEAT * DEAD:
-        other = None  # of a run of another day; clocks of hosts differ by less
-    while other is not None and time.monotonic() < deadline:  # a holder that lives writes it again
+        other = None  # from an old run; the clocks of hosts differ by less
+    while other is not None and time.monotonic() < deadline:  # a live holder rewrites its mark
         time.sleep(BEAT / 10)
         now = _mark(path)
         if now is not None and now != other:
@@ -90,11 +90,11 @@ def _beating(path: epath.Path, what: str) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
-        write_text(path, json.dumps(mine | {"time": time.time()}))  # whole or not at all: half a mark would not count
+        write_text(path, json.dumps(mine | {"time": time.time()}))  # atomic: an incomplete mark would be ignored
 
     def go_on() -> None:
         while not stop.wait(BEAT):
-            with contextlib.suppress(GlimpseError):  # the store may be away for a moment
+            with contextlib.suppress(GlimpseError):  # the store may be unreachable for a moment
                 beat()
 
     beat()
@@ -110,7 +110,7 @@ def _beating(path: epath.Path, what: str) -> Iterator[None]:
 
 
 def _mark(path: epath.Path) -> dict | None:
-    """Who holds the lock, since when; None: nobody, or nothing that can be read."""
+    """The holder of the lock and the time of its mark; None: no mark, or an unreadable one."""
     try:
         mark = json.loads(path.read_text())
         return {"who": str(mark["who"]), "id": str(mark["id"]), "time": float(mark["time"])}

@@ -1,1 +1,1 @@
-"""Generated pictures with questions whose evidence is known: a benchmark and training data without a download."""
+"""Generated pictures with questions whose evidence is known: a benchmark and training data that need no download."""

@@ -19,15 +19,15 @@ class Scenes:
     """
 
     out: Annotated[Path, tyro.conf.Positional]
-    """Folder to write, a new one."""
+    """Folder to write; it must not exist yet."""
     split: Split = "test"
-    """Which pictures. test_ood: larger ones, with pairs of color and shape that the other splits never show."""
+    """Split to draw from. test_ood: larger pictures, with pairs of color and shape that the other splits never show."""
     count: int = 1200
-    """Records, one picture and one question each."""
+    """Number of records, with one picture and one question each."""
     start: int = 0
-    """Number of the first."""
+    """Number of the first record."""
     seed: int = 0
-    """Another seed, another benchmark of the same kind."""
+    """Seed of the benchmark; another seed gives other scenes of the same kind."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The small model for scenes: an ordinary Qwen2.5-VL checkpoint folder, without weights. One visual token is 16 x 16 pixels."""
+"""The small model for scenes, as an ordinary Qwen2.5-VL checkpoint folder without weights. A visual token is 16 x 16 pixels."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ from gp_jax.scenes.questions import PHRASES, SIDES
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 VOCABULARY = 512  # 256 bytes, the special tokens and whole words
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # as Qwen2 splits
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # that of Qwen2
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
 {% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}\
@@ -32,7 +32,7 @@ PROCESSOR = {
 
 
 def config(special: dict[str, int]) -> dict:
-    """config.json. special: ids of the special tokens."""
+    """The content of config.json. special: ids of the special tokens."""
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
@@ -45,7 +45,7 @@ def config(special: dict[str, int]) -> dict:
         "num_key_value_heads": 2,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
-        "rope_theta": 20.0,  # pictures are 8 to 24 tokens wide: the slow frequencies, which M-RoPE gives to columns, must still turn
+        "rope_theta": 20.0,  # pictures are 8 to 24 tokens wide: the low frequencies, which M-RoPE uses for columns, must still rotate
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 7, 7]},
         "tie_word_embeddings": True,
         "image_token_id": special["<|image_pad|>"],
@@ -70,7 +70,7 @@ def config(special: dict[str, int]) -> dict:
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE tokenizer in which the benchmark's words are single tokens and digits stand alone, as in Qwen2."""
+    """A byte-level BPE tokenizer in which every word of the benchmark is one token, and every digit too, as in Qwen2."""
     tokenizer = Tokenizer(models.BPE())
     parts = [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(parts), decoders.ByteLevel()
@@ -85,8 +85,8 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def words() -> Iterator[str]:
-    """Every word in every place that it can have. It depends on the words alone, not on which scenes are drawn or what is asked of them:
-    the same tokenizer whatever becomes of the benchmark's rules."""
+    """The texts that the tokenizer is trained on: every word at every position that it can have. They do not depend on the scenes, so the
+    tokenizer stays the same when the rules of the benchmark change."""
     ranks, sides = ("tallest", "shortest", "taller", "shorter"), tuple(SIDES.values())
     for phrase in itertools.chain(*PHRASES.values()):
         for filler in (*COLORS, *SHAPES, *FILLS, *ranks, *sides, f"{COLORS[0]} {SHAPES[0]}"):
@@ -99,23 +99,24 @@ def words() -> Iterator[str]:
 
 
 def ensure_architecture(folder: Path) -> Path:
-    """The folder, written if it is not there; whole or not at all, whichever of several processes is first. Returns: it."""
+    """Writes the folder if it does not exist. Several processes may call this at once; the folder appears complete. Returns: the folder."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making.", dir=folder.parent) as scratch:
             made = Path(scratch) / folder.name
             write_architecture(made)
-            with contextlib.suppress(OSError):  # another process of the same run was faster
+            with contextlib.suppress(OSError):  # another process has written the folder already
                 made.rename(folder)
     return folder
 
 
 def write_architecture(folder: Path) -> None:
-    """Writes config.json, tokenizer and processor files."""
+    """Writes config.json and the files of tokenizer and processor."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(words())
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    ids = tokenizer.get_vocab()
+    special = {token: ids[token] for token in SPECIAL}
     files = {
         "config.json": config(special),
         "tokenizer_config.json": {

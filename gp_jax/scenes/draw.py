@@ -1,4 +1,4 @@
-"""From a scene to its picture."""
+"""Draws the picture of a scene."""
 
 import dataclasses
 
@@ -14,22 +14,22 @@ BASELINE = (60, 60, 60)
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """Returns: (height, width, 3) uint8."""
+    """Draws a scene. Returns: (height, width, 3) uint8."""
     rng = np.random.default_rng(scene.seed)
     picture = _background(scene, rng)
     for thing in scene.things:
         _paint(picture, thing)
-    # Nothing so far is brighter than 240, so noise cannot run over. It lies on things, too.
+    # No pixel is brighter than 240 so far, so adding noise cannot overflow. Noise covers the things too.
     return picture + (np.frombuffer(rng.bytes(picture.size), np.uint8) & scene.noise).reshape(picture.shape)
 
 
 def without(scene: Scene, thing: Thing) -> Scene:
-    """The scene with one thing less."""
+    """The scene without one of its things."""
     return dataclasses.replace(scene, things=tuple(other for other in scene.things if other is not thing))
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Muted, of medium brightness and little contrast, so that every color stands out. Returns: (height, width, 3) uint8."""
+    """A background of medium brightness and low contrast, so that every color stands out. Returns: (height, width, 3) uint8."""
     width, height = scene.canvas
     grey = int(rng.integers(100, 146))
     first = grey + rng.integers(-18, 19, 3)
@@ -52,7 +52,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def _paint(picture: np.ndarray, thing: Thing) -> None:
-    """Puts one thing on the picture, in place."""
+    """Draws one thing on the picture, in place."""
     if thing.group == "tag":
         _fill(picture, thing.box, thing.rgb)
         ink = (10, 10, 10) if luminance(thing.rgb) > 110 else (240, 240, 240)
@@ -77,6 +77,6 @@ def _fill(picture: np.ndarray, box: Box, rgb: tuple[int, int, int]) -> None:
 
 
 def _blend(picture: np.ndarray, box: Box, color: np.ndarray, share: np.ndarray) -> None:
-    """Args: color: (3,) or (h, w, 3); share: (h, w, 1), 0..256."""
+    """Blends a color into a box of the picture, in place. Args: color: (3,) or (h, w, 3); share: its opacity, (h, w, 1), 0..256."""
     region = picture[box[1] : box[3], box[0] : box[2]]
     region[...] = (region * (256 - share) + color * share + 128) >> 8

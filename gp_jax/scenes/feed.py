@@ -1,4 +1,4 @@
-"""Scenes by micro-batch number, drawn on the fly: the same number gives the same pictures, turns and hiding on every host."""
+"""Draws the scenes of a micro-batch when it is needed: its number decides pictures, turns and hidden tokens, equally on every host."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,15 +7,15 @@ import grain
 import numpy as np
 
 from gp_jax.data.collate import Shape
-from gp_jax.data.feed import Loaded
+from gp_jax.data.feed import LoadedBatch
 from gp_jax.processing.qwen import Processor
 from gp_jax.scenes.questions import Question
 from gp_jax.scenes.settings import Canvas, ScenesConfig
 from gp_jax.scenes.source import PackedScene, packed_scene
 from gp_jax.scenes.turns import Hiding, TurnMaker, evidence, packed_batch
 
-BLACK_QUESTIONS = 2  # turns that are asked about a picture of which only their evidence is left
-RETENTION = ((0.0, 0.0), (0.0, 0.1), (0.0, 0.5), (0.5, 0.9))  # ranges of the share of other visual tokens that a cut leaves
+BLACK_QUESTIONS = 2  # turns about a picture that is black except for their evidence
+RETENTION = ((0.0, 0.0), (0.0, 0.1), (0.0, 0.5), (0.5, 0.9))  # ranges for the share of visual tokens without evidence that a cut keeps
 
 
 def canvas_of(number: int, end: int, config: ScenesConfig) -> Canvas:
@@ -27,12 +27,12 @@ def canvas_of(number: int, end: int, config: ScenesConfig) -> Canvas:
 
 
 def tail_rows(canvas: Canvas, config: ScenesConfig) -> int:
-    """Text rows of a picture's turns, a multiple of 16."""
+    """Number of text rows for the turns of a picture, a multiple of 16."""
     return -(-canvas.questions * config.turn_rows // 16) * 16
 
 
 def hide(scene: PackedScene, random: np.random.Generator, config: ScenesConfig, depth: int, side: int) -> Hiding:
-    """What a picture's turns lose: nothing, or random visual tokens that hold no evidence. side: pixels of a visual token."""
+    """The visual tokens that are hidden from a picture's turns: none, or random ones without evidence. side: pixels of a visual token."""
     height, width = scene.image.shape[:2]
     grid = (height // side, width // side)
     masks = np.array([evidence(question, width, height, grid) for question in scene.questions], bool).reshape(-1, grid[0] * grid[1])
@@ -51,7 +51,7 @@ def hide(scene: PackedScene, random: np.random.Generator, config: ScenesConfig, 
 
 
 def asked_for(question: Question, width: int, height: int, grid: tuple[int, int]) -> np.ndarray:
-    """Visual tokens of a relation's answer that its anchor does not touch; none of other questions. Returns: (N,) bool."""
+    """Visual tokens of the answer of a relation that its anchor does not touch; none for other questions. Returns: (N,) bool."""
     if question.family != "relation":
         return np.zeros(grid[0] * grid[1], bool)
     anchor, answer = (evidence(replace(question, boxes=(box,)), width, height, grid) for box in question.boxes)
@@ -59,14 +59,15 @@ def asked_for(question: Question, width: int, height: int, grid: tuple[int, int]
 
 
 def blacken(scene: PackedScene, side: int) -> tuple[PackedScene, np.ndarray]:
-    """Only the evidence of the first turns is left. Returns: the scene, and (rows, columns) bool of visual tokens with unknown labels."""
+    """Blackens everything except the evidence of the first turns. Returns: the scene, and the visual tokens that have no known labels any
+    more, (rows, columns) bool."""
     height, width = scene.image.shape[:2]
     asked = scene.questions[:BLACK_QUESTIONS]
     left = np.zeros((height, width), bool)
     for question in asked:
         for x1, y1, x2, y2 in question.boxes:
             left[int(np.floor(y1)) : int(np.ceil(y2)), int(np.floor(x1)) : int(np.ceil(x2))] = True
-    whole = left.reshape(height // side, side, width // side, side).all(axis=(1, 3))
+    whole = np.all(left.reshape(height // side, side, width // side, side), axis=(1, 3))
     return PackedScene(np.where(left[..., None], scene.image, 0).astype(np.uint8), asked, scene.labels), ~whole
 
 
@@ -74,12 +75,12 @@ class LoadScenes(grain.transforms.Map):
     """Draws and pads a micro-batch; runs in background threads."""
 
     def __init__(self, config: ScenesConfig, processor: Processor, rows: Sequence[int], batch: int, end: int):
-        """Args: rows: of the global batch that this process holds; end: micro-batches of the run."""
+        """Args: rows: rows of the global batch that this process holds; batch: pictures of a micro-batch; end: micro-batches of the run."""
         self.config, self.rows, self.batch, self.end = config, tuple(rows), batch, end
         self.maker, vision = TurnMaker(processor), processor.config.vision
-        self.side = vision.patch_size * vision.spatial_merge_size  # pixels of a visual token
+        self.side = vision.patch_shape[-1] * vision.spatial_merge_size  # pixels of a visual token
 
-    def map(self, number: int) -> Loaded:
+    def map(self, number: int) -> LoadedBatch:
         config, side, depth = self.config, self.side, self.maker.config.text.num_hidden_layers
         canvas = canvas_of(number, self.end, config)
         scenes, hidings, unknown = [], [], []
@@ -95,4 +96,4 @@ class LoadScenes(grain.transforms.Map):
             hidings.append(hide(scene, random, config, depth, side))
         batch = packed_batch(scenes, hidings, self.maker, canvas.questions, tail_rows(canvas, config), unknown)
         shape = Shape(batch.vision.token_image.shape[1], batch.prompt.ids.shape[1], batch.turns.ids.shape[1])
-        return Loaded(number, shape, batch, self.rows)
+        return LoadedBatch(number, shape, batch, self.rows)

@@ -1,6 +1,6 @@
-"""What every patch and token of a picture shows: targets of an auxiliary dense loss, while the model learns to see.
+"""Labels of what every patch and token of a picture shows: the targets of the dense auxiliary loss of the stage `base`.
 
-A patch is 8 x 8 px, a token 16 x 16 px. Areas are boxes: of shapes, digits, bars.
+A patch is 8 x 8 px, a token 16 x 16 px. The areas of shapes, digits and bars are their boxes.
 """
 
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ FILLS = 4  # 0 none, 1..3
 NEIGHBORS = 9  # kinds in `neighbor`: 0 none, 1..8 shapes
 TAG_GROUND, DIGITS, BARS, TINY = 9, 10, 20, 24
 IGNORED = -1
-PATCH_SHARE, TOKEN_SHARE = 0.3, 0.4  # that a thing must cover
+PATCH_SHARE, TOKEN_SHARE = 0.3, 0.4  # share of a patch or token that a thing must cover to be its label
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Of one picture."""
+    """The labels of one picture."""
 
     kind: np.ndarray  # (height / 8, width / 8) int8
-    color: np.ndarray  # same; of a tag's digits: the tag's
-    fill: np.ndarray  # same
-    neighbor: np.ndarray  # (4, 2, height / 16, width / 16) int8: left, right, above, below; shape, color; -1: no named thing here
+    color: np.ndarray  # same shape; a tag's digits have the color of the tag
+    fill: np.ndarray  # same shape
+    neighbor: np.ndarray  # (4, 2, height / 16, width / 16) int8: (left, right, above, below), (shape, color); -1: no named thing here
 
 
 def labels(scene: Scene) -> Labels:
-    """Looks only at the scene, not at pixels."""
+    """The labels of a scene, computed from the scene alone, not from pixels."""
     width, height = scene.canvas
     maps = np.zeros((3, height // PATCH, width // PATCH), np.int8)
     best = np.full(maps.shape[1:], PATCH_SHARE)
@@ -48,7 +48,8 @@ def labels(scene: Scene) -> Labels:
             ranked = sorted(thing.bars, key=lambda bar: -bar.height)
             for rank, bar in enumerate(ranked):
                 _claim(best, maps, bar.box, (BARS + rank, 1 + bar.color, 0))
-    return Labels(*maps, _neighbor(scene))
+    kinds, colors, fills = maps
+    return Labels(kinds, colors, fills, _neighbor(scene))
 
 
 def _neighbor(scene: Scene) -> np.ndarray:
@@ -61,7 +62,7 @@ def _neighbor(scene: Scene) -> np.ndarray:
             _claim(best, found.reshape(8, *best.shape), thing.box, values.ravel().tolist())
             x, y = (int(value) // TOKEN for value in thing.centre)
             found[:, :, y, x] = values
-            best[y, x] = 2  # its centre: nothing can claim more
+            best[y, x] = 2  # at its centre, above any share: nothing else can claim it
     return found
 
 
@@ -73,7 +74,10 @@ def _pair(scene: Scene, number: int | None) -> tuple[int, int]:
 
 
 def _claim(best: np.ndarray, maps: np.ndarray, box: Box, values: tuple[int, ...] | list[int], holes: list[Box] | None = None) -> None:
-    """Writes `values` where the box covers more than anything before. Args: best: (rows, columns); maps: (len(values), rows, columns)."""
+    """Writes `values` where the box covers a larger share of a tile than any earlier box.
+
+    Args: best: the largest share so far, (rows, columns); maps: where to write, (len(values), rows, columns).
+    """
     side = PATCH if len(values) == 3 else TOKEN
     rows, columns = slice(box[1] // side, -(-box[3] // side)), slice(box[0] // side, -(-box[2] // side))
     share = np.multiply.outer(_covered(box[1], box[3], rows, side), _covered(box[0], box[2], columns, side))
@@ -87,5 +91,5 @@ def _claim(best: np.ndarray, maps: np.ndarray, box: Box, values: tuple[int, ...]
 
 
 def _covered(first: int, end: int, tiles: slice, side: int) -> list[float]:
-    """Which share of each tile lies in [first, end)."""
+    """The share of each tile that lies in [first, end)."""
     return [max(0, min(end, (i + 1) * side) - max(first, i * side)) / side for i in range(tiles.start, tiles.stop)]

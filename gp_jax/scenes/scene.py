@@ -1,4 +1,6 @@
-"""Drawing lots for a scene: which things, where and how they look."""
+"""Draws a random scene: which things there are, where they are and how they look."""
+
+from typing import Any
 
 import numpy as np
 
@@ -6,23 +8,23 @@ from gp_jax.errors import GlimpseError
 from gp_jax.scenes.palette import HELD_OUT, HELD_OUT_TINY, JITTER, RGB, TINY_SHAPES, Rgb, held_out
 from gp_jax.scenes.things import CHART_MARGIN, CHART_SIDE, TAG_SIZE, Bar, Box, Scene, Thing
 
-TOKEN = 16  # pixels a side of one visual token
+TOKEN = 16  # side of a visual token in pixels
 BACKGROUNDS = ("noise", "gradient", "stripes", "checker", "blobs")
-MOST = 12  # things
-BAR_STEP = 6  # pixels, the least difference between two bars
-UNSEEN_SHARE = 0.5  # of shapes that get a held-out pair where these are allowed
+MOST = 12  # things in a scene, at most
+BAR_STEP = 6  # least difference between the heights of two bars, in pixels
+UNSEEN_SHARE = 0.5  # share of shapes with a held-out pair, where such pairs are allowed
 
 
 def cells(canvas: tuple[int, int]) -> tuple[int, int]:
-    """Columns and rows of cells, each at least 42 px a side."""
+    """Numbers of columns and rows of cells; a cell is at least 42 x 42 px."""
     return canvas[0] * 3 // 128, canvas[1] * 3 // 128
 
 
 def make_scene(rng: np.random.Generator, canvas: tuple[int, int] = (256, 256), unseen: bool = False) -> Scene:
     """A random scene.
 
-    Args: canvas: (width, height) in pixels, multiples of 16, from 64; unseen: whether held-out pairs may (and often do) occur.
-    Raises: GlimpseError for another canvas.
+    Args: canvas: (width, height) in pixels, multiples of 16, from 64; unseen: whether held-out pairs of color and shape may occur.
+    Raises: GlimpseError for other canvases.
     """
     if any(side % TOKEN or side < 64 for side in canvas):
         raise GlimpseError(f"canvas {canvas[0]}x{canvas[1]}: sides must be multiples of {TOKEN} px, at least 64")
@@ -33,12 +35,12 @@ def make_scene(rng: np.random.Generator, canvas: tuple[int, int] = (256, 256), u
     shifts = rng.integers(-3, 4, (len(groups), 2)).tolist()
     jitter = rng.integers(-JITTER, JITTER + 1, (len(groups), 3)).tolist()
     tag_colors, numbers = rng.permutation(8).tolist(), _numbers(rng)
-    # Few colors make pairs of equal color likely, which some questions need.
+    # With few colors two things often have the same one, which some questions need.
     colors = rng.permutation(8)[: (2, 3, 8, 8)[int(rng.integers(4))]].tolist()
     things = []
     for i, group in enumerate(groups):
         cell = (places[i] % columns, places[i] // columns)
-        values = {}
+        values: dict[str, Any] = {}
         if group == "tag":
             size, color, values["number"] = TAG_SIZE, tag_colors.pop(), numbers.pop()
         elif group == "chart":
@@ -56,9 +58,9 @@ def make_scene(rng: np.random.Generator, canvas: tuple[int, int] = (256, 256), u
 
 
 def _groups(rng: np.random.Generator, count: int, room: int) -> list[str]:
-    """What kind of thing each one is."""
+    """The group (shape, tag, chart, tiny) of every thing."""
     tags, charts, tiny = int(rng.integers(1, 4)), int(rng.random() < 0.7), int(rng.integers(0, 3))
-    if room < 6:  # too small for the full mixture
+    if room < 6:  # too small for all groups
         drawn = ["tag"] * tags + ["chart"] * charts + ["tiny"] * tiny + ["shape"] * 3
         return [drawn[i] for i in rng.permutation(len(drawn))[:count].tolist()]
     tags = min(tags, count - 2)
@@ -68,7 +70,7 @@ def _groups(rng: np.random.Generator, count: int, room: int) -> list[str]:
 
 
 def _numbers(rng: np.random.Generator) -> list[str]:
-    """Three different ones, of 3 digits, or of 2 now and then."""
+    """Three different numbers, mostly of 3 digits, sometimes of 2."""
     return [
         str(value)
         for value in dict.fromkeys(int(rng.integers(10, 100) if rng.random() < 0.15 else rng.integers(100, 1000)) for _ in range(9))
@@ -76,7 +78,7 @@ def _numbers(rng: np.random.Generator) -> list[str]:
 
 
 def _pair(rng: np.random.Generator, colors: list[int], tiny: bool, unseen: bool) -> tuple[int, int]:
-    """Color and shape."""
+    """Draws the color and the shape of a thing."""
     if unseen and rng.random() < UNSEEN_SHARE:
         pairs = HELD_OUT_TINY if tiny else HELD_OUT
         return pairs[int(rng.integers(len(pairs)))]
@@ -86,7 +88,7 @@ def _pair(rng: np.random.Generator, colors: list[int], tiny: bool, unseen: bool)
 
 
 def _side(rng: np.random.Generator, group: str, values: dict) -> int:
-    """Pixels of a shape; notes fill and size class in `values`."""
+    """Draws the side of a shape in pixels; adds fill and size class to `values`."""
     if group == "tiny":
         return int(rng.integers(14, 17))
     values["fill"], values["large"] = int(rng.integers(3)), bool(rng.integers(2))
@@ -94,7 +96,7 @@ def _side(rng: np.random.Generator, group: str, values: dict) -> int:
 
 
 def _place(canvas: tuple[int, int], grid: tuple[int, int], cell: tuple[int, int], size: tuple[int, int], shift: list[int]) -> Box:
-    """A box near the middle of its cell, inside it."""
+    """A box inside its cell, near the middle."""
     corner = []
     for total, parts, at, side, wanted in zip(canvas, grid, cell, size, shift, strict=True):
         first, end = -(-at * total // parts), (at + 1) * total // parts
@@ -106,7 +108,8 @@ def _place(canvas: tuple[int, int], grid: tuple[int, int], cell: tuple[int, int]
 def _shade(color: int, jitter: list[int]) -> Rgb:
     if color < 0:
         return (0, 0, 0)
-    return tuple(max(0, min(240, value + change)) for value, change in zip(RGB[color], jitter, strict=True))
+    red, green, blue = (max(0, min(240, value + change)) for value, change in zip(RGB[color], jitter, strict=True))
+    return red, green, blue
 
 
 def _bars(rng: np.random.Generator, panel: Box) -> tuple[Bar, ...]:

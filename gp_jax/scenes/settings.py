@@ -1,48 +1,48 @@
-"""Which generated scenes a run of the stage `base` draws: the fields `scenes` of its configurations."""
+"""Settings of the generated scenes of a run of the stage `base`: the fields `scenes` of its configurations."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture size and how often it is drawn, at the start and at the end of the run (linear between)."""
+    """A picture size and how often it is drawn. Its weight changes linearly from `early` to `late`."""
 
     width: int
-    """Pixels."""
+    """Width of the picture in pixels."""
     height: int
-    """Pixels."""
+    """Height of the picture in pixels."""
     questions: int
-    """At most so many turns per picture."""
+    """Most turns (question and answer) per picture."""
     early: float
-    """Weight at the first step."""
+    """Weight of this size at the first step."""
     late: float
-    """Weight from the step `ScenesConfig.settled` on."""
+    """Weight of this size after the share `ScenesConfig.settled` of the steps."""
 
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """Which generated scenes, and what is hidden of them."""
+    """Which generated scenes are drawn, and which visual tokens are hidden."""
 
     canvases: tuple[Canvas, ...] = ()
-    """Sizes; one program is compiled for each."""
+    """Picture sizes; a program is compiled for each."""
     settled: float = 0.4
-    """Share of the steps after which sizes are drawn with their late weights."""
+    """Share of the steps after which picture sizes are drawn with their late weights."""
     turn_rows: int = 20
-    """Text rows reserved per turn; turns that do not fit are left out."""
+    """Text tokens reserved per turn; turns that do not fit are left out."""
     pruned: float = 0.5
-    """Share of pictures whose turns lose visual tokens behind a random layer, as pruning makes them."""
+    """Share of pictures whose turns lose visual tokens after a random layer, as they would by pruning."""
     first_cut: int = 1
-    """First layer that such a cut may come before."""
+    """First layer that may lack these visual tokens; layers are counted from 0."""
     blackened: float = 0.08
-    """Share of pictures of which only the evidence of two turns is left, all else is black."""
+    """Share of pictures that are black except for the evidence of two turns."""
     relations: float = 0.0
-    """Share of a picture's turns that ask for relations, where there are so many; 0: as many as of each other family."""
+    """Share of a picture's turns that ask for relations, if the scene has enough of them; 0: as many as of each other family."""
     anchored: float = 0.0
-    """Share of pictures whose relation turns do not see what they ask for, only the shape that it stands beside: the answer must be read
-    off that shape's visual tokens, which know it."""
+    """Share of pictures whose relation turns do not see the shape that they ask for, only its neighbour that the question names: the answer
+    must be read from the visual tokens of that neighbour."""
     seed: int = 0
-    """Of scenes, questions and hiding."""
+    """Seed of scenes, questions and hidden visual tokens."""
     threads: int = 2
-    """Drawing threads."""
+    """Threads that draw pictures."""
     prefetch: int = 8
-    """Micro-batches that are ready ahead."""
+    """Micro-batches that are drawn ahead."""

@@ -1,4 +1,4 @@
-"""The benchmark: record number i of a split, the same on every machine, and packed scenes for base training."""
+"""The benchmark: record number i of a split, the same on every machine; and scenes with several questions for the stage `base`."""
 
 import functools
 import io
@@ -14,7 +14,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.scenes.draw import draw
 from gp_jax.scenes.labels import Labels, labels
 from gp_jax.scenes.palette import held_out
-from gp_jax.scenes.questions import FAMILIES, Ask, Question, asks, pick, pick_one
+from gp_jax.scenes.questions import FAMILIES, Draft, Question, asks, pick, pick_one
 from gp_jax.scenes.scene import TOKEN, make_scene
 from gp_jax.scenes.things import Scene
 
@@ -26,7 +26,7 @@ DATASET = "scenes"
 
 @functools.cache
 def _canvases(low: int, high: int) -> tuple[tuple[int, int], ...]:
-    """Sizes in pixels of so many tokens, no side more than twice the other, and not below 96 px."""
+    """Picture sizes (width, height) in pixels with low to high visual tokens: sides of at least 96 px, none more than twice the other."""
     sides = range(6, 35)
     return tuple((TOKEN * w, TOKEN * h) for w in sides for h in sides if low <= w * h <= high and w <= 2 * h and h <= 2 * w)
 
@@ -35,7 +35,10 @@ USUAL, ANY, LARGE = _canvases(240, 272), _canvases(64, 400), _canvases(400, 576)
 
 
 def canvas_of(rng: np.random.Generator, split: str, tokens: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Width and height in pixels: about 256 tokens for 60 % of the records, else 64 to 400; in test_ood 400 to 576; or as `tokens` says."""
+    """Draws width and height in pixels: about 256 visual tokens for 60 % of the records, else 64 to 400; in test_ood 400 to 576.
+
+    Args: tokens: least and most visual tokens, instead.
+    """
     if tokens is not None:
         sizes = _canvases(*tokens)
         return sizes[int(rng.integers(len(sizes)))]
@@ -48,9 +51,9 @@ def canvas_of(rng: np.random.Generator, split: str, tokens: tuple[int, int] | No
 
 
 def scene_question(split: str, index: int, seed: int = 0, tokens: tuple[int, int] | None = None) -> tuple[Scene, Question]:
-    """What record number `index` is about, without drawing it.
+    """Scene and question of record number `index`; nothing is drawn.
 
-    Args: seed: with another one it is another benchmark of the same kind; tokens: least and most visual tokens, None: `canvas_of`.
+    Args: seed: another seed gives another benchmark of the same kind; tokens: least and most visual tokens, None: see `canvas_of`.
     Raises: GlimpseError for an unknown split.
     """
     if split not in SPLIT_SEED:
@@ -64,42 +67,42 @@ def scene_question(split: str, index: int, seed: int = 0, tokens: tuple[int, int
             return scene, pick_one(scene, rng, pile)
 
 
-def _is_unseen(scene: Scene, ask: Ask) -> bool:
-    """Whether what is asked for has a held-out pair of color and shape, or the family knows none."""
+def _is_unseen(scene: Scene, ask: Draft) -> bool:
+    """Whether what is asked for has a held-out pair of color and shape, or the question's family has no such pairs."""
     if ask.family in ("text", "chart"):
         return True
     return any(thing.is_named and held_out(thing.color, thing.kind) for thing in (scene.things[i] for i in ask.target))
 
 
 def scene_record(split: str, index: int, seed: int = 0, tokens: tuple[int, int] | None = None) -> Record:
-    """One question about one picture, of family `index % 6`."""
+    """Record number `index`: one question, of family `index % 6`, about one picture."""
     scene, question = scene_question(split, index, seed, tokens)
     width, height = scene.canvas
     file = io.BytesIO()
-    Image.fromarray(draw(scene)).save(file, "BMP")  # noise hardly compresses: PNG would take most of the time for half of the bytes
+    Image.fromarray(draw(scene)).save(file, "BMP")  # the noise hardly compresses: PNG would halve the bytes, but take most of the time
     boxes = tuple((x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in question.boxes)
     return Record(record_id(split, index, seed, tokens), DATASET, question.question, question.answer, (file.getvalue(),), (boxes,), (None,))
 
 
 def scene_entry(split: str, index: int, seed: int = 0, tokens: tuple[int, int] | None = None) -> Entry:
-    """What planning needs of `scene_record`; nothing is drawn."""
+    """The entry of `scene_record`; nothing is drawn."""
     scene, question = scene_question(split, index, seed, tokens)
     return Entry(record_id(split, index, seed, tokens), DATASET, question.question, question.answer, (scene.canvas,))
 
 
 def record_id(split: str, index: int, seed: int = 0, tokens: tuple[int, int] | None = None) -> str:
-    """A record's name, such as test-000012; test-s7-000012 with another seed than 0, test-t64to99-000012 with so many visual tokens."""
+    """A record's id, such as test-000012; with seed 7 test-s7-000012, with 64 to 99 visual tokens test-t64to99-000012."""
     other = (f"s{seed}-" if seed else "") + (f"t{tokens[0]}to{tokens[1]}-" if tokens else "")
     return f"{split}-{other}{index:06d}"
 
 
 def families(record: Record | Entry) -> str:
-    """The family of a record's question, by its number."""
+    """The family of a record's question, from the number in its id."""
     return FAMILIES[int(record.id.rsplit("-", 1)[1]) % len(FAMILIES)]
 
 
 class ScenesSource:
-    """Records of a split, made when asked for: a `record.Source` and a grain `RandomAccessDataSource`. Pickles as its settings."""
+    """Records of a split, made when they are read: a `record.Source` and a grain `RandomAccessDataSource`. Pickles as its settings."""
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class ScenesSource:
         only: Sequence[str] = FAMILIES,
         tokens: tuple[int, int] | None = None,
     ) -> None:
-        """Record `i` is number `start + i` of the split, counted among those of the families `only`. Raises: GlimpseError."""
+        """Record `i` is number `start + i` of the split, counting only records of the families `only`. Raises: GlimpseError."""
         if split not in SPLIT_SEED:
             raise GlimpseError(f"split '{split}' is not one of {', '.join(SPLIT_SEED)}")
         for family in only:
@@ -131,18 +134,18 @@ class ScenesSource:
         return f"ScenesSource({self.split!r}, {self.count}, {self.start}, seed={self.seed}{more})"
 
     def _number(self, index: int) -> int:
-        """Of a record in its split, where the families take turns."""
+        """The number in the split of record `index`; the families alternate in the split."""
         turn, place = divmod(self.start + index, len(self.only))
         return turn * len(FAMILIES) + FAMILIES.index(self.only[place])
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """How messages call this source."""
         return f"scenes ({self.split})"
 
     @functools.cached_property
     def entries(self) -> list[Entry]:
-        """One per record, in order; about a millisecond each, once."""
+        """One entry per record, in order; each takes about a millisecond, once."""
         from tqdm import tqdm
 
         numbers = [self._number(i) for i in range(self.count)]
@@ -172,9 +175,9 @@ class PackedScene:
 
 
 def packed_scene(seed: int, index: int, canvas: tuple[int, int] = (256, 256), count: int = 8, relations: float = 0.0) -> PackedScene:
-    """Number `index` of an endless stream, held-out pairs left out.
+    """Scene number `index` of an endless stream, without held-out pairs.
 
-    Args: canvas: (width, height) in pixels; count: questions, at most; relations: share of them that are relations at least.
+    Args: canvas: (width, height) in pixels; count: most questions; relations: least share of them that are relations.
     """
     rng = np.random.default_rng(np.random.SeedSequence([PACKED_SEED, seed, index]))
     scene = make_scene(rng, canvas)

@@ -1,4 +1,4 @@
-"""Shapes, fill patterns and digits as small grey pictures, made once per size."""
+"""Shapes, fill patterns and digits as small arrays of opacities, made once per size."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gp_jax.scenes.palette import SHAPES
 from gp_jax.scenes.things import DIGIT_SIZE
 
-FINE = 8  # drawn so many times larger, for smooth edges
+FINE = 8  # factor by which shapes are drawn larger and then scaled down, for smooth edges
 
 
 def _star() -> list[tuple[float, float]]:
@@ -36,14 +36,14 @@ POLYGONS = {
 
 
 def _shares(picture: Image.Image) -> np.ndarray:
-    """0..256, so that blending divides by a power of two."""
+    """Grey values as opacities 0..256, so that blending divides by a power of two."""
     values = np.asarray(picture).astype(np.int32)[:, :, None]
     return values + (values >> 7)
 
 
 @functools.cache
 def shape_stencil(kind: int, side: int) -> np.ndarray:
-    """How much of each pixel a shape covers. Returns: (side, side, 1) int32, 0..256."""
+    """The part of each pixel that a shape covers. Returns: (side, side, 1) int32, 0..256."""
     name, fine = SHAPES[kind], side * FINE
     picture = Image.new("L", (fine, fine), 255 if name == "square" else 0)
     pen = ImageDraw.Draw(picture)
@@ -54,21 +54,21 @@ def shape_stencil(kind: int, side: int) -> np.ndarray:
             pen.ellipse((hole, hole, fine - 1 - hole, fine - 1 - hole), fill=0)
     elif name != "square":
         points = np.array(POLYGONS[name], float)
-        points = (points - points.min(0)) / (points.max(0) - points.min(0)) * (fine - 1)  # fills its box
+        points = (points - points.min(0)) / (points.max(0) - points.min(0)) * (fine - 1)  # scaled to fill the box
         pen.polygon([tuple(point) for point in points.tolist()], fill=255)
     return _shares(picture.reduce(FINE))
 
 
 @functools.cache
 def shape_area(kind: int, side: int) -> float:
-    """Pixels that a shape takes, a ring's hole included."""
+    """Area of a shape in pixels, a ring's hole included."""
     filled = SHAPES.index("circle") if SHAPES[kind] == "ring" else kind
     return float(shape_stencil(filled, side).sum()) / 256
 
 
 @functools.cache
 def fill_pattern(kind: int, fill: int, side: int) -> np.ndarray:
-    """Where the second tone is. Returns: (side, side, 1) bool."""
+    """The pixels of the second tone. Returns: (side, side, 1) bool."""
     y, x = np.mgrid[:side, :side] - side // 2
     if fill == 1:  # diagonal, 4 px wide across
         pattern = (x + y) % 10 < 5
@@ -76,7 +76,7 @@ def fill_pattern(kind: int, fill: int, side: int) -> np.ndarray:
         row = (y + 2) // 6
         u, v = (x + 2 + row % 2 * 4) % 8 - 1.5, (y + 2) % 6 - 1.5
         pattern = u * u + v * v < 4.6
-    # The edge keeps the first tone: the second may be close to the background, and the outline must stay whole.
+    # The edge keeps the first tone: the second may be close to the background, and the outline must stay visible.
     inside = shape_stencil(kind, side)[:, :, 0] > 128
     for _ in range(1 if side < 30 else 2):
         ringed = np.pad(inside, 1)
@@ -86,7 +86,7 @@ def fill_pattern(kind: int, fill: int, side: int) -> np.ndarray:
 
 @functools.cache
 def digit_stencil(digit: int) -> np.ndarray:
-    """Returns: (20, 11, 1) int32, 0..256."""
+    """The opacities of a digit. Returns: (20, 11, 1) int32, 0..256."""
     width, height = DIGIT_SIZE
     font = ImageFont.load_default(4 * height)
     large = Image.new("L", (6 * height, 6 * height))

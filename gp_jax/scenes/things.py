@@ -1,4 +1,4 @@
-"""What a scene is made of. Boxes are (x0, y0, x1, y1) in pixels, x1 and y1 behind the last pixel."""
+"""The parts of a scene. Boxes are (x0, y0, x1, y1) in pixels; x1 and y1 are exclusive."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ TAG_SIZE = (40, 26)
 DIGIT_SIZE = (11, 20)
 DIGIT_STEP = 12
 CHART_SIDE = 40
-CHART_MARGIN = 3  # between the panel's edge and the bars, baseline included
+CHART_MARGIN = 3  # pixels between the panel's edge and the bars, baseline included
 DIRECTIONS = ("left", "right", "above", "below")
 
 
@@ -24,7 +24,7 @@ class Bar:
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """Height of the bar in pixels."""
         return self.box[3] - self.box[1]
 
 
@@ -37,35 +37,35 @@ class Thing:
     cell: tuple[int, int]  # column, row
     color: int = -1  # in COLORS; -1: a chart
     rgb: Rgb = (0, 0, 0)
-    kind: int = -1  # in SHAPES, of shapes and tiny ones
-    fill: int = 0  # in FILLS, of shapes
-    large: bool = False  # of shapes
-    number: str = ""  # of a tag
-    bars: tuple[Bar, ...] = ()  # of a chart, from left to right
+    kind: int = -1  # in SHAPES; only of shapes and tiny shapes
+    fill: int = 0  # in FILLS; only of shapes
+    large: bool = False  # only of shapes
+    number: str = ""  # only of tags
+    bars: tuple[Bar, ...] = ()  # only of charts, from left to right
 
     @property
     def centre(self) -> tuple[float, float]:
-        """x, y in pixels."""
+        """Centre (x, y) in pixels."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     @property
     def is_named(self) -> bool:
-        """Whether it has a color and a shape to be called by."""
+        """Whether questions can name it by color and shape."""
         return self.kind >= 0
 
     @property
     def color_word(self) -> str:
-        """Such as red."""
+        """The color in words, such as red."""
         return COLORS[self.color]
 
     @property
     def kind_word(self) -> str:
-        """Such as star."""
+        """The shape in words, such as star."""
         return SHAPES[self.kind]
 
     @property
     def fill_word(self) -> str:
-        """Such as striped."""
+        """The fill in words, such as striped."""
         return FILLS[self.fill]
 
     @property
@@ -89,9 +89,10 @@ class Scene:
 
 
 def beside(things: tuple[Thing, ...], anchor: Thing) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Numbers of the things left, right, above and below: those whose rows (or columns) of pixels overlap the anchor's."""
+    """Numbers of the things to the left, to the right, above and below: those whose rows (or columns) of pixels overlap the anchor's."""
     x0, y0, x1, y1 = anchor.box
-    left, right, above, below = [], [], [], []
+    sides: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
+    left, right, above, below = sides
     for i, thing in enumerate(things):
         if thing is anchor:
             continue
@@ -100,9 +101,9 @@ def beside(things: tuple[Thing, ...], anchor: Thing) -> tuple[list[int], list[in
             (left if a0 < x0 else right).append(i)
         if a0 < x1 and x0 < a1:
             (above if b0 < y0 else below).append(i)
-    return left, right, above, below
+    return sides
 
 
 def neighbors(things: tuple[Thing, ...], anchor: Thing) -> tuple[int | None, ...]:
-    """Per direction, the number of the only thing there; None where there is none, where there are several, or it is no shape."""
+    """Per direction, the number of the only thing there; None if there is none, if there are several, or if it is not a shape."""
     return tuple(side[0] if len(side) == 1 and things[side[0]].group == "shape" else None for side in beside(things, anchor))

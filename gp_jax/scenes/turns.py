@@ -1,4 +1,4 @@
-"""Scenes with several turns each to padded arrays, numpy on the host. See `trees.PackedBatch` for the shapes."""
+"""Makes padded numpy arrays of scenes with several turns each. See `trees.PackedBatch` for the shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,35 +19,36 @@ from gp_jax.trees import DenseLabels, PackedBatch, TurnsInput
 
 @dataclass(frozen=True)
 class Hiding:
-    """What one picture's turns no longer see."""
+    """The visual tokens of one picture that stay visible after a cut."""
 
-    keep: np.ndarray  # (turns, N) bool over visual tokens, in prompt order
-    seen: np.ndarray  # (N,) bool
-    cut: int  # first layer behind the cut; the depth: nothing is cut
+    keep: np.ndarray  # (turns, N) bool over visual tokens, in prompt order: visible to each turn
+    seen: np.ndarray  # (N,) bool: visible to the rows of the prompt
+    cut: int  # first layer after the cut; the number of layers: nothing is cut
 
 
 class TurnMaker:
-    """Tokens of turns, as the chat template writes them."""
+    """Makes the tokens of turns, with the chat template."""
 
     def __init__(self, processor: Processor):
-        self.processor, self.config = processor, processor.config
+        assert processor.tokenizer is not None, "turns are made of tokens"
+        self.processor, self.tokenizer, self.config = processor, processor.tokenizer, processor.config
 
     @lru_cache(maxsize=65536)  # noqa: B019 -- one maker per run
     def _prompt(self, question: str) -> tuple[int, ...]:
-        return tuple(self.processor.tokenizer(self.processor.chat(1, question))["input_ids"])
+        return tuple(self.tokenizer(self.processor.chat(1, question))["input_ids"])
 
     @lru_cache(maxsize=65536)  # noqa: B019
     def _answer(self, answer: str) -> tuple[int, ...]:
-        return (*self.processor.tokenizer(answer)["input_ids"], self.config.eos_token_ids[0])
+        return (*self.tokenizer(answer)["input_ids"], self.config.eos_token_ids[0])
 
     def split(self, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """A prompt's tokens up to the picture's end, and the rest."""
+        """A prompt's tokens up to the end of the picture, and the tokens after it."""
         ids = self._prompt(question)
         end = ids.index(self.config.image_token_id) + 2
         return ids[:end], ids[end:]
 
     def turn(self, question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Tokens of a question (with what the template puts around it) and of its answer (with its end)."""
+        """Tokens of a question, with the template's tokens around it, and of its answer, with the end-of-turn token."""
         return self.split(question.question)[1], self._answer(question.answer)
 
     def opening(self, pixels: np.ndarray, grid: np.ndarray) -> Sample:
@@ -59,7 +60,7 @@ class TurnMaker:
 
 
 def evidence(question: Question, width: int, height: int, grid: tuple[int, int]) -> np.ndarray:
-    """Visual tokens that a question's boxes touch. Returns: (N,) bool, in prompt order."""
+    """The visual tokens that a question's boxes touch. Returns: (N,) bool, in prompt order."""
     shares = [(x1 / width, y1 / height, x2 / width, y2 / height) for x1, y1, x2, y2 in question.boxes]
     return box_mask(shares, grid).reshape(-1)
 
@@ -67,11 +68,11 @@ def evidence(question: Question, width: int, height: int, grid: tuple[int, int])
 def packed_batch(
     scenes: Sequence[PackedScene], hidings: Sequence[Hiding], maker: TurnMaker, questions: int, rows: int, unknown: Sequence[np.ndarray]
 ) -> PackedBatch:
-    """Joins scenes of one size.
+    """A batch of scenes of equal size.
 
     Args:
-        questions: turns per picture Q; rows: text rows U; turns that do not fit are left out.
-        unknown: per scene (rows, columns) bool over visual tokens whose labels are unknown.
+        questions: turns per picture, Q; rows: text rows, U; turns that do not fit into the rows are left out.
+        unknown: per scene, the visual tokens whose labels are unknown, (rows, columns) bool.
     """
     config, batch = maker.config, len(scenes)
     samples = []
@@ -115,7 +116,7 @@ def packed_batch(
 def dense_labels(
     scenes: Sequence[PackedScene], samples: Sequence[Sample], unknown: Sequence[np.ndarray], slots: int, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels moved to vision slots; patches of a token in row order, as the merger joins them."""
+    """The labels in the order of vision slots; the patches of a token in row order, as the merger joins them."""
     patch = np.full((len(scenes), slots, side * side, 3), -1, np.int8)
     neighbor = np.full((len(scenes), slots, 4, 2), -1, np.int8)
     for b, (scene, sample, hidden) in enumerate(zip(scenes, samples, unknown, strict=True)):
@@ -131,7 +132,7 @@ def dense_labels(
 
 
 def anchor_neighbors(scene: PackedScene, question: Question) -> np.ndarray:
-    """What stands beside the shape that a relation names. Returns: (4, 2) kinds and colors; -1 for other questions."""
+    """The neighbours of the shape that a relation names. Returns: (4, 2) kinds and colors; -1 for other questions."""
     if question.family != "relation":
         return np.full((4, 2), -1, np.int8)
     x0, y0, x1, y1 = question.boxes[0]

@@ -1,4 +1,4 @@
-"""A split of the benchmark as a prepared folder, which `open_prepared`, training and evaluation read like any other."""
+"""Writes a split of the benchmark as a prepared folder, which training and evaluation read like any other."""
 
 import shutil
 import sys
@@ -21,7 +21,7 @@ Split = Literal["train", "val", "test", "test_ood"]
 
 
 def write(out: Path, split: Split, count: int, start: int = 0, progress: bool | None = None, seed: int = 0) -> None:
-    """Writes records start .. start + count - 1. The folder appears under its name only when it is whole.
+    """Writes records start .. start + count - 1. The folder gets its name when it is complete.
 
     Args: out: a new folder; progress: whether to show a bar; default: on a terminal.
     Raises: GlimpseError for an existing folder, bad numbers or a disk that cannot be written.
@@ -34,8 +34,8 @@ def write(out: Path, split: Split, count: int, start: int = 0, progress: bool | 
     silent = not (sys.stderr.isatty() if progress is None else progress)
     scratch = out.parent / f".{out.name}.partial"
     with only_one(scratch, "gp_jax.scenes"), writing(out):
-        _check_new(out)  # another process may have just made it
-        _clear(scratch)  # of one that was killed
+        _check_new(out)  # another process may just have written it
+        _clear(scratch)  # left by a process that was killed
         try:
             lengths = []
             bar = tqdm(total=count, unit="scene", desc=f"drawing {split}", disable=silent)
@@ -51,7 +51,7 @@ def write(out: Path, split: Split, count: int, start: int = 0, progress: bool | 
                     lengths.append((writer.examples, writer.bytes))
             builder.write_metadata(scratch, {split: lengths}, DESCRIPTION, HOMEPAGE)
             scratch.rename(out)
-        except RuntimeError as error:  # of array_record, about the disk
+        except RuntimeError as error:  # array_record raises it when the disk fails
             raise GlimpseError(f"{out}: cannot be written ({one_line(error)})") from error
         finally:
             _clear(scratch)
@@ -63,7 +63,7 @@ def _check_new(out: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Everything but the lock."""
+    """Deletes everything in a folder except the lock."""
     for path in folder.iterdir() if folder.exists() else ():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

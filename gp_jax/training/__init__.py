@@ -1,1 +1,1 @@
-"""Learning: losses, optimiser, step, loop."""
+"""Training: settings, losses, optimiser, step, loop."""

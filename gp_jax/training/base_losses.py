@@ -1,8 +1,8 @@
-"""Losses of the stage `base`: answers, what is drawn on every visual token and beside it, and what a question has read off a token.
+"""Losses of the stage `base`: on answers, on what every visual token shows, and on what a question has read from a visual token.
 
-The dense loss is what makes a small model learn to read at all: without it digits stay at chance for tens of thousands of pictures. The
-reading loss does the same for relations: without it questions hardly look at the visual tokens that know what stands beside a shape. The
-heads are thrown away after training.
+A small model does not learn to read without the dense loss: accuracy on digits stays at chance level for tens of thousands of pictures.
+The reading loss has the same role for relations: without it questions hardly attend to the visual tokens that encode the neighbours of a
+shape. The heads of both losses are discarded after training.
 B samples, U text rows, Q turns, M vision slots, P patches of a visual token, V vocabulary.
 """
 
@@ -30,11 +30,11 @@ SHOWN = ("loss", "language", "dense", "reading", "exact", *FAMILIES)
 PATCH_CLASSES = (KINDS, COLORS, FILLS)
 NEIGHBOR_CLASSES = (NEIGHBORS, COLORS)
 SIDES = 4
-NOTHING_BESIDE = 0.5  # weight of sides without a neighbour, which are many
+NOTHING_BESIDE = 0.5  # weight of the sides of a shape without a neighbour, which are frequent
 
 
 class DenseHead(nnx.Module):
-    """Visual tokens to classes of their patches and neighbours."""
+    """Predicts from a visual token the classes of its patches and of its neighbours."""
 
     def __init__(self, size: int, patches: int, *, rngs: nnx.Rngs):
         classes = patches * sum(PATCH_CLASSES) + SIDES * sum(NEIGHBOR_CLASSES)
@@ -49,7 +49,7 @@ class DenseHead(nnx.Module):
 
 
 class Pretraining(nnx.Module):
-    """A model and what it has while it is trained only."""
+    """A model with the heads that exist during training only."""
 
     def __init__(self, model: LVLM, *, rngs: nnx.Rngs):
         self.model = model
@@ -58,38 +58,41 @@ class Pretraining(nnx.Module):
 
 
 def weighted_cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
-    """Mean over labels that are known. logits: (..., C); labels: (...) int, -1 unknown; weights: (...)."""
+    """Mean cross-entropy over known labels. logits: (..., C); labels: (...) int, -1 unknown; weights: (...)."""
     picked = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
     weights = jnp.where(labels >= 0, weights, 0.0)
     return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - picked) * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
 def labels_loss(logits: Array, labels: Array, classes: tuple[int, ...], nothing: float) -> Array:
-    """Cross-entropies of several labels. logits: (..., all classes); labels: (..., labels); nothing: weight where the first label is 0."""
-    found, start = 0.0, 0
+    """Sum of the cross-entropies of several labels.
+
+    Args: logits: (..., sum of classes); labels: (..., len(classes)); nothing: weight of places whose first label is 0.
+    """
+    losses, start = [], 0
     for i, size in enumerate(classes):
         weights = jnp.where(labels[..., 0] == 0, nothing, 1.0)
-        found += weighted_cross_entropy(logits[..., start : start + size], labels[..., i], weights)
+        losses.append(weighted_cross_entropy(logits[..., start : start + size], labels[..., i], weights))
         start += size
-    return found
+    return sum(losses[1:], start=losses[0])
 
 
 def dense_loss(head: DenseHead, tokens: Array, batch: PackedBatch, config: BaseLossConfig) -> Array:
-    """Cross-entropies of every label, patches and neighbours."""
+    """Cross-entropy of the labels of all patches, and of all neighbours."""
     patch, neighbor = head(tokens)
     beside = labels_loss(neighbor, batch.labels.neighbor, NEIGHBOR_CLASSES, NOTHING_BESIDE)
     return labels_loss(patch, batch.labels.patch, PATCH_CLASSES, config.background_weight) + config.neighbor_weight * beside
 
 
 def reading_loss(reader: Linear, rows: Array, batch: PackedBatch) -> Array:
-    """Cross-entropies of all that stands beside the shape that a relation names, from its question's last row. rows: (B, U, D)."""
+    """Cross-entropy of the neighbours of the shape that a relation names, predicted from its question's last row. rows: (B, U, D)."""
     asked = jnp.take_along_axis(rows, batch.labels.row[..., None], axis=1).astype(jnp.float32)
     logits = reader(asked).reshape(*asked.shape[:2], SIDES, -1)
     return labels_loss(logits, batch.labels.beside, NEIGHBOR_CLASSES, NOTHING_BESIDE)
 
 
 def exact_turns(logits: Array, turns: TurnsInput) -> Array:
-    """Turns whose every answer token, the end included, is the likeliest one: exactly those that greedy decoding answers right.
+    """Turns in which every answer token, the end included, is the most likely one: exactly those that greedy decoding answers correctly.
 
     Returns: (B, Q) bool.
     """
@@ -101,7 +104,7 @@ def exact_turns(logits: Array, turns: TurnsInput) -> Array:
 def losses(
     model: Pretraining, batch: PackedBatch, counts: Counts, key: Array | None, config: BaseLossConfig, remat: bool, attention: str
 ) -> tuple[Array, tuple[dict[str, Array], Array]]:
-    """A micro-batch's share of its step, whose loss is the mean over its micro-batches: `counts.samples` of them.
+    """A micro-batch's share of the loss of its step, which is the mean over the step's `counts.samples` micro-batches.
 
     Returns: the loss, (its parts and exact matches as sums, exact turns (B, Q) bool).
     """

@@ -1,4 +1,4 @@
-"""What training a whole small model from nothing is, as frozen dataclasses: the stage `base` of `train.py`."""
+"""Settings of the stage `base` of `train.py`, which trains a whole small model from random weights, as frozen dataclasses."""
 
 from dataclasses import dataclass, field
 
@@ -9,69 +9,69 @@ from gp_jax.training.settings import MeshConfig, OptimConfig, check_words
 
 @dataclass(frozen=True)
 class BaseLossConfig:
-    """L_lang + dense_weight * (cross-entropy of what is drawn on a visual token and beside it) + reading_weight * (cross-entropy of what
-    stands beside the shape that a relation names, told by its question's last row)."""
+    """L_lang + dense_weight * (cross-entropy of what a visual token and its neighbours show) + reading_weight * (cross-entropy of the
+    neighbours of the shape that a relation names, predicted from its question's last row)."""
 
     dense_weight: float = 0.5
-    """Of the dense loss."""
+    """Weight of the dense loss."""
     background_weight: float = 0.15
-    """Of patches without anything on them."""
+    """Weight of empty patches in the dense loss."""
     neighbor_weight: float = 0.5
-    """Of the neighbours of a shape, within the dense loss."""
+    """Weight of the neighbours of a shape in the dense loss."""
     reading_weight: float = 0.0
-    """Of the loss that teaches to read neighbours off a shape's visual tokens."""
+    """Weight of the reading loss, with which questions learn to read the neighbours of a shape from its visual tokens."""
     reading_layer: int = -3
-    """Decoder layer behind which they must have been read."""
+    """Decoder layer after which the reading loss is computed; -1: the last one."""
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Train a whole small vision-language model on generated scenes, from nothing."""
+    """Train a whole small vision-language model on generated scenes, from random weights."""
 
     model: str = ""
-    """Folder with config.json, tokenizer and processor files; weights that lie there are not read."""
+    """Folder with config.json, tokenizer and processor files; weights in it are not read."""
     start: str = ""
-    """Run folder of this stage to begin from: the parameters of its newest checkpoint, the training head's included. [default: random]"""
+    """Run folder of this stage whose newest checkpoint gives the initial parameters, training heads included. [default: random weights]"""
     blend: float = 1.0
-    """Where the exported weights lie on the way from those that it began with to those that it came to: short of 1 they keep more of what
-    `start` knew, and often generalise better (arXiv 2109.01903)."""
+    """Interpolation between the initial (0) and the trained (1) weights for the export: below 1 more of the model `start` is kept, which
+    often generalises better (arXiv 2109.01903)."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """Pictures and questions."""
     loss: BaseLossConfig = field(default_factory=BaseLossConfig)
     """Weights of the losses."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser."""
+    """Optimiser and learning rate."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    """Devices."""
+    """Distribution over devices."""
     out: str = "runs/base"
-    """Run folder: logs, checkpoints, the exported model. A run that is there already goes on."""
+    """Run folder: logs, checkpoints, the exported model. If it holds a run already, that run is continued."""
     batch_size: int = 4
-    """Pictures of a micro-batch, over all devices."""
+    """Pictures of a micro-batch, over all devices together."""
     accumulation: int = 4
-    """Micro-batches of a step."""
+    """Micro-batches per optimiser step."""
     steps: int = 1000
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     seed: int = 0
-    """Of the parameters."""
+    """Seed of the initial parameters."""
     remat: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of storing them."""
     attention: str = "auto"
-    """Attention implementation of long sequences."""
+    """Implementation of attention over long sequences."""
     log_every: int = 10
     """Steps between two log lines."""
     validate_every: int = 250
     """Steps between two validations."""
     validation_scenes: int = 96
-    """Pictures of a validation, with several questions each."""
+    """Pictures in a validation, with several questions each."""
     save_every: int = 250
     """Steps between two checkpoints."""
     keep: int = 2
-    """Newest checkpoints kept, besides the best one."""
+    """Number of newest checkpoints that are kept, besides the best one."""
     compilation_cache: str | None = None
-    """Folder that keeps compiled programs from run to run. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
+    """Folder of the cache of compiled programs. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
 
     def check(self) -> "BaseConfig":
-        """What can be wrong before anything is loaded. Returns: itself. Raises: GlimpseError that names the field."""
+        """Checks everything that can be checked before anything is loaded. Returns: self. Raises: GlimpseError that names the field."""
         if not self.model:
             raise GlimpseError("model is missing: a folder with config.json, tokenizer and processor files (--model)")
         check_words(self)
@@ -81,7 +81,7 @@ class BaseConfig:
         if not 0 < self.blend <= 1:
             raise GlimpseError(f"blend={self.blend!r} is not in 0..1")
         if self.blend < 1 and not self.start:
-            raise GlimpseError(f"blend={self.blend!r}: between what? It needs `start`")
+            raise GlimpseError(f"blend={self.blend!r}: needs `start`, the run whose weights it interpolates with")
         if not self.scenes.canvases:
             raise GlimpseError("scenes.canvases is empty: say which picture sizes to draw")
         for canvas in self.scenes.canvases:

@@ -1,4 +1,4 @@
-"""From a configuration to everything that a run needs; whatever can be wrong is found here, before the first step."""
+"""Builds everything that a run of a configuration needs. Errors in configuration, model or data are found here, before the first step."""
 
 import dataclasses
 import hashlib
@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax.config.model import GlimpseConfig, ModelConfig
-from gp_jax.data.feed import Loaded, LoadMicroBatch, load, local_rows
+from gp_jax.data.feed import LoadedBatch, LoadMicroBatch, load, local_rows
 from gp_jax.data.prepared import PreparedSource, open_prepared
 from gp_jax.data.record import Source
-from gp_jax.data.report import say
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Length, Schedule
 from gp_jax.data.settings import DataConfig, DataSource
+from gp_jax.data.tally import say
 from gp_jax.errors import GlimpseError, some
 from gp_jax.glimpse.predictor import make_predictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
@@ -29,17 +30,18 @@ from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_dige
 from gp_jax.pruning.plan import middle_layer
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
+from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.settings import GlimpseSettings, TrainConfig
 from gp_jax.training.step import Counts, TrainingStep
 from gp_jax.vlm import GlimpseVLM
 
-FEW_BAD, BAD_SHARE = 10, 0.01  # records that may turn out to be unreadable: this number, or this share
-Progress = Callable[..., Iterable]  # (items, what they are, how many) -> the items, with a bar
+FEW_BAD, BAD_SHARE = 10, 0.01  # unreadable records that a run tolerates: this number, or this share of all
+Progress = Callable[..., Iterable]  # (items, their name, their number) -> the items, with a progress bar
 
 
 def glimpse_config(settings: GlimpseSettings, model: ModelConfig) -> GlimpseConfig:
-    """The released configuration's fields, defaults filled in for this model. Raises: GlimpseError naming a field that cannot be."""
+    """The fields of the released configuration, with defaults for this model. Raises: GlimpseError that names an impossible field."""
     depth, logits = model.text.num_hidden_layers, settings.use_attention_logits
     cut = middle_layer(depth) if settings.reduce_layer is None else settings.reduce_layer
     values = dataclasses.asdict(settings) | {
@@ -55,25 +57,25 @@ def glimpse_config(settings: GlimpseSettings, model: ModelConfig) -> GlimpseConf
 
 
 def attach_glimpse(model: LVLM, config: GlimpseConfig, seed: int, mesh: Mesh | None, like: Sequence[int] = ()) -> LVLM:
-    """Gives a base model a new glimpse, randomly initialised, the same in every process.
+    """Adds a new glimpse to a base model, with random values that are the same in every process.
 
-    Args: like: token ids that the glimpse rows begin as copies of, the last `le_length` of them.
+    Args: like: token ids; the glimpse rows start as copies of the embeddings of the last `le_length` of them.
     """
     rngs = nnx.Rngs(seed)
     model.glimpse_config = config
-    # A base model comes without: nnx must be told that what was None now holds parameters.
+    # They are None in a base model: nnx must be told that these attributes now hold parameters.
     model.glimpse = nnx.data(GlimpsePrompt(config, model.config.text, rngs=rngs) if config.rows else None)
     model.predictor = nnx.data(make_predictor(config, model.config, dtype=model.decoder.embed_tokens.dtype, rngs=rngs))
     if like and model.glimpse is not None:
-        model.glimpse.imitate(model.decoder.embed(np.asarray(like[-config.le_length :])))
+        model.glimpse.imitate(model.decoder.embed(jnp.asarray(like[-config.le_length :])))
     for part in (model.glimpse, model.predictor):
         if part is not None:
             nnx.update(part, spread(nnx.state(part), replicated(mesh)))
     return model
 
 
-def build_mesh(config: TrainConfig) -> Mesh | None:
-    """The mesh, None for a single device."""
+def build_mesh(config: TrainConfig | BaseConfig) -> Mesh | None:
+    """The mesh of a run; None for a single device."""
     if jax.device_count() == 1 and (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) in ((1, -1, 1), (1, 1, 1), (-1, 1, 1)):
         return None
     return make_mesh(*mesh_sizes(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, jax.device_count()))
@@ -81,21 +83,21 @@ def build_mesh(config: TrainConfig) -> Mesh | None:
 
 @dataclass(frozen=True)
 class Feed:
-    """Records in the order of a schedule."""
+    """Loads records in the order of a schedule."""
 
     sources: Sequence[Source]
     schedule: Schedule
     loader: LoadMicroBatch
     config: DataConfig
     accumulation: int
-    bad: set[str] = dataclasses.field(default_factory=set)  # what was wrong with records that could not be read
+    bad: set[str] = dataclasses.field(default_factory=set)  # error messages of records that could not be read
 
-    def load(self, start: int, end: int) -> Iterator[Loaded]:
-        """Micro-batches start .. end-1 of this process. Raises: GlimpseError when too many of their records cannot be read."""
+    def load(self, start: int, end: int) -> Iterator[LoadedBatch]:
+        """This process's rows of the micro-batches start .. end-1. Raises: GlimpseError when too many records cannot be read."""
         options = dict(threads=self.config.threads, prefetch=self.config.prefetch, workers=self.config.workers)
         return map(self._note, load(self.loader, start, end, **options))
 
-    def _note(self, loaded: Loaded) -> Loaded:
+    def _note(self, loaded: LoadedBatch) -> LoadedBatch:
         for reason in loaded.bad:
             if reason not in self.bad:
                 self.bad.add(reason)
@@ -105,7 +107,7 @@ class Feed:
         return loaded
 
     def left_out(self) -> str:
-        """Which records are not used and why, in words; "" when all are."""
+        """A text that says which records are not used and why; "" when all are used."""
         return "; ".join(
             f"{len(members)} because {reason} ({some(self.sources[s].entries[r].id for s, r in members)})"
             for reason, members in self.schedule.left_out.items()
@@ -116,17 +118,17 @@ class Feed:
         return range(step * self.accumulation, (step + 1) * self.accumulation)
 
     def counts(self, step: int) -> Counts:
-        """Denominators of a step's losses."""
+        """The denominators of a step's losses."""
         tokens, samples = self.schedule.counts(self.micro_batches(step))
         return Counts(np.float32(tokens), np.float32(max(1, samples)))
 
     def sizes(self, step: int) -> tuple[int, int]:
-        """Samples and tokens of a step, without padding."""
+        """Numbers of samples and of tokens in a step, without padding."""
         numbers = self.micro_batches(step)
         return sum(len(self.schedule[n].members) for n in numbers), sum(self.schedule.tokens(n) for n in numbers)
 
     def epoch(self, step: int) -> float:
-        """Passes over the data before a step."""
+        """Number of passes over the data before a step, as a fraction."""
         return step * self.accumulation / self.schedule.epoch_end(1)
 
     def names(self, numbers: Sequence[int]) -> list[str]:
@@ -135,7 +137,7 @@ class Feed:
 
 
 def open_source(source: DataSource) -> Source:
-    """A prepared folder, or generated scenes: see `DataSource.path`. Raises: GlimpseError."""
+    """Opens a prepared folder or generated scenes, see `DataSource.path`. Raises: GlimpseError."""
     name, _, rest = source.path.partition(":")
     if name != "scenes":
         return open_prepared(source.path, source.split)
@@ -152,7 +154,7 @@ def open_source(source: DataSource) -> Source:
 
 
 def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: SampleMaker, mesh: Mesh | None, progress: Progress) -> Feed:
-    """Opens sources, measures their records, plans batches."""
+    """Opens the sources, measures their records and plans the batches."""
     opened = [open_source(source) for source in sources]
     lengths: list[list[Length | str]] = []
     for source, own in zip(sources, opened, strict=True):
@@ -171,7 +173,7 @@ def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: Sample
 
 
 def fitting(length: Length | str, config: TrainConfig) -> Length | str:
-    """A length within the limits, or why the record is left out."""
+    """The length if it is within the limits, else why the record is left out."""
     if isinstance(length, str):
         return length
     for part, most, tokens in (("answer", config.data.max_answer, length.answer), ("prompt", config.data.max_prompt, length.shape.prompt)):
@@ -182,7 +184,7 @@ def fitting(length: Length | str, config: TrainConfig) -> Length | str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run before its first step."""
+    """Everything that a run needs, before its first step."""
 
     config: TrainConfig
     vlm: GlimpseVLM
@@ -195,7 +197,7 @@ class Run:
 
 
 def build(config: TrainConfig, progress: Progress) -> Run:
-    """Loads model and data. Raises: GlimpseError that names what is wrong."""
+    """Loads the model and plans the data. Raises: GlimpseError that names what is wrong."""
     mesh = build_mesh(config)
     vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse_from, config.dtype, mesh, attention=config.attention, progress=True)
     if vlm.processor.tokenizer is None:
@@ -204,7 +206,9 @@ def build(config: TrainConfig, progress: Progress) -> Run:
         like = vlm.processor.tokenizer(vlm.processor.chat(1, "?"))["input_ids"] if config.glimpse.start == "prompt" else ()
         model = attach_glimpse(vlm.model, glimpse_config(config.glimpse, vlm.config), config.seed, mesh, like)
         vlm = vlm.with_model(model)
-    maker = SampleMaker(vlm.processor, vlm.model.glimpse_config.rows, config.data.max_visual_tokens, config.data.released_boxes)
+    glimpse = vlm.glimpse_config
+    assert glimpse is not None and vlm.folder is not None, "it was loaded with a glimpse, or has just got one"
+    maker = SampleMaker(vlm.processor, glimpse.rows, config.data.max_visual_tokens, config.data.released_boxes)
     feed = build_feed(config, config.data.sources, maker, mesh, progress)
     validation = build_feed(config, config.data.validation, maker, mesh, progress) if config.data.validation else None
     if config.steps is not None:
@@ -225,7 +229,7 @@ def build(config: TrainConfig, progress: Progress) -> Run:
         attention=config.attention,
     )
     weights = weights_digest(vlm.folder, without=(GLIMPSE_TENSORS, GLIMPSE_TORCH))
-    return Run(config, vlm, mesh, feed, validation, step, steps, identity(config, vlm.model.glimpse_config, feed, steps, weights))
+    return Run(config, vlm, mesh, feed, validation, step, steps, identity(config, glimpse, feed, steps, weights))
 
 
 def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int, weights: str) -> dict[str, Any]:
@@ -246,7 +250,7 @@ def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and tuples as JSON values."""
+    """A value with dataclasses and tuples turned into JSON values."""
     if dataclasses.is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):

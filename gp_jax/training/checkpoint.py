@@ -1,7 +1,7 @@
-"""Checkpoints of a run: orbax, asynchronous, atomic, the newest few and the best.
+"""Checkpoints of a run, with orbax: asynchronous and atomic; the newest few and the best are kept.
 
 A checkpoint holds the training state (trainable parameters, optimiser, step, random key; the data position is the step) and the
-configuration that made it. Bit rot is caught by a checksum of the values themselves.
+configuration that made it. A checksum of the values detects damaged files.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ policies = ocp.training.preservation_policies
 
 
 def run_folder(out: str) -> epath.Path:
-    """The run folder: an absolute path, or a URI such as gs://bucket/run as it is. Raises: GlimpseError for what can be none."""
+    """The run folder: an absolute path, or a URI such as gs://bucket/run unchanged. Raises: GlimpseError for a file."""
     folder = folder_of(out)
     if "://" in out:
         return folder
@@ -38,7 +38,7 @@ def run_folder(out: str) -> epath.Path:
 
 
 def checksum(tree: Any) -> int:
-    """Of every value, in order. Arrays must be whole on this process (replicated), as everything trainable is."""
+    """Checksum of all values of a tree, in order. Arrays must be replicated, as all trainable ones are."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         total = zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).tobytes(), total)
@@ -46,18 +46,18 @@ def checksum(tree: Any) -> int:
 
 
 def text_checksum(value: Any) -> int:
-    """Of a JSON value."""
+    """Checksum of a JSON value."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the libraries from printing pages about a damaged file; our one line names it."""
+    """Suppresses the long messages that libraries print about a damaged file; the caller reports it in one line."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):  # as tensorstore's threads find it when one write failed
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):  # raised in tensorstore's threads after a failed write
             hook(kind, error, trace)
 
     try:
@@ -65,7 +65,7 @@ def quiet() -> Iterator[None]:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         yield
-        gc.collect()  # forgotten tasks complain when they are collected
+        gc.collect()  # abandoned tasks print their errors when they are collected
     finally:
         sys.excepthook = hook
         for logger, level in zip(loggers, levels, strict=True):
@@ -74,18 +74,18 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def saving(what: object) -> Iterator[None]:
-    """orbax writes inside: what goes wrong with the disk, also in a save that began earlier, is one line."""
+    """For blocks in which orbax writes: any failure, also one of an earlier asynchronous save, becomes a GlimpseError of one line."""
     try:
         yield
     except GlimpseError:
         raise
-    except Exception as error:  # of the system, of tensorstore, of orbax's threads
+    except Exception as error:  # from the system, tensorstore or orbax's threads
         raise GlimpseError(f"{what}: cannot be written ({one_line(error, 600)})") from error
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Fields in which two configurations (nested dicts) differ, in words. One that only one of them has and that is off there (False, 0,
-    empty) is no difference: a setting that is added to the program ends no run that does not use it."""
+    """Messages about the fields in which two configurations (nested dicts) differ. A field that only one of them has and that is off there
+    (False, 0, empty) is no difference: runs that do not use a setting continue after the program has got it."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [key for key in old | new if (key in old and key in new) or old.get(key) or new.get(key)]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
@@ -96,22 +96,22 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint that was read."""
+    """A checkpoint that has been read."""
 
     state: Any
     step: int
-    facts: dict[str, Any]  # that were saved with it
-    rated: bool  # whether a validation's loss is known
+    facts: dict[str, Any]  # JSON values that were saved with it
+    rated: bool  # whether it has the loss of a validation
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. `identity` is what a run must agree in to be the same run, as nested dicts of JSON values."""
+    """The checkpoints of one run folder. `identity`: nested dicts of JSON values that must be equal for a run to be continued."""
 
     def __init__(self, folder: epath.Path, identity: dict, keep: int, tell: Callable[[str], None] = print):
         self.folder, self.identity, self.tell, self._keep = folder, identity, tell, keep
         self._manager: ocp.training.Checkpointer | None = None
-        self._started: int | None = None  # step of the newest save, which may still be on its way
-        self._silence = contextlib.ExitStack()  # around the manager's life: its threads print pages when the disk is full
+        self._started: int | None = None  # step of the newest save, which may not have finished
+        self._silence = contextlib.ExitStack()  # active as long as the manager: its threads print pages when the disk is full
 
     def _open(self) -> ocp.training.Checkpointer:
         if self._manager is None:
@@ -131,21 +131,21 @@ class Checkpoints:
         if kind_of(self.folder) != "folder":
             raise GlimpseError(f"{self.folder}: is not a folder")
         found = [path for path in self.folder.iterdir() if path.name.isdecimal()]
-        if "://" in str(self.folder):  # object stores cannot rename: there a mark, written last, says that a checkpoint is finished
+        if "://" in str(self.folder):  # object stores cannot rename: there a file that is written last marks a finished checkpoint
             found = [path for path in found if (path / "commit_success.txt").exists()]
         return sorted((int(path.name) for path in found), reverse=True)
 
     def save(self, step: int, state: Any, loss: float | None = None, wait: bool = False, facts: dict[str, Any] | None = None) -> None:
         """Writes a checkpoint in the background.
 
-        Args: loss: of a validation, by which the best is known; wait: until it is on disk; facts: JSON values to keep beside the state.
-        Raises: GlimpseError when it, or the one before, cannot be written.
+        Args: loss: of a validation, which decides the best checkpoint; wait: until it is on disk; facts: JSON values to save with it.
+        Raises: GlimpseError when this checkpoint or the previous one cannot be written.
         """
         if loss is not None and not math.isfinite(loss):
-            loss = None  # nothing is smaller than NaN: it would stay the best for good
+            loss = None  # no number compares as smaller than NaN: this checkpoint would stay the best for ever
         with saving(self.folder):
             if step != self._started and step not in self.steps():
-                # The state is donated to the next step, and on CPU orbax would write from the very memory that the step reuses.
+                # The state is donated to the next step, and on CPU orbax would write from the memory that this step overwrites.
                 state, facts = jax.tree.map(jnp.copy, state), facts or {}
                 metadata = {"identity": self.identity, "identity_checksum": text_checksum(self.identity), "checksum": checksum(state)}
                 metadata |= {"facts": facts, "facts_checksum": text_checksum(facts)}
@@ -157,7 +157,7 @@ class Checkpoints:
                 self._manager.wait()
 
     def rate(self, step: int, loss: float) -> None:
-        """Adds a validation's loss to a checkpoint that is on disk already, before a later one is saved."""
+        """Adds the loss of a validation to a checkpoint that is on disk already, before a later one is saved."""
         scratch = self.folder / str(step) / ".metrics.partial"
         if jax.process_index() == 0 and math.isfinite(loss):
             with writing(scratch):
@@ -166,10 +166,10 @@ class Checkpoints:
                 scratch.rename(self.folder / str(step) / "metrics")
 
     def restore(self, like: Any) -> Restored | None:
-        """The newest checkpoint that can be read, onto the devices of `like`; None when there is none.
+        """Reads the newest undamaged checkpoint, onto the devices of `like`; None when there is no checkpoint.
 
-        Damaged ones are reported and set aside. Raises: GlimpseError when the run had another configuration, or when every
-        checkpoint is damaged (a run must not quietly start over).
+        Damaged ones are reported and renamed. Raises: GlimpseError when the run had another configuration, or when every
+        checkpoint is damaged (a run must not start again without a warning).
         """
         steps = self.steps()
         for step in steps:
@@ -207,7 +207,7 @@ class Checkpoints:
         return None
 
     def _check_metrics(self, step: int) -> bool:
-        """Whether there are any. Raises what there is to raise when orbax, which reads them of all before the next save, could not."""
+        """Whether a checkpoint has metrics. Raises: when they are damaged, for orbax reads those of all checkpoints before every save."""
         path = self.folder / str(step) / "metrics" / "metrics"
         if path.exists():
             float(json.loads(path.read_text())["loss"])
@@ -219,12 +219,12 @@ class Checkpoints:
     def _load(self, step: int, like: Any) -> Any:
         wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in as_dict(like).items()}
         loaded = ocp.load(self.folder / str(step), wanted)
-        return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in wanted])  # trees of dicts sort their leaves
+        return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in wanted])  # dicts sort their leaves
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        """A damaged checkpoint must not be in the way when its step comes again."""
+        """Renames a damaged checkpoint, so that the run can write another one at its step."""
         reason = one_line(error)
-        self.close()  # it may know the step
+        self.close()  # the manager may remember the step
         aside = self.folder / f"damaged-{step}"
         self.tell(f"checkpoint {self.folder / str(step)} is damaged ({reason}); it is now {aside.name}, another one is used")
         if jax.process_index() == 0:
@@ -238,7 +238,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"set aside {step}")
 
     def close(self) -> None:
-        """Waits for what is being written. Raises: GlimpseError when it cannot be."""
+        """Waits until everything is written. Raises: GlimpseError when that fails."""
         manager, self._manager, self._started = self._manager, None, None
         with self._silence, saving(self.folder):
             if manager is not None:
@@ -246,7 +246,8 @@ class Checkpoints:
 
 
 def read_params(folder: epath.Path, like: Any) -> Any:
-    """The trainable parameters in the newest checkpoint of another run, as `like` has them. Raises: GlimpseError that names the folder."""
+    """The trainable parameters of the newest checkpoint of another run, in the structure of `like`. Raises: GlimpseError that names the
+    folder."""
     steps = Checkpoints(folder, {}, 1).steps()
     if not steps:
         raise GlimpseError(f"{folder}: has no checkpoint to start from")
@@ -270,5 +271,5 @@ def read_params(folder: epath.Path, like: Any) -> Any:
 
 
 def as_dict(tree: Any) -> dict[str, jax.Array]:
-    """Leaves by path: checkpoints do not depend on the classes that hold them."""
+    """The leaves of a tree by their paths, so that checkpoints do not depend on the classes of its nodes."""
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,4 +1,4 @@
-"""The command line of `train.py`: a configuration file, typed overrides, one line per error."""
+"""The command line of `train.py`: a configuration file and typed options that override it."""
 
 import dataclasses
 import json
@@ -16,31 +16,31 @@ Config = TrainConfig | BaseConfig
 
 
 @dataclass(frozen=True)
-class Launch:
-    """What the command line adds to a configuration."""
+class TrainLaunch:
+    """The options that the command line adds to a configuration."""
 
     config: Path | None = None
-    """A Python file whose `train` is a TrainConfig or a BaseConfig, e.g. configs/debug.py; the options below change it."""
+    """A Python file whose `train` is a TrainConfig or a BaseConfig, e.g. configs/debug.py; the options below override it."""
     print_config: bool = False
     """Print the configuration as JSON and stop."""
 
     def train(self) -> Config:
-        """The configuration alone."""
+        """The configuration without these options."""
         kind = TrainConfig if isinstance(self, TrainConfig) else BaseConfig
         return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
 
 
 @dataclass(frozen=True)
-class GlimpseLaunch(Launch, TrainConfig):
-    """Train the glimpse of a frozen vision-language model. A run that is in --out already goes on where it stopped."""
+class GlimpseLaunch(TrainLaunch, TrainConfig):
+    """Train the glimpse of a frozen vision-language model. If --out holds a run already, it continues where it stopped."""
 
 
 @dataclass(frozen=True)
-class BaseLaunch(Launch, BaseConfig):
-    """Train a whole small vision-language model on generated scenes. A run that is in --out already goes on where it stopped."""
+class BaseLaunch(TrainLaunch, BaseConfig):
+    """Train a whole small vision-language model on generated scenes. If --out holds a run already, it continues where it stopped."""
 
 
-def parse(argv: list[str]) -> Launch:
+def parse(argv: list[str]) -> TrainLaunch:
     """Reads the command line; the configuration file sets the defaults."""
     path = given_path(argv)
     base = TrainConfig() if path is None else read_config(path, "train", (TrainConfig, BaseConfig))
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         if launch.print_config:
             print(json.dumps(dataclasses.asdict(launch.train().check()), indent=2))
             return 0
-        from gp_jax.training.loop import train  # takes seconds
+        from gp_jax.training.loop import train  # takes seconds to import
 
         return 130 if train(launch.train())["signal"] == 2 else 0
 

@@ -1,4 +1,4 @@
-"""The trained glimpse in the formats that others read."""
+"""Writes the trained glimpse in the formats that other programs read."""
 
 import shutil
 import tempfile
@@ -22,7 +22,7 @@ ORBAX = "orbax"
 def export_run(run: Run, state: TrainState, folder: epath.Path) -> str:
     """Writes `folder`/export: config.json, glimpse.safetensors, new_modules_gp.pt, and orbax/ with the same tensors.
 
-    Returns: what it holds, in words.
+    Returns: a text that names what it holds.
     """
     model = run.step.model(state.params)
     export(folder, lambda local: save_glimpse(model, run.vlm.hf_config, local), export_glimpse(model))
@@ -30,7 +30,7 @@ def export_run(run: Run, state: TrainState, folder: epath.Path) -> str:
 
 
 def export(folder: epath.Path, write: Callable[[Path], None], tensors: Any) -> None:
-    """Writes `folder`/export, all or nothing. Args: write: writes files into a local folder; tensors: what orbax/ holds.
+    """Writes `folder`/export, completely or not at all. Args: write: writes files into a local folder; tensors: what orbax/ holds.
 
     Raises: GlimpseError when the disk is full.
     """
@@ -38,7 +38,7 @@ def export(folder: epath.Path, write: Callable[[Path], None], tensors: Any) -> N
     scratch = folder / ".export.partial"
     with quiet(), saving(target):
         if jax.process_index() == 0:
-            with tempfile.TemporaryDirectory() as local:  # the writers know local files only, `folder` may be gs://
+            with tempfile.TemporaryDirectory() as local:  # `write` supports local files only; `folder` may be gs://
                 write(Path(local) / "export")
                 for old in (scratch, target):
                     if old.exists():

@@ -1,4 +1,4 @@
-"""Forward passes that are learned through: `forward_train` for a glimpse, `forward_packed` for a whole model.
+"""Forward passes for training: `forward_train` for a glimpse, `forward_packed` for a whole model.
 
 B samples, T rows, M vision slots, D decoder width, V vocabulary, U rows of a tail.
 """
@@ -30,29 +30,31 @@ def forward_train(
 ) -> tuple[Array, Array]:
     """Prompt, glimpse and answer through all layers, nothing pruned.
 
-    The prompt cannot see the glimpse (attention is causal), so nothing that trains changes it: it runs as in inference, and only
-    the tail's few rows and the predictor have a backward pass.
+    The prompt does not see the glimpse (attention is causal), so it does not depend on the trained parameters: it runs as in inference, and
+    only the few rows of the tail and the predictor have a backward pass.
 
     Args:
         dropout: () PRNG key of the step; None: no dropout.
-        remat: the backward pass computes attention and what lies between products again instead of keeping it.
-        answer_in_denominator: where the map is a log-softmax, normalise over the answer's keys too, as the released training does.
+        remat: recompute attention and everything between matrix products in the backward pass instead of storing it.
+        answer_in_denominator: if the attention map is a log-softmax, normalise over the answer's keys too, as the released training does.
     Returns: logits (B, U, V) float32 of every tail row, importance logits (heads, B, M) float32.
     """
     config, tail = model.glimpse_config, batch.tail
-    # cuDNN takes valid prefixes only, which vision rows, packed by windows, are not.
+    assert config is not None, "the glimpse is trained"
+    # cuDNN supports masks of valid prefixes only; vision rows are packed by windows, with padding in between.
     features = see(model, batch.vision, "auto" if implementation == "cudnn" else implementation)
     depth = model.config.text.num_hidden_layers
     stream = run(model, embed(model, batch.prompt, features), 0, depth, implementation=implementation)
     lead, x = config.rows or 1, model.decoder.embed(tail.ids)
-    vectors, angles, tapped = None, model.decoder.angles(tail.positions), {}
+    vectors: Array | None = None
+    angles, tapped = model.decoder.angles(tail.positions), {}
     visible = behind(stream.valid, tail.valid)
-    if config.rows:
+    if model.glimpse is not None:
         x, vectors = x.at[:, :lead].set(0), model.glimpse.vectors()
         vectors = vectors[None] if dropout is None else drop(vectors, config.le_dropout_prob, dropout, batch.number)
 
     for index, (layer, kv) in enumerate(zip(model.decoder.layers, stream.kv, strict=True)):
-        if index in config.le_layers:
+        if vectors is not None and index in config.le_layers:
             x = x.at[:, :lead].add(vectors[:, config.le_layers.index(index)].astype(x.dtype))
         extend = rematerialised(layer.extend) if remat else layer.extend
         x, q, key = extend(x, angles, visible, kv)
@@ -69,10 +71,10 @@ def forward_train(
 def forward_packed(
     model: LVLM, batch: PackedBatch, *, remat: bool = True, implementation: str = "auto", tap: int = -1
 ) -> tuple[Array, Array, Array]:
-    """Several turns behind one picture, everything differentiable, pruning by hiding: what is behind a turn's cut does not see the
-    visual tokens that it would have lost, and neither does a generated row in any layer.
+    """Several turns after one picture, with gradients for all parameters. Pruning is emulated with masks: after the cut nothing sees the
+    visual tokens that pruning would remove, and generated rows do not see them in any layer.
 
-    Returns: logits (B, U, V) float32 of every row of the turns, visual tokens (B, M, D), the rows behind layer `tap` (B, U, D).
+    Returns: logits (B, U, V) float32 of every row of the turns, visual tokens (B, M, D), the rows after layer `tap` (B, U, D).
     """
     features, turns = see(model, batch.vision, implementation, remat), batch.turns
     stream = embed(model, batch.prompt, features)
@@ -96,7 +98,7 @@ def forward_packed(
 
 
 def turns_visible(turns: TurnsInput, stream: Stream, depth: int) -> tuple[Array, Array]:
-    """What every row of the turns sees of the prompt and of the turns, before and behind the cut. Returns: twice (B, U, T + U) bool."""
+    """The rows of the prompt and of the turns that each of their rows sees, before and after the cut. Returns: two (B, U, T + U) bool."""
     length = turns.ids.shape[1]
     same = (turns.turn[:, :, None] == turns.turn[:, None]) & (turns.turn >= 0)[:, None] & jnp.tril(jnp.ones((length, length), bool))
     per_turn = jnp.take_along_axis(turns.keep, jnp.maximum(turns.turn, 0)[..., None], axis=1)  # (B, U, M)

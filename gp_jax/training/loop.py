@@ -1,4 +1,4 @@
-"""The training loop: feed, step, log, validate, save; stop well on signals and on numbers that are not finite."""
+"""The training loop: feed, step, log, validate, save. It saves and stops on signals and on numbers that are not finite."""
 
 import contextlib
 import json
@@ -29,11 +29,11 @@ from gp_jax.training.run_log import RunLog, environment, memory_gib
 from gp_jax.training.settings import TrainConfig
 from gp_jax.training.stages import Stage, build_stage
 
-LAG = 2  # steps whose metrics may still be on their way: the host never waits for the newest
+LAG = 2  # newest steps whose metrics are not read yet, so that the host never waits for the device
 
 
 def say(message: str) -> None:
-    """Lines above the progress bar, by the first process."""
+    """Prints lines above the progress bar, in the first process."""
     if jax.process_index() == 0:
         tqdm.write("\n".join(map(printable, message.split("\n"))))
 
@@ -44,17 +44,17 @@ def bar(items: Iterable, what: str, total: int | None = None) -> Iterable:
 
 
 class Stop:
-    """Notices SIGTERM (preemption) and SIGINT; a second one ends the process at once. All processes stop at the same step."""
+    """Records SIGTERM (preemption) and SIGINT; a second signal ends the process at once. All processes stop at the same step."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.asked = 0  # how often; the same in all processes, which ask at the same places
+        self.asked = 0  # number of calls of `now`, which is the same in all processes
 
     def __enter__(self) -> "Stop":
-        # With several processes JAX's own preemption notice listens to SIGTERM: it knows how to agree on a step. SIGINT, which
-        # one of them might get alone, then ends it as usual.
+        # With several processes JAX's preemption notice handles SIGTERM: it makes them agree on a step. SIGINT may reach only one
+        # of them, so it keeps its default effect there.
         self.together = jax.process_count() > 1
         if not self.together:
             no_early_stops()
@@ -71,7 +71,7 @@ class Stop:
             signal.signal(s, handler)
 
     def now(self) -> bool:
-        """Whether to stop here. Every process must ask as often as the others: they agree on the number of the question to stop at."""
+        """Whether to stop here. All processes must call this equally often: they agree on the number of the call at which to stop."""
         self.asked += 1
         if self.together and self.signal is None and multihost_utils.reached_preemption_sync_point(self.asked):
             self.signal = signal.SIGTERM
@@ -79,7 +79,7 @@ class Stop:
 
 
 class Loop:
-    """One run from where it stands to its end."""
+    """Takes one run from its newest checkpoint to its end."""
 
     def __init__(self, stage: Stage):
         self.stage, self.run, self.config = stage, stage.run, stage.run.config
@@ -88,10 +88,10 @@ class Loop:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", run.identity, run.config.keep, say)
         self.state, self.gathered = run.step.start()
         self.waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
-        self.meter, self.owed = Meter(), False  # owed: a validation that was due and has not been made
+        self.meter, self.owed = Meter(), False  # owed: whether a validation is due that was not finished
 
     def start(self) -> int:
-        """Restores the newest checkpoint, writes the run's facts. Returns: the step to go on from."""
+        """Restores the newest checkpoint and writes configuration and environment of the run. Returns: the step to continue from."""
         found = self.checkpoints.restore(self.state)
         step = found.step if found else 0
         if found is not None:
@@ -102,7 +102,7 @@ class Loop:
                 self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.json", json.dumps(plain(self.config) | {"resolved": self.run.identity}, indent=2) + "\n")
             write_text(self.folder / "environment.json", json.dumps(environment() | {"from_step": step}, indent=2) + "\n")
-        # A run that was stopped when a validation was due, or in the middle of one, makes it first.
+        # A run that was stopped before the end of a validation that was due starts with this validation.
         self.owed = found is not None and self.due(step) and not (found.rated or found.facts.get("validated"))
         self.log = RunLog(self.folder, step, say, again="validation" if self.owed else None)
         if found is not None and "window" in found.facts:
@@ -117,7 +117,7 @@ class Loop:
         try:
             step = self.train(step, stop)
         except Exception:
-            for part in (self.checkpoints, self.log):  # what is on its way is worth having; what went wrong is known
+            for part in (self.checkpoints, self.log):  # pending writes are still finished; their own errors would hide the first one
                 with contextlib.suppress(Exception):
                     part.close()
             raise
@@ -126,7 +126,7 @@ class Loop:
         return stop.signal if step < self.run.steps or self.owed else None
 
     def train(self, step: int, stop: Stop) -> int:
-        """Steps from `step` to the end or a signal. Returns: the step behind the last."""
+        """Takes steps from `step` to the end or a signal. Returns: the number of steps that are done."""
         if self.owed and (loss := self.validate(step, stop)) is not None:
             self.checkpoints.rate(step, loss)
         feed, accumulation = self.run.feed, self.config.accumulation
@@ -171,7 +171,7 @@ class Loop:
             self.meter.add(values)
 
     def give_up(self, step: int, values: dict[str, float]) -> None:
-        """Keeps the state before a step that was not finite, and names its batch."""
+        """Saves the state before a step that was not finite, and raises GlimpseError with the records of the step."""
         state = self.state.__class__(**(self.state.__dict__ | {"bad": jax.device_put(np.int32(-1), self.state.bad.sharding)}))
         self.checkpoints.save(step, state, wait=True)
         begin_with = self.stage.begin_with(state, self.folder)
@@ -183,7 +183,7 @@ class Loop:
         )
 
     def write(self, step: int) -> None:
-        """A log line."""
+        """Writes a log line."""
         values = self.stage.summary(self.meter.read()) | {"epoch": self.run.feed.epoch(step), "memory_gib": memory_gib()}
         losses = "  ".join(f"{name} {values[name]:.3f}" for name in self.stage.shown)
         self.progress.set_postfix_str(f"{losses}  {values['samples_per_s']:.3g} samples/s  {values['tokens_per_s']:.3g} tokens/s")
@@ -191,21 +191,22 @@ class Loop:
         self.meter.clear()
 
     def due(self, step: int) -> bool:
-        """Whether a validation belongs behind this step."""
+        """Whether a validation follows this step."""
         return self.stage.validate is not None and (step % self.config.validate_every == 0 or step == self.run.steps)
 
     def validate(self, step: int, stop: Stop) -> float | None:
-        """The loss of a validation; None when a signal stopped it, and it is still owed."""
+        """Validates. Returns: the loss; None when a signal stopped the validation, which is then still due."""
         start, compiled = time.perf_counter(), COMPILES.seconds
+        assert self.stage.validate is not None, "a validation is due"
         found = self.stage.validate(self.state, step, self.folder, self.log, bar, stop.now)
         self.owed = found is None
         if found is not None:
             say(f"step {step}: validation " + "  ".join(f"{name} {found[name]:.3f}" for name in self.stage.validation_shown))
         self.meter.paused += time.perf_counter() - start - (COMPILES.seconds - compiled)
-        return found and found["loss"]
+        return None if found is None else found["loss"]
 
     def rest(self, step: int, stop: Stop) -> None:
-        """Validation and saving, where they are due. A validation saves too, so that the best state is kept."""
+        """Validates and saves, where that is due. A checkpoint is saved after every validation, so that the best state is kept."""
         loss, self.owed = None, self.due(step)
         if self.owed and stop.signal is None:
             self.collect(0)
@@ -216,7 +217,7 @@ class Loop:
             self.save(step, loss, wait=stopping)
 
     def save(self, step: int, loss: float | None = None, wait: bool = False) -> None:
-        """A checkpoint, with what a run that goes on from it must know to log what this one would have."""
+        """Saves a checkpoint, with the state of the log, so that a resumed run writes the same log lines."""
         start = time.perf_counter()
         self.checkpoints.save(step, self.state, loss, wait, {"validated": not self.owed, "window": self.meter.state()})
         self.meter.paused += time.perf_counter() - start
@@ -225,12 +226,12 @@ class Loop:
 def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
     """Runs a configuration to its end, or until a signal.
 
-    Returns: {"step": ..., "signal": ...}. Raises: GlimpseError on anything wrong with it, its model or its data.
+    Returns: {"step": ..., "signal": ...}. Raises: GlimpseError for errors in the configuration, the model or the data.
     """
     config = find_places(config.check())
     mesh = config.mesh
     if has_others(mesh.coordinator, mesh.processes, mesh.process):
-        no_early_stops()  # JAX listens to SIGTERM itself from where processes are joined
+        no_early_stops()  # JAX handles SIGTERM itself once processes are joined
     start_processes(mesh.coordinator, mesh.processes, mesh.process)
     keep_compiled(config.compilation_cache)
     with Stop() as stop, alone(config.out):
@@ -240,7 +241,7 @@ def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
         stopped = loop.go(stop)
         step = int(loop.state.step)
         if stopped is not None:
-            say(f"stopped by signal {stopped} behind step {step}; saved, the same command goes on from here")
+            say(f"stopped by signal {stopped} after step {step}; saved, the same command goes on from here")
             return {"step": step, "signal": stopped}
         say(f"done: {loop.folder / 'export'} holds {stage.export(loop.state, loop.folder)}")
     return {"step": step, "signal": None}

@@ -1,4 +1,4 @@
-"""The released training losses (arXiv 2508.01548, section 3.4) as sums, so that parts of a batch add up to the whole.
+"""The released training losses (arXiv 2508.01548, section 3.4) as sums, so that the parts of a batch add up to the batch.
 
 B samples, U tail rows, V vocabulary, M vision slots, K supervised heads.
 """
@@ -31,7 +31,7 @@ def bce(logits: Array, reference: Array, present: Array) -> Array:
 
 
 def mask_metrics(keep: Array, reference: Array, present: Array) -> dict[str, Array]:
-    """How well the kept tokens cover the evidence, per sample (B,): precision, recall, f1, iou and retention. 0 / 0 counts as 0."""
+    """How well the kept tokens match the evidence: precision, recall, f1, iou and retention, each (B,). 0 / 0 counts as 0."""
 
     def share(part: Array, whole: Array) -> Array:
         return part / jnp.maximum(whole, 1)

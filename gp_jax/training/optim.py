@@ -1,4 +1,4 @@
-"""Optimiser and schedule, straight from optax."""
+"""Optimiser and learning-rate schedule, built from optax."""
 
 import math
 from typing import Any
@@ -27,11 +27,11 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 MUON_RMS = 0.2  # root mean square of a Muon update at learning rate 1: that of AdamW (arXiv 2502.16982)
-NOT_MUON = ("embed_tokens", "head")  # rows of a table, and classes, have no business being orthogonal to each other
+NOT_MUON = ("embed_tokens", "head")  # rows of a table, and class vectors, need not be orthogonal to each other
 
 
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW or Muon behind a clip of the global norm."""
+    """AdamW or Muon, after clipping the global gradient norm."""
     rate = learning_rate(config, steps)
     makers = {
         "adamw": lambda: optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay),
@@ -50,7 +50,7 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
 
 
 def matrices(params: Any) -> Any:
-    """Which parameters Muon updates: weights of linear layers, (out, in). None: left to AdamW."""
+    """The parameters that Muon updates: weights of linear layers, (out, in). None: updated by AdamW."""
 
     def choose(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
         names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]

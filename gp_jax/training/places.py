@@ -1,4 +1,4 @@
-"""Where a run reads and writes: what `data.own` stands for, and whether paths in object stores can be reached."""
+"""Paths of a run: resolves `data.own`, and checks that paths in object stores can be reached."""
 
 import contextlib
 import dataclasses
@@ -20,9 +20,9 @@ from gp_jax.training.settings import TrainConfig
 
 
 def find_places(config: TrainConfig | BaseConfig) -> TrainConfig | BaseConfig:
-    """The configuration with the held-out rows of `data.own` to validate on. Raises: GlimpseError that names a path out of reach.
+    """The configuration with the split `val` of `data.own` as validation data. Raises: GlimpseError that names an unreachable path.
 
-    Not part of `check`, which must answer without a network.
+    Not part of `check`, which must work without a network.
     """
     for name, text in texts(config):
         if text.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
@@ -33,7 +33,7 @@ def find_places(config: TrainConfig | BaseConfig) -> TrainConfig | BaseConfig:
 
 
 def texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Fields that hold a text, by their whole names."""
+    """All fields that hold a text: (full name, value)."""
     if isinstance(value, str):
         yield name, value
     elif dataclasses.is_dataclass(value):
@@ -45,14 +45,15 @@ def texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def held_out(folder: str) -> Iterator[DataSource]:
-    """The rows that a prepared folder keeps apart as `val`, to validate on; none when there are none."""
+    """The split `val` of a prepared folder, to validate on; nothing when there is no such split."""
     if kind_of(folder_of(folder) / "index-val.jsonl") is not None:
         yield DataSource(folder, split="val", sampling="first:200")
 
 
 @contextlib.contextmanager
 def alone(out: str) -> Iterator[None]:
-    """One run at a time writes to a folder. The processes of a run are one: the first holds the lock, and all hear when it is refused.
+    """Makes sure that one run at a time writes to a folder. The first process of a run holds the lock; all its processes raise when the
+    lock is refused.
 
     Raises: GlimpseError.
     """

@@ -1,4 +1,4 @@
-"""What a run leaves to read: `metrics.jsonl`, TensorBoard events, and facts about where it ran."""
+"""Logs of a run: `metrics.jsonl`, TensorBoard events, and the environment that it ran in."""
 
 import importlib.metadata
 import json
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -55,7 +55,7 @@ def environment() -> dict[str, Any]:
 
 
 def memory_gib() -> float:
-    """Peak memory: of the first device where it says so, else of this process."""
+    """Peak memory in GiB: of the first device if it reports it, else of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 2**30
@@ -64,11 +64,11 @@ def memory_gib() -> float:
 
 
 class Events:
-    """TensorBoard's events of a folder, written at once: tensorboardX's own writer is a thread that a full disk ends, and whose queue then
-    waits for ever."""
+    """Writes TensorBoard events without a background thread: tensorboardX's own writer thread dies when the disk is full, and its queue
+    then blocks for ever."""
 
     def __init__(self, folder: str, purge: int | None):
-        """Args: purge: step from which on earlier files of the folder no longer count."""
+        """Args: purge: TensorBoard ignores events of earlier files from this step on."""
         from tensorboardX.event_file_writer import EventsWriter  # slow to import
         from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.record_writer import directory_check
@@ -78,7 +78,7 @@ class Events:
             with writing(folder):
                 directory_check(folder)
                 self._writer = EventsWriter(f"{folder}/events")
-        except ImportError as error:  # of what writes to a store
+        except ImportError as error:  # the package for an object store is not installed
             raise GlimpseError(f"{folder}: cannot be written ({one_line(error)})") from error
         if purge is not None:
             self._add(step=purge, session_log=SessionLog(status=SessionLog.START))
@@ -93,13 +93,13 @@ class Events:
                 self._flushed = time.monotonic()
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """One number."""
+        """Adds a number."""
         from tensorboardX.summary import scalar
 
         self._add(step=step, summary=scalar(name, value))
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
-        """One picture."""
+        """Adds a picture."""
         from tensorboardX.summary import image as encoded
 
         self._add(step=step, summary=encoded(name, np.asarray(image), dataformats="HWC"))
@@ -113,11 +113,12 @@ class Events:
 class RunLog:
     """metrics.jsonl and TensorBoard events of a run folder, written by the first process only.
 
-    A resumed run forgets what was logged behind the step it goes on from, so that no step stands there twice.
+    A resumed run deletes lines of steps after the one that it continues from, so that no step is logged twice.
     """
 
     def __init__(self, folder: epath.Path, step: int, tell: Callable[[str], None] = print, again: str | None = None):
-        """Args: again: a group that is logged again at this step; tell: is told of a damaged file, which is set aside."""
+        """Args: again: a group of lines that this run will log again at this step; tell: called with a message about a damaged file, which
+        is renamed."""
         self._events, self._file = None, folder / "metrics.jsonl"
         self._lines: list[str] = []
         if jax.process_index():
@@ -127,14 +128,14 @@ class RunLog:
         if kind_of(self._file) is not None:
             lines, reason = _read_lines(self._file)
             if reason is not None:
-                tell(f"{self._file}: is damaged ({reason}); it is now {set_aside(self._file).name}, what can be read of it stays")
+                tell(f"{self._file}: is damaged ({reason}); it is now {set_aside(self._file).name}, its readable lines are kept")
             kept = [line for line, at, group in lines if at < step or (at == step and group != again)]
             write_text(self._file, "".join(line + "\n" for line in kept))
             self._lines = kept if "://" in str(self._file) else []
         self._events = Events(str(folder / "tensorboard"), step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, float], group: str) -> None:
-        """One line, and one TensorBoard scalar per value. group: train or validation. Raises: GlimpseError when the disk is full."""
+        """Writes one line, and one TensorBoard scalar per value. group: train or validation. Raises: GlimpseError when the disk is full."""
         if self._events is None:
             return
         line = json.dumps({"step": step, "group": group} | {k: _plain(v) for k, v in values.items()})
@@ -148,7 +149,7 @@ class RunLog:
             self._events.scalar(f"{group}/{name}", float(value), step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
-        """A picture for TensorBoard."""
+        """Writes a picture to TensorBoard."""
         if self._events is not None:
             self._events.picture(name, image, step)
 
@@ -159,9 +160,9 @@ class RunLog:
 
 
 def _read_lines(path: epath.Path) -> tuple[list[tuple[str, int, str]], str | None]:
-    """Lines that can be read, with step and group, and what is wrong with the file; None: nothing is."""
+    """The readable lines (text, step, group), and what is wrong with the file; None when nothing is."""
     try:
-        *whole, _ = read_bytes(path, MAX_METRICS).split(b"\n")  # the last one may be half of a line, of a run that was killed
+        *whole, _ = read_bytes(path, MAX_METRICS).split(b"\n")  # the last line is incomplete if the run was killed
     except GlimpseError as error:
         return [], str(error).removeprefix(f"{path}: ")
     found, bad = [], []

@@ -1,4 +1,4 @@
-"""The stage `base`: a whole small model from nothing, on generated scenes."""
+"""The stage `base`: trains a whole small model from random weights on generated scenes."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from gp_jax.data.feed import Loaded, Placer, load, local_rows
+from gp_jax.data.feed import LoadedBatch, Placer, load, local_rows
 from gp_jax.errors import GlimpseError
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.hf_config import model_config
@@ -34,46 +34,46 @@ from gp_jax.training.checkpoint import read_params, run_folder
 from gp_jax.training.export import export
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.run_log import RunLog
-from gp_jax.training.step import Counts, Programs, TrainState
+from gp_jax.training.step import Counts, StepPrograms, TrainState
 
 VALIDATION_SEED = 10**6  # added to the seed of the training scenes
 
 
 @dataclass(frozen=True)
 class SceneFeed:
-    """Scenes, drawn when they are needed."""
+    """Draws scenes when they are needed."""
 
     config: ScenesConfig
     loader: LoadScenes
     batch: int
     accumulation: int
 
-    def load(self, start: int, end: int) -> Iterator[Loaded]:
-        """Micro-batches start .. end-1 of this process."""
+    def load(self, start: int, end: int) -> Iterator[LoadedBatch]:
+        """This process's rows of the micro-batches start .. end-1."""
         return load(self.loader, start, end, threads=self.config.threads, prefetch=self.config.prefetch, workers=0)
 
     def counts(self, step: int) -> Counts:
-        """A step's loss is the mean over its micro-batches."""
+        """The denominators of a step's losses: a step's loss is the mean over its micro-batches."""
         return Counts(np.float32(self.accumulation), np.float32(self.accumulation))
 
     def sizes(self, step: int) -> tuple[int, int]:
-        """Pictures and visual tokens of a step."""
+        """Numbers of pictures and of visual tokens in a step."""
         side = self.loader.side
         canvases = [canvas_of(n, self.loader.end, self.config) for n in range(step * self.accumulation, (step + 1) * self.accumulation)]
         return self.batch * len(canvases), sum(self.batch * (c.width // side) * (c.height // side) for c in canvases)
 
     def names(self, numbers: Sequence[int]) -> list[str]:
-        """Scenes of micro-batches, for messages."""
+        """Names of the scenes in micro-batches, for messages."""
         return [f"scenes {n * self.batch}..{(n + 1) * self.batch - 1} (seed {self.config.seed})" for n in numbers]
 
     def epoch(self, step: int) -> float:
-        """Share of the run: no scene is seen twice."""
+        """The share of the run before a step: no scene is seen twice."""
         return step * self.accumulation / self.loader.end
 
 
 @dataclass(frozen=True)
 class BaseRun:
-    """A run before its first step."""
+    """Everything that a run needs, before its first step."""
 
     config: BaseConfig
     hf_config: dict[str, Any]
@@ -81,21 +81,21 @@ class BaseRun:
     mesh: Mesh | None
     feed: SceneFeed
     validation: SceneFeed
-    step: Programs
+    step: StepPrograms
     identity: dict[str, Any]
 
     @property
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Number of optimiser steps."""
         return self.config.steps
 
     def model(self, params: Any) -> LVLM:
-        """The model without its training head."""
+        """The model without its training heads."""
         return self.step.model(params).model
 
 
 def build_base(config: BaseConfig) -> BaseRun:
-    """Random weights for an architecture folder. Raises: GlimpseError that names what is wrong."""
+    """Builds a run of an architecture folder. Raises: GlimpseError that names what is wrong."""
     mesh, folder = build_mesh(config), Path(config.model)
     hf_config = read_json(folder / "config.json")
     architecture = model_config(hf_config, read_json(folder / "generation_config.json", required=False))
@@ -117,7 +117,7 @@ def build_base(config: BaseConfig) -> BaseRun:
         loader = LoadScenes(scenes, processor, rows, config.batch_size, end)
         return SceneFeed(scenes, loader, config.batch_size, config.accumulation)
 
-    step = Programs(
+    step = StepPrograms(
         module,
         lambda path, value: True,
         partial(losses, config=config.loss, remat=config.remat, attention=config.attention),
@@ -127,13 +127,14 @@ def build_base(config: BaseConfig) -> BaseRun:
         seed=config.seed,
         mesh=mesh,
     )
-    quiet = dict(pruned=0.0, blackened=0.0, relations=0.0, anchored=0.0, settled=0.0, seed=config.scenes.seed + VALIDATION_SEED)
-    validation = feed(dataclasses.replace(config.scenes, **quiet), -(-config.validation_scenes // config.batch_size))
+    seed = config.scenes.seed + VALIDATION_SEED
+    quiet = dataclasses.replace(config.scenes, pruned=0.0, blackened=0.0, relations=0.0, anchored=0.0, settled=0.0, seed=seed)
+    validation = feed(quiet, -(-config.validation_scenes // config.batch_size))
     return BaseRun(config, hf_config, folder, mesh, feed(config.scenes, micro_batches), validation, step, identity(config, folder))
 
 
 def identity(config: BaseConfig, folder: Path) -> dict[str, Any]:
-    """What a resumed run must share with the one it goes on from."""
+    """Everything that must be equal for a run to be continued."""
     fields = ("start", "scenes", "loss", "optim", "batch_size", "accumulation", "steps", "seed")
     chosen = {name: value for name, value in plain(config).items() if name in fields}
     for name in ("threads", "prefetch"):
@@ -146,7 +147,7 @@ def identity(config: BaseConfig, folder: Path) -> dict[str, Any]:
 
 
 def summary_base(values: dict[str, float]) -> dict[str, float]:
-    """Exact matches and turns of every family to shares."""
+    """Turns the sums of exact matches and of turns per family into shares."""
     rest = {name: value for name, value in values.items() if not name.startswith(("exact_", "turns_"))}
     return rest | {f: values[f"exact_{f}"] / max(values[f"turns_{f}"], 1e-9) for f in FAMILIES}
 
@@ -154,8 +155,9 @@ def summary_base(values: dict[str, float]) -> dict[str, float]:
 def validate_base(
     run: BaseRun, state: TrainState, step: int, folder: epath.Path, log: RunLog, progress: Progress, stopped: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """One pass over scenes that are not trained on, nothing hidden. Returns: mean losses and exact match; None when stopped."""
-    place, totals, end = Placer(run.mesh, run.config.batch_size), {}, run.validation.loader.end
+    """One pass over scenes that are not used for training, with nothing hidden. Returns: mean losses and exact match; None when stopped."""
+    place, end = Placer(run.mesh, run.config.batch_size), run.validation.loader.end
+    totals: dict[str, float] = {}
     counts = Counts(np.float32(end), np.float32(end))
     for loaded in progress(run.validation.load(0, end), "validating", end):
         if stopped():
@@ -168,7 +170,7 @@ def validate_base(
 
 
 def export_base_run(run: BaseRun, state: TrainState, folder: epath.Path) -> str:
-    """Writes `folder`/export: the model in Hugging Face layout, and orbax/ with the same tensors. Returns: what it holds, in words."""
+    """Writes `folder`/export: the model in Hugging Face layout, and orbax/ with the same tensors. Returns: a text that names them."""
     share, params = run.config.blend, state.params
     if share < 1:
         params = jax.tree.map(lambda a, b: a + share * (b - a), spread(run.step.params, replicated(run.mesh)), params)
@@ -179,7 +181,7 @@ def export_base_run(run: BaseRun, state: TrainState, folder: epath.Path) -> str:
 
 
 def describe_base(run: BaseRun) -> str:
-    """A run in a few lines."""
+    """Describes a run in a few lines."""
     size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(run.model(run.step.params))))
     canvases = ", ".join(f"{c.width}x{c.height}" for c in run.config.scenes.canvases)
     return (

@@ -1,4 +1,4 @@
-"""What a training run is, as frozen dataclasses: the fields of `configs/*.py` and the options of `train.py`."""
+"""Settings of a training run as frozen dataclasses: the fields of `configs/*.py` and the options of `train.py`."""
 
 import dataclasses
 import math
@@ -12,45 +12,46 @@ from gp_jax.errors import GlimpseError
 
 @dataclass(frozen=True)
 class GlimpseSettings:
-    """A new glimpse. Names and defaults are those of the released training; layers are counted from 0."""
+    """Settings of a new glimpse. Names and defaults are those of the released training; layers are counted from 0."""
 
     reduce_layer: int | None = None
     """Last layer that sees every visual token. [default: two thirds of the depth]"""
     selected_layers: tuple[int, ...] = ()
     """Layers whose attention the predictor reads. [default: reduce_layer]"""
     le_layers: tuple[int, ...] | None = None
-    """Layers that add a learned vector to the glimpse rows. [default: all]"""
+    """Layers before which a learned vector is added to the glimpse rows. [default: all]"""
     le_length: int = 1
-    """Glimpse rows."""
+    """Number of glimpse rows."""
     le_norm_type: str = "rmsnorm"
-    """rmsnorm or layernorm."""
+    """Normalisation of the glimpse vectors: rmsnorm or layernorm."""
     le_dropout_prob: float = 0.1
     """Dropout of the glimpse vectors."""
     use_attention_logits: bool | None = None
-    """Raw attention logits; otherwise log-softmax. [default: as released, logits for Qwen2.5-VL, log-softmax for LLaVA]"""
+    """Whether the predictor reads raw attention logits; otherwise their log-softmax. [default: as released, true for Qwen2.5-VL, false for
+    LLaVA]"""
     attn_fuse_type: str = "AttnFuserV1"
-    """AttnFuserV1, AttnFuserV2 without visual conditions, or mean: no predictor, the mean of the glimpse's attention."""
+    """AttnFuserV1; AttnFuserV2: without visual conditions; mean: no predictor, importance is the mean of the glimpse's attention."""
     attn_fuse_size: int = 256
     """Width of the predictor."""
     attn_fuse_num_heads: int = 4
-    """Heads of the predictor."""
+    """Attention heads of the predictor."""
     attn_fuse_global: bool = True
-    """The predictor attends within a whole image; otherwise within a vision window."""
+    """Whether the predictor attends within a whole image; otherwise within a vision window."""
     selected_visual_layers: tuple[int, ...] = ()
-    """Vision blocks that condition the predictor, deepest first. [default: the full-attention blocks]"""
+    """Vision blocks whose outputs condition the predictor, deepest first. [default: the full-attention blocks]"""
     visual_cond_size: int = 512
     """Width of a visual condition."""
     deep_supervision: bool = False
-    """A supervised head after every predictor block."""
+    """Whether every predictor block has a supervised head; otherwise only the last one."""
     reduce_threshold: float = 0.5
-    """Keep visual tokens whose importance is above it."""
+    """Importance above which visual tokens are kept."""
     max_remain_ratio: float | None = None
-    """Keep at most this share of the visual tokens."""
+    """Largest share of the visual tokens to keep."""
     min_remain_num: int | None = 1
-    """Keep at least so many visual tokens."""
+    """Least number of visual tokens to keep."""
     start: Literal["random", "prompt"] = "random"
-    """random: vectors as the released training draws them; prompt: the glimpse rows begin as copies of a prompt's last tokens, whose
-    attention knows where to look already. Small models that train for minutes need it."""
+    """Initial glimpse rows. random: as in the released training; prompt: copies of the last tokens of a prompt, whose attention already
+    finds the evidence, which small models that train for minutes need."""
 
 
 @dataclass(frozen=True)
@@ -58,55 +59,55 @@ class LossConfig:
     """language_weight * L_lang + location_weight * (dice_weight * Dice + bce_weight * BCE)."""
 
     language_weight: float = 1.0
-    """The released `le_weight`."""
+    """Weight of the language loss; `le_weight` in the released training."""
     location_weight: float = 1.0
-    """The released `loc_weight`."""
+    """Weight of the location loss; `loc_weight` in the released training."""
     dice_weight: float = 1.0
-    """The released `loc_dice_weight`."""
+    """Weight of Dice in the location loss; `loc_dice_weight` in the released training."""
     bce_weight: float = 0.1
-    """The released `loc_bce_weight`."""
+    """Weight of binary cross-entropy in the location loss; `loc_bce_weight` in the released training."""
     answer_in_denominator: bool = False
-    """Log-softmax maps only: normalise over the answer's keys too, as the released training does."""
+    """If the predictor reads a log-softmax: normalise over the answer's keys too, as the released training does."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, or Muon for the matrices of a whole model."""
+    """Optimiser: AdamW, or Muon for the matrices of a whole model."""
 
     name: str = "adamw"
     """adamw; or muon (arXiv 2502.16982): matrices by Muon with the step sizes of AdamW, all else by AdamW."""
     learning_rate: float = 1e-4
-    """At its peak."""
+    """Learning rate at its peak."""
     schedule: str = "cosine"
-    """cosine, linear or constant, behind the warm-up."""
+    """Course of the learning rate after the warm-up: cosine, linear or constant."""
     warmup_ratio: float = 0.1
-    """Share of the steps that the learning rate rises."""
+    """Share of the steps in which the learning rate rises linearly from 0."""
     end_ratio: float = 0.0
-    """Share of the peak that is left at the end."""
+    """Learning rate at the end, as a share of the peak."""
     b1: float = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     b2: float = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Constant added to the square root of the second moment."""
     weight_decay: float = 0.0
-    """Decoupled."""
+    """Decoupled weight decay."""
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0: never."""
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices: data x fsdp x tensor must be all of them; -1 takes what is left."""
+    """Distribution over devices: data x fsdp x tensor must be their number; -1: whatever number remains."""
 
     data: int = 1
-    """Copies of the model; samples are split over them."""
+    """Number of copies of the model; samples are split over them."""
     fsdp: int = -1
-    """The model's parts at rest, and samples, are split over these."""
+    """Devices over which stored parameters, and samples, are split."""
     tensor: int = 1
-    """Heads, MLPs and vocabulary are split over these."""
+    """Devices over which heads, MLPs and the vocabulary are split."""
     coordinator: str | None = None
-    """host:port of process 0, where there is no TPU pod or cluster manager that says so."""
+    """host:port of process 0; not needed where a TPU pod or a cluster manager provides it."""
     processes: int | None = None
     """Number of processes, with `coordinator`."""
     process: int | None = None
@@ -120,50 +121,50 @@ class TrainConfig:
     model: str = ""
     """Folder or Hugging Face Hub id of the base model."""
     glimpse_from: str | None = None
-    """Folder or Hub id of a glimpse to go on with; its settings then replace `glimpse`."""
+    """Folder or Hub id of a trained glimpse to start from; its settings replace `glimpse`."""
     glimpse: GlimpseSettings = field(default_factory=GlimpseSettings)
-    """A new glimpse."""
+    """Settings of the new glimpse."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Records and batches."""
+    """Records and batches to train on."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Weights of the losses."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser."""
+    """Optimiser and learning rate."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    """Devices."""
+    """Distribution over devices."""
     out: str = "runs/glimpse"
-    """Run folder: logs, checkpoints, pictures, the exported glimpse. A run that is there already goes on. May be gs://."""
+    """Run folder: logs, checkpoints, pictures, the exported glimpse; may be gs://. If it holds a run already, that run is continued."""
     dtype: str | None = None
-    """Of the frozen base: float32 or bfloat16. [default: as stored]"""
+    """Type of the frozen base model's weights: float32, bfloat16 or float16. [default: as stored]"""
     batch_size: int = 1
-    """Samples of a micro-batch, over all devices."""
+    """Samples of a micro-batch, over all devices together."""
     accumulation: int = 8
-    """Micro-batches of a step."""
+    """Micro-batches per optimiser step."""
     epochs: float = 1.0
     """Passes over the data."""
     steps: int | None = None
-    """Optimiser steps, instead of `epochs`."""
+    """Number of optimiser steps, instead of `epochs`."""
     seed: int = 0
-    """Of the new parameters and of dropout."""
+    """Seed of the new parameters and of dropout."""
     remat: bool = True
-    """Keep matrix products for the backward pass and compute attention and the rest again; --no-remat keeps everything."""
+    """Store only matrix products for the backward pass and recompute the rest, attention included; --no-remat stores everything."""
     attention: str = "auto"
-    """Attention implementation of long sequences."""
+    """Implementation of attention over long sequences."""
     log_every: int = 10
     """Steps between two log lines."""
     validate_every: int = 500
     """Steps between two validations."""
     validation_pictures: int = 8
-    """Overlay pictures of a validation."""
+    """Number of pictures with predicted and reference masks that a validation writes."""
     save_every: int = 500
     """Steps between two checkpoints."""
     keep: int = 3
-    """Newest checkpoints kept, besides the best one."""
+    """Number of newest checkpoints that are kept, besides the best one."""
     compilation_cache: str | None = None
-    """Folder that keeps compiled programs from run to run. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
+    """Folder of the cache of compiled programs. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
 
     def check(self) -> "TrainConfig":
-        """What can be wrong before anything is loaded. Returns: itself. Raises: GlimpseError that names the field."""
+        """Checks everything that can be checked before anything is loaded. Returns: self. Raises: GlimpseError that names the field."""
         self._check_types()
 
         def positive(owner: Any, prefix: str, *names: str) -> None:
@@ -197,7 +198,7 @@ class TrainConfig:
         if self.data.own and self.data.sources != (own,):
             return dataclasses.replace(self, data=dataclasses.replace(self.data, sources=(own,))).check()
         if not self.data.sources:
-            raise GlimpseError("data.sources is empty: say what to train on, e.g. --data.own FOLDER")
+            raise GlimpseError("data.sources is empty: name the data to train on, e.g. --data.own FOLDER")
         for source in (*self.data.sources, *self.data.validation):
             parse_sampling(source.sampling)
             if source.weight is not None and not source.weight > 0:
@@ -208,7 +209,7 @@ class TrainConfig:
         return self
 
     def _check_types(self) -> None:
-        """Config files are plain Python: numbers must be numbers."""
+        """Checks that numeric fields hold numbers: a configuration file is plain Python and may hold anything."""
         for owner, prefix in ((self, ""), (self.data, "data."), (self.optim, "optim."), (self.loss, "loss."), (self.mesh, "mesh.")):
             for item in dataclasses.fields(owner):
                 value, kind = getattr(owner, item.name), str(item.type)
@@ -219,7 +220,7 @@ class TrainConfig:
 
 
 def check_words(config: Any) -> None:
-    """What both stages have that can only be some words. Raises: GlimpseError that names the field."""
+    """Checks the fields of both stages that accept only certain words. Raises: GlimpseError that names the field."""
     check_choice("optim.name", config.optim.name, OPTIMIZERS)
     check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
     check_choice("attention", config.attention, ATTENTION)

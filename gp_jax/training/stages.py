@@ -1,4 +1,4 @@
-"""The stages of `train.py`: what the loop needs to know of each."""
+"""The stages of `train.py`: the facts and functions that the loop needs of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,35 +17,35 @@ from gp_jax.training.settings import TrainConfig
 from gp_jax.training.step import TrainState
 from gp_jax.training.validation import validate
 
-LAST_GOOD = "last_good"  # folder of a run that had to give up
+LAST_GOOD = "last_good"  # folder for the last finite state of a run that failed
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A run and what is particular about it."""
+    """A run and the functions of its stage."""
 
     run: Any  # config, mesh, feed, step, steps, identity
     # (state, step, folder, log, progress, stopped) -> means, None when it was stopped; None: there is nothing to validate on
     validate: Callable[..., dict[str, float] | None] | None
-    export: Callable[..., str]  # (state, folder) -> what it wrote, in words
-    begin_with: Callable[..., str]  # (state, folder) -> the option by which another run begins with this state
+    export: Callable[..., str]  # (state, folder) -> a text that names what it wrote
+    begin_with: Callable[..., str]  # (state, folder) -> the option with which another run starts from this state
     describe: Callable[[], str]
-    losses: tuple[str, ...]  # named when one is not finite
-    shown: tuple[str, ...]  # beside the progress bar
+    losses: tuple[str, ...]  # metrics that are named when one is not finite
+    shown: tuple[str, ...]  # metrics beside the progress bar
     validation_shown: tuple[str, ...]
-    summary: Callable[[dict[str, float]], dict[str, float]] = dict  # logged values of a meter's
+    summary: Callable[[dict[str, float]], dict[str, float]] = dict  # a meter's means -> the values to log
 
 
 def build_stage(config: TrainConfig | BaseConfig, progress: Progress) -> Stage:
-    """Everything that a configuration's run needs. Raises: GlimpseError that names what is wrong."""
+    """Builds a configuration's run and its stage. Raises: GlimpseError that names what is wrong."""
     if isinstance(config, BaseConfig):
-        run = build_base(config)
+        base = build_base(config)
         return Stage(
-            run=run,
-            validate=partial(validate_base, run),
-            export=partial(export_base_run, run),
+            run=base,
+            validate=partial(validate_base, base),
+            export=partial(export_base_run, base),
             begin_with=lambda state, folder: f"--start {folder}",
-            describe=partial(describe_base, run),
+            describe=partial(describe_base, base),
             losses=("language", "dense"),
             shown=BASE_SHOWN,
             validation_shown=BASE_SHOWN,
@@ -65,13 +65,13 @@ def build_stage(config: TrainConfig | BaseConfig, progress: Progress) -> Stage:
 
 
 def begin_with_glimpse(run: Run, state: TrainState, folder: epath.Path) -> str:
-    """Exports the glimpse of a run that cannot go on. Returns: the option of train.py that takes it."""
+    """Exports the glimpse of a run that cannot continue. Returns: the option of train.py that starts from it."""
     export_run(run, state, folder / LAST_GOOD)
     return f"--glimpse-from {folder / LAST_GOOD / 'export'}"
 
 
 def describe(run: Run) -> str:
-    """A run in a few lines."""
+    """Describes a run in a few lines."""
     schedule = run.feed.schedule
     size = sum(leaf.size for leaf in jax.tree.leaves(run.step.params))
     left_out = [

@@ -1,11 +1,12 @@
 """The training step as two programs: `accumulate` (one per bucket shape) adds a micro-batch's gradients, `update` applies them.
 
-Gradients are of sums divided by the whole step's counts, so that a step's result does not depend on how it is cut into
+The loss is a sum divided by the counts of the whole step, so that a step's result does not depend on how it is divided into
 micro-batches, devices or processes.
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,41 +15,44 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array
 from jax.sharding import Mesh
+from jax.tree_util import register_dataclass
 
 from gp_jax.models.lvlm import LVLM
 from gp_jax.sharding import batch_sharding, replicated, spread
 from gp_jax.training import forward
 from gp_jax.training.losses import bce, dice, language_sum, mask_metrics
 from gp_jax.training.settings import LossConfig
-from gp_jax.trees import TrainBatch, tree
+from gp_jax.trees import Array, TrainBatch
 
-TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that learn; the rest is frozen
+TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that are trained; the rest is frozen
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Counts:
-    """What a whole step (all its micro-batches) holds; the denominators of its losses."""
+    """Counts over a whole step (all its micro-batches): the denominators of its losses."""
 
     tokens: Array  # () float: answer tokens
     samples: Array  # () float: samples with at least one visual token
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class TrainState:
-    """Everything that changes while training; donated from step to step."""
+    """Everything that changes during training; donated from step to step."""
 
     params: Any  # trainable parameters, float32
     opt: Any  # optimiser state, for these parameters only
-    step: Array  # () int: updates made
-    bad: Array  # () int: first step whose loss or gradient was not finite, -1: none; nothing changes any more after it
+    step: Array  # () int: number of updates so far
+    bad: Array  # () int: first step whose loss or gradient was not finite, -1: none; after it nothing changes any more
     rng: Array  # (2,) uint32: key data of the run; a step's key is folded from it and `step`
 
 
-@tree
+@register_dataclass
+@dataclass(frozen=True)
 class Gathered:
-    """A step on its way: gradients and metric sums of the micro-batches so far."""
+    """An unfinished step: sums of gradients and metrics over its micro-batches so far."""
 
     grads: Any
     sums: dict[str, Array]
@@ -58,14 +62,14 @@ METRICS = ("loss", "language", "dice", "bce", "precision", "recall", "f1", "iou"
 
 
 def is_trainable(path: tuple, _: object = None) -> bool:
-    """nnx filter: whether a parameter learns."""
+    """nnx filter: whether a parameter is trained."""
     return path[0] in TRAINABLE
 
 
 def losses(
     model: LVLM, batch: TrainBatch, counts: Counts, key: Array | None, config: LossConfig, remat: bool, attention: str
 ) -> tuple[Array, tuple[dict[str, Array], Array]]:
-    """Loss of a micro-batch as its share of the step, with metric sums and the importance logits (B, M) that decide."""
+    """A micro-batch's share of the loss of its step, the sums of its metrics, and the importance logits (B, M) that decide what is kept."""
     logits, maps = forward.forward_train(
         model, batch, key, remat=remat, implementation=attention, answer_in_denominator=config.answer_in_denominator
     )
@@ -75,20 +79,21 @@ def losses(
     def mean(per_sample: Array) -> Array:
         return jnp.sum(jnp.where(has_image, per_sample, 0)) / counts.samples
 
-    sums = {
+    sums: dict[str, Any] = {
         "language": language_sum(logits, batch.tail.targets) / counts.tokens,
         "dice": sum(mean(dice(head, batch.reference, present)) for head in maps),
         "bce": sum(mean(bce(head, batch.reference, present)) for head in maps),
     }
     located = config.dice_weight * sums["dice"] + config.bce_weight * sums["bce"]
     loss = config.language_weight * sums["language"] + config.location_weight * located
+    assert model.glimpse_config is not None, "the glimpse is trained"
     keep = jax.nn.sigmoid(maps[-1]) > model.glimpse_config.reduce_threshold
     sums |= {name: mean(value) for name, value in mask_metrics(keep, batch.reference, present).items()}
     return loss, (sums | {"loss": loss}, maps[-1])
 
 
-class Programs:
-    """What a step runs, compiled once per bucket shape. What is frozen is an argument of the programs, never a constant inside them."""
+class StepPrograms:
+    """The programs of a step, compiled once per bucket shape. Frozen parameters are arguments of the programs, never constants in them."""
 
     def __init__(
         self,
@@ -103,10 +108,11 @@ class Programs:
         mesh: Mesh | None = None,
         dropout: bool = False,
     ):
-        """Args: trains: filter of the parameters that learn; losses: (module, batch, counts, key) -> loss, (metric sums, one array per
+        """Args: trains: nnx filter of the trained parameters; losses: (module, batch, counts, key) -> loss, (metric sums, one array per
         sample); dropout: whether `losses` takes a key."""
         self.mesh, self.optimizer, self.schedule, self.metrics, self.seed = mesh, optimizer, schedule, tuple(metrics), seed
-        graph, self.params, self.frozen = nnx.split(module, trains, ...)
+        graph, *states = nnx.split(module, trains, ...)
+        self.params, self.frozen = states
         self.graph = graph
 
         def forward(params, frozen, batch, counts, key):
@@ -126,9 +132,9 @@ class Programs:
             "evaluate": jax.jit(evaluate),
             "update": jax.jit(self._update, donate_argnums=(0, 1)),
         }
-        accumulate, evaluate, self.update = (self._on_mesh(program) for program in self.programs.values())
-        self.accumulate = lambda gathered, state, *rest: accumulate(gathered, state.params, self.frozen, *rest, state.step, state.rng)
-        self.evaluate = lambda state, batch, counts: evaluate(state.params, self.frozen, batch, counts)
+        add, validate, self.update = (self._on_mesh(program) for program in self.programs.values())
+        self.accumulate = lambda gathered, state, *rest: add(gathered, state.params, self.frozen, *rest, state.step, state.rng)
+        self.evaluate = lambda state, batch, counts: validate(state.params, self.frozen, batch, counts)
 
     def _on_mesh(self, program: Callable) -> Callable:
         def run(*args):
@@ -164,7 +170,7 @@ class Programs:
         return after, jax.tree.map(jnp.zeros_like, gathered), metrics | {"bad": bad}
 
     def start(self) -> tuple[TrainState, Gathered]:
-        """State before the first step, on the devices."""
+        """The state before the first step, on the devices."""
         whole = replicated(self.mesh)
         params = spread(self.params, whole)  # copies: the state is donated
         opt = jax.jit(self.optimizer.init, out_shardings=whole)(params)
@@ -174,12 +180,12 @@ class Programs:
         return TrainState(params, opt, step, bad, rng), Gathered(grads, sums)
 
     def model(self, params: Any) -> Any:
-        """The whole module with these trainable parameters, for export."""
+        """The whole module with these trained parameters, for export."""
         return nnx.merge(self.graph, params, self.frozen)
 
 
-class TrainingStep(Programs):
-    """The step of the glimpse: glimpse rows and predictor learn, the base is frozen."""
+class TrainingStep(StepPrograms):
+    """The step that trains the glimpse rows and the predictor; the base model is frozen."""
 
     def __init__(
         self,
@@ -194,6 +200,7 @@ class TrainingStep(Programs):
         attention: str = "auto",
     ):
         glimpse_losses = partial(losses, config=config, remat=remat, attention=attention)
-        dropout = model.glimpse_config.le_dropout_prob > 0 and model.glimpse_config.rows > 0
-        options = dict(seed=seed, mesh=mesh, dropout=dropout)
-        super().__init__(model, is_trainable, glimpse_losses, METRICS, optimizer, schedule, **options)
+        glimpse = model.glimpse_config
+        assert glimpse is not None, "the glimpse is trained"
+        dropout = glimpse.le_dropout_prob > 0 and glimpse.rows > 0
+        super().__init__(model, is_trainable, glimpse_losses, METRICS, optimizer, schedule, seed=seed, mesh=mesh, dropout=dropout)

@@ -1,4 +1,4 @@
-"""Validation: the losses without dropout, and pictures of predicted beside reference masks."""
+"""Validation: losses without dropout, and pictures of predicted and reference masks."""
 
 from collections.abc import Callable, Iterable
 
@@ -27,13 +27,14 @@ def validate(
 ) -> dict[str, float] | None:
     """One pass over the validation records. Writes overlay pictures below `folder`.
 
-    Returns: mean losses and mask metrics; None when `stopped` said so on the way.
+    Returns: mean losses and mask metrics; None when `stopped` ended it early.
     """
     pictures = folder / "validation" / f"step_{step:07d}"
     if jax.process_index() == 0 and pictures.exists():
         with writing(pictures):
-            pictures.rmtree()  # of a run that was killed here
+            pictures.rmtree()  # left by a run that was killed during this validation
     feed, place = run.validation, Placer(run.mesh, run.config.batch_size)
+    assert feed is not None, "there are records to validate on"
     end = feed.schedule.epoch_end(1)
     tokens, samples = feed.schedule.counts(range(end))
     counts = Counts(np.float32(tokens), np.float32(max(1, samples)))
@@ -53,8 +54,8 @@ def validate(
 
 
 def own_rows(array: jax.Array) -> dict[int, np.ndarray]:
-    """The rows of a batch that this process holds, by number; only the first axis may be split."""
-    rows = {}
+    """The rows of a batch that this process holds: row number -> values. Only the first axis may be split."""
+    rows: dict[int, np.ndarray] = {}
     for shard in array.addressable_shards:
         rows |= dict(zip(range(array.shape[0])[shard.index[0]], np.asarray(shard.data), strict=True))
     return dict(sorted(rows.items()))
@@ -63,14 +64,15 @@ def own_rows(array: jax.Array) -> dict[int, np.ndarray]:
 def draw(
     feed: Feed, logits: dict[tuple[int, int], np.ndarray], run: Run, step: int, folder: epath.Path, log: RunLog, first: int = 0
 ) -> int:
-    """Pictures of some records, numbered from `first`: object stores have no folder to count them in. Returns: how many."""
+    """Writes pictures of some records, numbered from `first` (files in object stores cannot be counted). Returns: how many."""
+    assert run.vlm.glimpse_config is not None, "the glimpse is trained"
     maker, threshold, drawn = feed.loader.maker, run.vlm.glimpse_config.reduce_threshold, 0
     target = folder / "validation" / f"step_{step:07d}"
     for (source, number), row in logits.items():
         try:
             record = feed.sources[source][number]
             sample = maker.make(record, feed.schedule.sources[source].suffix)
-        except BadRecord:  # said when it was loaded
+        except BadRecord:  # reported when it was loaded
             continue
         if not sample.prompt.count:
             continue
@@ -88,12 +90,12 @@ def draw(
 
 
 def picture(record: Record, sample: TrainSample, keep: np.ndarray, processor: Processor) -> Image.Image:
-    """Predicted beside reference masks, under question and answer."""
+    """A picture of the predicted and the reference mask, with question and answer above."""
     tiles, first = [], 0
     views = [view for encoded in record.images for view in processor.views(decode(encoded, record.id))]
     for image, (rows, columns) in zip(views, sample.prompt.grids, strict=True):
         part = slice(first, first + rows * columns)
-        if min(image.size) > 0:  # LLaVA-NeXT's detail of a line holds nothing
+        if min(image.size) > 0:  # a detail view of LLaVA-NeXT may be empty for a very long picture
             image.thumbnail((4 * PICTURE_HEIGHT, PICTURE_HEIGHT))
         tiles += [overlay(image, mask[part].reshape(rows, columns)) for mask in (keep, sample.reference)]
         first += rows * columns

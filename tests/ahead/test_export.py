@@ -21,6 +21,8 @@ from gp_jax.ahead.artifact.names import FACTS
 from gp_jax.sharding import parameter_sharding
 from gp_jax.tiny import make_checkpoint, make_picture
 
+pytestmark = pytest.mark.slow
+
 # `pip install jax orbax-checkpoint` and nothing else: these must not be needed.
 WITHOUT = """
 import sys
@@ -183,9 +185,9 @@ def test_a_failed_export_leaves_the_old_one(home, monkeypatch):
     assert not (home / ".out.partial").exists()
 
 
-def small_program(**more) -> write.Program:
+def small_program(**more) -> write.ExportSettings:
     buckets = Ladders(Ladder("patches", (512,)), Ladder("prompt", (192,)), Ladder("kept", (64,)), batch=Ladder("batch", (1,)))
-    return write.Program(Prune(), **dict(buckets=buckets, max_new_tokens=2, platforms=("cpu",)) | more)
+    return write.ExportSettings(Prune(), **dict(buckets=buckets, max_new_tokens=2, platforms=("cpu",)) | more)
 
 
 @pytest.mark.parametrize("more, shrink, message", [({}, False, "ladder"), ({"max_new_tokens": 10_000}, True, "Ladders.decode")])

@@ -52,6 +52,7 @@ def read_own(hf, generation, where):
     return dataclasses.replace(config, model_type="own", vision=OwnVision(**vars(config.vision)))
 
 
+@pytest.mark.slow
 def test_one_record_adds_a_family(tmp_path, monkeypatch):
     tiny.hf_model().save_pretrained(tmp_path / "known")
     known = GlimpseVLM.from_pretrained(tmp_path / "known", ladders=tiny.LADDERS)

@@ -15,13 +15,14 @@ from report_tools import NASTY, PREDICTIONS, Page, made
 
 from gp_jax import GlimpseError
 from gp_jax.evaluation.reporting import exports, tables
-from gp_jax.evaluation.reporting.gallery import Sample, shown_size
+from gp_jax.evaluation.reporting.gallery import Example, shown_size
 from gp_jax.evaluation.reporting.html import write_report
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.plan_rows import aggregate, breakdown
 from gp_jax.evaluation.reporting.plots import retention_plot, time_plot, time_retention_plot
-from gp_jax.evaluation.reporting.statistics import Interval
+from gp_jax.evaluation.reporting.statistics import Interval, Spread
 from gp_jax.evaluation.results import Prediction, line_numbers, read_predictions, write_predictions
+from gp_jax.evaluation.summary import times
 
 # Results --------------------------------------------------------------------------------------------------------------------
 
@@ -60,7 +61,8 @@ def test_a_bad_line_is_named(tmp_path, line):
 def test_rows():
     dense, cut = aggregate(PREDICTIONS, flops=lambda p: p.total + p.kept, kv_bytes={"dense": 100.0, "cut": 30.0})
     assert (dense.plan, dense.samples, dense.paired, dense.retention, dense.flops_ratio, dense.agreement) == ("dense", 3, 3, 1.0, 1.0, 1.0)
-    assert dense.differences == {} and dense.seconds == pytest.approx(0.4), "compilation does not count"
+    assert dense.differences == {} and dense.seconds.median == pytest.approx(0.4), "first calls do not count"
+    assert dense.first_calls == 27 and cut.first_calls == 0
     assert (cut.plan, cut.samples, cut.paired, cut.kv_bytes) == ("cut", 3, 2, 30.0)
     assert dense.sample_retention == 1.0 and cut.sample_retention == pytest.approx((16 / 64 + 0 / 64 + 4 / 32) / 3)
     assert cut.retention == 20 / 160 and cut.prefill_retention == pytest.approx((0.5 * 128 + 0.25 * 32) / 160)
@@ -68,13 +70,24 @@ def test_rows():
     assert cut.differences["exact_match"].mean == 0.5, "over the samples that both answered"
     assert cut.agreement == 1.0, "'Red.' and 'red' are the same answer"
     assert cut.flops_ratio == (80 + 64) / (128 + 128)
-    assert cut.seconds == pytest.approx(0.3) and cut.stages == pytest.approx({"vision": 0.1, "decode": 0.2})
+    assert dataclasses.astuple(cut.seconds) == pytest.approx((0.3, 0.25, 0.35, 2))
+    assert {name: found.median for name, found in cut.stages.items()} == pytest.approx({"vision": 0.1, "decode": 0.2})
+
+
+def test_times_of_first_calls_are_left_out_of_medians():
+    slow = [made(str(i), "dense", "red", seconds={"decode": 0.1, "compile": 0.0}) for i in range(3)]
+    slow += [made("3", "dense", "red", seconds={"compile": 50.0}), made("4", "dense", "red", seconds={"decode": 9.0, "compile": 7.0})]
+    (row,) = aggregate(slow)
+    assert (row.seconds.median, row.seconds.n, row.first_calls) == (0.1, 4, 57.0)
+    assert "100 ms (100 ms to 2.33 s), n = 4" in tables.markdown([row])
+    said = times(slow)
+    assert "57.0 s" in said and "1 of 5 answers" in said and "left out" not in times(slow[:3])
 
 
 def test_rows_without_dense_or_costs():
     (row,) = aggregate([made("1", "cut", "red", metrics={"recall": math.nan}, seconds={}, total=0, kept=0)])
     assert row.metrics == row.differences == {} and (row.flops_ratio, row.kv_bytes, row.agreement) == (None, None, None)
-    assert row.retention == 1.0 and math.isnan(row.seconds)
+    assert row.retention == 1.0 and row.seconds is None and row.phases == {}
     assert aggregate(PREDICTIONS, flops={"dense": 10.0, "cut": 4.0})[1].flops_ratio == 0.4
     assert aggregate(PREDICTIONS, flops={"cut": 4.0})[1].flops_ratio is None
     assert aggregate([]) == []
@@ -108,9 +121,9 @@ def rows_for_tables():
 def test_tables():
     rows = rows_for_tables()
     lines = tables.text(rows).splitlines()
-    assert len(lines) == 7 and len({line.rfind("ms") for line in lines[4:6]}) == 1, "aligned"
+    assert len(lines) == 7 and len(set(map(len, lines[4:6]))) == 1, "aligned"
     assert lines[5].split("  ")[0] == "a|b" and "71.2 (67.1 to 75.0) " in lines[5] and "-3.2 (-5.1 to +0.0), n = 2 " in lines[5]
-    assert "87.5" in lines[5] and "12.5" in lines[5] and "300 ms" in lines[5]
+    assert "87.5" in lines[5] and "12.5" in lines[5] and "300 ms (250 to 350), n = 2" in lines[5]
     assert lines[6].startswith("warning: exact match: Only 3 samples")
     marked = tables.markdown(rows).split("\n")
     assert marked[3].startswith("| a\\|b | 71.2 (") and all(line.count(" | ") == 8 for line in marked[:4])
@@ -124,7 +137,7 @@ def test_tables():
     assert tables.text([]) and tables.markdown([]) and exports.as_csv([]) and json.loads(exports.as_json([])) == []
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(12.345, "12.35 s"), (0.5, "500 ms"), (0.0123, "12.3 ms"), (math.nan, "-")])
+@pytest.mark.parametrize(("seconds", "shown"), [(12.345, "12.35 s"), (0.5, "500 ms"), (0.0123, "12.3 ms")])
 def test_durations(seconds, shown):
     assert tables.duration(seconds) == shown
 
@@ -144,7 +157,7 @@ def report(tmp_path_factory):
         said = {"dense": "red", NASTY: ["", NASTY, "red\x00\ud800"][number]}
         right, lines = {"dense": True, NASTY: False}, {"dense": number + 1, NASTY: number + 4}
         words = (f"question {number} {NASTY}", "red", f"family {number % 2}")
-        samples.append(Sample(*words, picture, keeps, said, right, task="scenes", id=str(number + 1), lines=lines))
+        samples.append(Example(*words, picture, keeps, said, right, task="scenes", id=str(number + 1), lines=lines))
     predictions = [dataclasses.replace(p, plan=NASTY if p.plan == "cut" else p.plan) for p in PREDICTIONS]
     notes = [f"command: {NASTY}", "seed: 0", "no colon"]
     write_predictions(path.parent / "out" / "predictions.jsonl", predictions)
@@ -205,7 +218,7 @@ def test_pictures_can_be_seen(page):
 def test_the_overlay_dims_what_was_dropped(tmp_path):
     keep = np.zeros((2, 2), bool)
     keep[0, 1] = True
-    sample = Sample("q", "a", "f", Image.new("RGB", (32, 32), (200, 40, 40)), {"cut": keep}, {"cut": "a"}, {"cut": True})
+    sample = Example("q", "a", "f", Image.new("RGB", (32, 32), (200, 40, 40)), {"cut": keep}, {"cut": "a"}, {"cut": True})
     write_report(tmp_path / "r.html", "t", [], {}, [sample], [], Lines())
     uri = Page((tmp_path / "r.html").read_text()).all("img")[0]["src"]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), int)
@@ -214,11 +227,16 @@ def test_the_overlay_dims_what_was_dropped(tmp_path):
 
 def test_plots(page):
     rows = aggregate(PREDICTIONS)
-    for plot, height in ((retention_plot, "exact match, %"), (time_plot, "exact match, %"), (time_retention_plot, "time per answer, ms")):
+    for plot, height in (
+        (retention_plot, "exact match, %"),
+        (time_plot, "exact match, %"),
+        (time_retention_plot, "median time per answer, ms"),
+    ):
         svg = plot(rows)
         assert "currentColor" in svg and "#010203" not in svg and svg.count(height) == 2, "on the axis and for screen readers"
         assert not Page(svg).errors
-    assert "time per answer, ms" in time_plot(rows) and "time per answer, s" in time_plot([dataclasses.replace(rows[0], seconds=2.0)])
+    slow = dataclasses.replace(rows[0], seconds=Spread(2.0, 1.0, 3.0, 3))
+    assert "time per answer, ms" in time_plot(rows) and "time per answer, s" in time_plot([slow])
     assert retention_plot([]) and time_retention_plot([]) and retention_plot(rows, "no such metric")
 
 

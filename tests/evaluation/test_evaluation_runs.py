@@ -22,6 +22,8 @@ from gp_jax.evaluation.results import read_predictions
 from gp_jax.evaluation.settings import BRIEF, EvalConfig, JudgeConfig
 from gp_jax.evaluation.tasks import BRIEF_METRIC, metrics_of, open_tasks
 
+pytestmark = pytest.mark.slow
+
 REQUEST = " Please provide the bounding box coordinate of the region that can help you answer the question better."
 PLANS = ("dense", "glimpse", "oracle", "random")
 
@@ -76,7 +78,10 @@ def options(home: Path, out: Path, *more: str) -> list[str]:
 def table(out: Path) -> list[dict]:
     """Without what differs from run to run."""
     rows = json.loads((out / "table.json").read_text())
-    return [{name: value for name, value in row.items() if name not in ("seconds", "stages", "phases", "peak", "source")} for row in rows]
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "stages", "phases", "peak", "source", "first_calls")}
+        for row in rows
+    ]
 
 
 def left_out(out: Path) -> dict[str, str]:

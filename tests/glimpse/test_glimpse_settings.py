@@ -8,6 +8,8 @@ import torch
 
 from gp_jax import GlimpseVLM, Prune
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "base": {},
     "le_length 3 at some layers, layernorm": dict(le_length=3, le_layers=[2, 0], le_norm_type="layernorm"),

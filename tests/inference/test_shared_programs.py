@@ -13,8 +13,10 @@ from flax import nnx
 from gp_jax import GlimpseError, GlimpseVLM, pipeline
 from gp_jax.inference.shared_programs import Parts, Programs
 from gp_jax.processing.layout import read_samples, vision_input
-from gp_jax.pruning.plan import Cut
+from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.runtime.clock import COMPILES
+
+pytestmark = pytest.mark.slow
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9]]
 

@@ -9,6 +9,8 @@ from tiny_models import GLIMPSE, LADDERS, glimpse_weights, hf_model, inputs, sav
 from gp_jax import GlimpseError, GlimpseVLM, Prune, inference_params, make_mesh
 from gp_jax.runtime.clock import COMPILES
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [[5, (4, 6), 7], [3, (2, 2), 9]]
 
 

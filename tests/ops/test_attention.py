@@ -14,6 +14,8 @@ from gp_jax.ops.blockwise import tile_size
 from gp_jax.ops.layers import rematerialised
 from gp_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 RUNNABLE = ["blockwise", "rows", "split_batch", "splash_interpret"]
 
 

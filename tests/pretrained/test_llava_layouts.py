@@ -154,6 +154,7 @@ def test_prompts_are_vicuna_v1(vlm):
         vlm.processor([[tiny.photo(60, 60)]], ["What is <image>?"])
 
 
+@pytest.mark.slow
 def test_image_tokens_one_each_or_one_a_row(vlm):
     """As the released code takes them and as they are expanded; text alone, several pictures, all in one batch."""
     own = [[tiny.photo(90, 60)], [], [tiny.photo(50, 80), tiny.photo(60, 60)]]

@@ -13,8 +13,10 @@ from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, pipeline
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.requests import resolve
 from gp_jax.processing.layout import read_samples
-from gp_jax.pruning.plan import Cut
+from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.trees import LayerKV, Stream
+
+pytestmark = pytest.mark.slow
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 

@@ -17,11 +17,13 @@ from gp_jax.inference.requests import keep_rules, resolve
 from gp_jax.ops.received import attention_received
 from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.processing.layout import prompt_input, read_samples, vision_input
-from gp_jax.pruning.plan import PUBLISHED, SCORER_OF, SCORERS, Cut
+from gp_jax.pruning.plan import PUBLISHED, SCORER_OF, SCORERS
 from gp_jax.pruning.rule import METHODS
 from gp_jax.pruning.scorers import attention, cdpruner, visionzip, vscan
-from gp_jax.pruning.scorers.scorer import Scoring
+from gp_jax.pruning.scorers.scorer import Cut, Scoring
 from gp_jax.runtime.clock import COMPILES
+
+pytestmark = pytest.mark.slow
 
 SAMPLES = [[5, (9, 11), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 COUNTS = [99, 19, 0, 4]

@@ -48,7 +48,7 @@ def digest() -> str:
 
 
 def test_the_same_in_every_process():
-    code = "from tests.test_scenes import digest; print(digest())"
+    code = "from tests.scenes.test_scenes import digest; print(digest())"
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}
     )

@@ -30,6 +30,8 @@ from gp_jax.training.loop import train
 from gp_jax.training.scenes_base import build_base, export_base_run, identity
 from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
 
+pytestmark = pytest.mark.slow
+
 SIDE, COUNT, ROWS = 16, 4, 96
 
 
@@ -248,9 +250,9 @@ def test_a_base_run_learns_resumes_and_exports(architecture, tmp_path, monkeypat
         "--out",
         str(tmp_path / "eval"),
     ]
-    assert eval_main([*options, "--plans", "dense", "glimpse", "oracle", "nothing", "random"]) == 0
+    assert eval_main([*options, "--plans", "dense", "glimpse", "nothing"]) == 0
     found = read_predictions(tmp_path / "eval" / "predictions.jsonl")
-    assert len(found) == 20 and {p.kept for p in found if p.plan == "nothing"} == {0}
+    assert len(found) == 12 and {p.kept for p in found if p.plan == "nothing"} == {0}
     assert all(p.kept == p.total for p in found if p.plan == "dense")
     assert eval_main([*options, "--plans", "dense", "--max-new-tokens", "3"]) == 1, "other settings, same folder"
     report = (tmp_path / "eval" / "report" / "index.html").read_text()

@@ -252,10 +252,10 @@ def fail(capsys, monkeypatch, *argv: str) -> str:
         (["--what", "train", "--model", "7b", "--batch", "0"], "--batch 0 must be positive"),
         (
             ["--what", "train", "--model", "7b", "--topology", "v0:9x9"],
-            "--topology v0:9x9: is not GENERATION:CHIPS of a TPU that is known here (v4:",
+            "--topology v0:9x9: is not GENERATION:CHIPS of a known TPU (v4:",
         ),
         (["--model", "7b", "--retention", "2"], "--retention 2.0 is not in 0..1"),
-        (["--model", "7b", "--mesh", "data=2", "--tensor", "2"], "--mesh excludes --data, --fsdp and --tensor"),
+        (["--model", "7b", "--mesh", "data=2", "--tensor", "2"], "--mesh cannot be combined with --data, --fsdp or --tensor"),
         (["--model", "7b", "--mesh", "rows=2"], "--mesh rows=2: is not like data=2,fsdp=1,tensor=4"),
         (["--model", "7b", "--json", "/none/x.json"], "--json /none/x.json: folder /none does not exist"),
     ],
@@ -265,6 +265,7 @@ def test_compile_errors_are_one_line(capsys, monkeypatch, argv, message):
     assert message in fail(capsys, monkeypatch, "compile", *argv)
 
 
+@pytest.mark.slow
 def test_compiling_ahead_says_what_a_chip_needs(monkeypatch):
     """With a mesh of fake devices in the place of a topology: shapes without arrays through the real step."""
     from gp_jax.ahead import training as ahead_training

@@ -17,6 +17,8 @@ from safetensors.numpy import load_file
 
 from gp_jax.pretrained.torch_file import read_torch
 
+pytestmark = pytest.mark.slow
+
 KILLS = 10
 
 

@@ -12,22 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from jax.tree_util import register_dataclass
 from run_tools import full_disk
 
 from gp_jax import GlimpseError
-from gp_jax.data.feed import Loaded
+from gp_jax.data.feed import LoadedBatch
 from gp_jax.runtime.lock import only_one
 from gp_jax.training import loop
 from gp_jax.training.checkpoint import Checkpoints, run_folder
 from gp_jax.training.places import alone
 from gp_jax.training.run_log import RunLog
 from gp_jax.training.settings import TrainConfig
-from gp_jax.trees import tree
+
+pytestmark = pytest.mark.slow
 
 STEPS = 7
 
 
-@tree
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     x: jax.Array  # (1,) float
 
@@ -36,7 +39,7 @@ class Feed:
     """Micro-batch n holds n."""
 
     def load(self, start: int, end: int):
-        return (Loaded(n, None, Batch(np.float32([n])), (0,)) for n in range(start, end))
+        return (LoadedBatch(n, None, Batch(np.float32([n])), (0,)) for n in range(start, end))
 
     def counts(self, step: int) -> None:
         return None

@@ -11,6 +11,8 @@ from gp_jax.data.collate import split_answer
 from gp_jax.pretrained.params import checkpoint_name, flat_params
 from gp_jax.runtime.clock import COMPILES
 
+pytestmark = pytest.mark.slow
+
 CASES = ("single", "wide")
 PARTS = {"language": "lm_loss", "dice": "dice", "bce": "bce", "loss": "loss"}
 

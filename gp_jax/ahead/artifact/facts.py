@@ -1,4 +1,4 @@
-"""`export.json`: what an exported program is, written and read in one place."""
+"""`export.json`, the file that describes an exported program: how it is written and read."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,13 +16,14 @@ from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.disk import read_json
 
 BUCKETS = ("batch", "patches", "prompt", "kept")
-LARGEST = 1 << 21  # rows of a whole batch: inputs are made at the size of the last buckets, whatever a file says that is
+LARGEST = 1 << 21  # most rows of a whole batch: inputs have the size of the largest buckets, and a file may give any size
 Rung = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """The file's fields. prune: the keep rule's, None for a dense program; buckets: rungs of its ladders; others are as in `Program`."""
+class ExportFacts:
+    """The file's fields. prune: fields of the keep rule, None for a dense program; buckets: rungs of its ladders; others: see
+    `ExportSettings`."""
 
     glimpse: bool
     plan: str
@@ -38,17 +39,21 @@ class Facts:
 
 
 def described(rule: Prune | None, buckets: Ladders, **facts: Any) -> dict[str, Any]:
-    """The file's content."""
+    """The content of the file."""
     rungs = {name: list(getattr(buckets, name).rungs) for name in BUCKETS}
-    return dataclasses.asdict(Facts(prune=rule and dataclasses.asdict(rule), buckets=rungs, **facts))
+    return dataclasses.asdict(ExportFacts(prune=dataclasses.asdict(rule) if rule else None, buckets=rungs, **facts))
 
 
-def read_facts(folder: Path) -> tuple[Facts, Prune | None, Ladders]:
-    """The file of a folder, and what its fields `prune` and `buckets` stand for. Raises: GlimpseError that names file and field."""
+def read_facts(folder: Path) -> tuple[ExportFacts, Prune | None, Ladders]:
+    """Reads the file of a folder. Returns: its fields, its keep rule and its ladders. Raises: GlimpseError that names file and field."""
     path = folder / FACTS
     found = read_json(path)
-    facts = read(Facts, found, str(path))
-    unknown = [*(found.keys() - _names(Facts)), *(facts.buckets.keys() - _names(Ladders)), *((facts.prune or {}).keys() - _names(Prune))]
+    facts = read(ExportFacts, found, str(path))
+    unknown = [
+        *(found.keys() - _names(ExportFacts)),
+        *(facts.buckets.keys() - _names(Ladders)),
+        *((facts.prune or {}).keys() - _names(Prune)),
+    ]
     if unknown:
         raise GlimpseError(f"{path}: {some(unknown)} is not known")
     if missing := [name for name in BUCKETS if name not in facts.buckets]:

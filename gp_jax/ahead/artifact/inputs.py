@@ -1,4 +1,4 @@
-"""Requests for an exported program, made without its weights."""
+"""Makes requests for an exported program, without its weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,12 +27,12 @@ def artifact_inputs(
     prune: Prune | None = None,
     shrink: bool = True,
 ) -> dict[str, np.ndarray]:
-    """A request for an exported program, made from its folder alone: no weights are read.
+    """The inputs of an exported program for a request. Only small files of its folder are read, no weights.
 
     Args:
-        folder: of `gp-jax export`; images, questions: as of `GlimpseVLM.answer`, up to the batch.
-        prune: another keep rule of the same kind; None: that of the export.
-        shrink: pictures with more visual tokens than the program holds are scaled down to what it does; False: they are an error.
+        folder: that `gp-jax export` wrote; images, questions: as for `GlimpseVLM.answer`, at most the program's batch.
+        prune: another keep rule with the same method; None: that of the export.
+        shrink: whether pictures with too many visual tokens for the program are scaled down; otherwise they are an error.
     Returns: a dict of numpy arrays for `np.savez` or the program itself. Raises: GlimpseError.
     """
     folder = path_of(folder)

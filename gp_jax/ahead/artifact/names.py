@@ -1,9 +1,9 @@
-"""What an exported folder holds."""
+"""Names of the files in an exported folder."""
 
-PROGRAM = "program.jax_export"  # the function, for every platform asked for
+PROGRAM = "program.jax_export"  # the function, for all requested platforms
 PARAMS = "params"  # its parameters (orbax)
 EXAMPLE = "example.npz"  # inputs of one request
 EXPECTED = "expected.npz"  # its outputs
-PROCESSOR = "processor"  # tokenizer, picture settings and configuration: all that `artifact_inputs` needs
-VENDOR = "vendor"  # flatbuffers: jax.export reads its files with it, and jax does not install it
-FACTS = "export.json"  # plan, sizes, and where it came from
+PROCESSOR = "processor"  # tokenizer, picture settings and configuration: everything that `artifact_inputs` needs
+VENDOR = "vendor"  # flatbuffers, which jax.export needs to read its files and jax does not install
+FACTS = "export.json"  # plan, sizes and origin of the program

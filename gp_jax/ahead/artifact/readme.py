@@ -1,4 +1,4 @@
-"""The README of an exported folder: the lines that load and call it, and what goes in and comes out."""
+"""The README of an exported folder: how to load and call the program, its inputs and its outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,18 +25,18 @@ print("as expected:", np.array_equal(outputs["tokens"], np.load(here / "{EXPECTE
 
 
 def describe_input(name: str) -> str:
-    """What INPUTS says about it; the numbers of a cut share their lines."""
+    """The line of INPUTS about an input; the inputs of all cuts share their lines."""
     return INPUTS[f"cut*_{name.split('_', 1)[1]}" if name.startswith("cut") else name]
 
 
 def table(rows: Mapping[str, str]) -> str:
-    """Three columns, of texts "shape and dtype: meaning"."""
+    """A table of three columns from name -> "shape and dtype: meaning"."""
     cells = [(name, *text.split(": ", 1)) for name, text in rows.items()]
     return "\n".join(["| array | shape | what |", "|---|---|---|", *(f"| `{name}` | {shape} | {what} |" for name, shape, what in cells)])
 
 
 def readme(facts: Mapping[str, Any], shapes: Mapping[str, jax.ShapeDtypeStruct], example: Mapping[str, Any]) -> str:
-    """The text. Args: facts: of export.json; shapes: of the inputs; example: question, text and whether it was checked; or empty."""
+    """The text of the README. Args: facts: fields of export.json; shapes: of the inputs; example: facts about it, or empty."""
     rungs = facts["buckets"]
     sizes = dict(zip("BT", shapes["ids"].shape, strict=True)) | {"S": shapes["patches"].shape[1], "M": shapes["token_hw"].shape[1]}
     sizes |= {"A": shapes["positions"].shape[1], "N": min(sizes["M"], sizes["T"]), "n": facts["max_new_tokens"]}
@@ -59,18 +59,18 @@ decoding, with every bucket inside. Made with gp_jax {facts["gp_jax"]} and jax {
         checked = "" if example["equal"] is None else "; when it was exported the program gave the same tokens as gp_jax's `generate`"
         checked = checked if example["equal"] is not False else "; in this dtype the program and `generate` round differently on it"
         parts += [
-            f"The example asks {example['question']!r}. The answer was {example['text']!r}{checked}.",
+            f"The question of the example is {example['question']!r}. The answer was {example['text']!r}{checked}.",
             f"```python\n{CHECK}```",
         ]
     parts += [
-        f"""`jax.jit(program.call)` is an ordinary jitted function: the first call compiles. `params` and inputs may lie on a mesh instead
-of one device (give `ocp.load` other shardings; inputs have the batch in front). On several TPU chips the program must have been
+        f"""`jax.jit(program.call)` is an ordinary jitted function: the first call compiles. `params` and inputs may be on a mesh instead
+of one device (give `ocp.load` other shardings; the batch is the first axis of inputs). On several TPU chips the program must have been
 exported with `--attention xla`: XLA cannot split the TPU's attention kernel.
 
 The tokens as text: `transformers.AutoTokenizer.from_pretrained("{PROCESSOR}").decode(outputs["tokens"][0, :outputs["lengths"][0]])`.""",
         f"""## Your own inputs
 
-On any machine with gp_jax (no accelerator, no weights: `{PROCESSOR}/` and `{FACTS}` are all it reads; `DIR` is this folder):
+On any machine with gp_jax (no accelerator, no weights: only `{PROCESSOR}/` and `{FACTS}` are read; `DIR` is this folder):
 
 ```python
 import numpy as np
@@ -78,14 +78,14 @@ from gp_jax import artifact_inputs
 np.savez("mine.npz", **artifact_inputs("DIR", "photo.jpg", "What does the sign say?"))
 ```
 
-Lists of pictures and of questions make a batch. Pictures with more visual tokens than fit are scaled down (`shrink=False`: they are an
+Lists of pictures and of questions make a batch. Pictures with too many visual tokens are scaled down (with `shrink=False` they are an
 error); `prune=Prune(...)` changes the numbers of the keep rule. Without gp_jax
-`mine.npz` goes in where `{EXAMPLE}` did. With a loaded model
+use `mine.npz` in place of `{EXAMPLE}`. With a loaded model
 `GlimpseVLM.inference_inputs(inputs=..., buckets=..., prune=...)` does the same from a Hugging Face processor's arrays.""",
-        "## What goes in\n\n" + f"Numpy or JAX arrays in a dict; here {', '.join(f'{k} = {v}' for k, v in sizes.items())}.",
+        "## Inputs\n\n" + f"Numpy or JAX arrays in a dict; here {', '.join(f'{k} = {v}' for k, v in sizes.items())}.",
         table({name: describe_input(name) for name in shapes}),
-        "## What comes out",
+        "## Outputs",
         table(OUTPUTS),
-        "An importance map of a picture of R x C visual tokens is `outputs['importance'][b, :R * C].reshape(R, C)`.",
+        "The importance map of a picture of R x C visual tokens is `outputs['importance'][b, :R * C].reshape(R, C)`.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""Writes the inference function as a folder that needs no gp_jax; what is in it says `exporting.layout`."""
+"""Writes the inference function as a folder that needs no gp_jax. `ahead.artifact.names` lists its files."""
 
 import importlib.util
 import json
@@ -31,10 +31,10 @@ STEPS = ("lowering the program", "writing the parameters", "answering the exampl
 
 
 @dataclass(frozen=True)
-class Program:
-    """What to export.
+class ExportSettings:
+    """The settings of an export.
 
-    platforms: names of `ops.target.PLATFORMS`; attention: as of `inference_fn`; plan, model: their names, for the README.
+    platforms: names of `ops.target.PLATFORMS`; attention: as for `inference_fn`; plan, model: their names, for the README.
     """
 
     prune: Prune | None
@@ -47,27 +47,27 @@ class Program:
 
 
 def beside(folder: Path) -> tuple[Path, Path, Path]:
-    """The folder itself, the one that is written first, and the one where an earlier export waits until that is in its place."""
+    """The folder itself, the scratch folder that is written first, and the folder that keeps an earlier export until it is replaced."""
     place = folder.resolve()
     return place, place.parent / f".{place.name}.partial", place.parent / f".{place.name}.old"
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder may be replaced: it holds an export, or nothing."""
+    """Whether a folder may be replaced, because it holds an export or nothing."""
     return folder.is_dir() and ((folder / FACTS).is_file() or not any(folder.iterdir()))
 
 
 def check_target(folder: Path) -> None:
-    """Puts an earlier export back that a killed run had set aside.
+    """Restores an earlier export that a killed run has moved away.
 
-    Raises: GlimpseError unless an export may be written there: nothing is, or an older export that can be replaced.
+    Raises: GlimpseError unless the folder does not exist or holds an earlier export that can be replaced.
     """
     place, _, old = beside(folder)
     if old.exists():
         if not is_export(old):
             raise GlimpseError(f"--to {folder}: {old} is in the way")
         if place.exists():
-            shutil.rmtree(old)  # the new one is in its place
+            shutil.rmtree(old)  # the new export has replaced it
         else:
             old.rename(place)
     if place.exists():
@@ -75,7 +75,7 @@ def check_target(folder: Path) -> None:
             raise GlimpseError(f"--to {folder}: exists and is not an earlier export")
         if Path.cwd().resolve().is_relative_to(place):
             raise GlimpseError(f"--to {folder}: is where this command runs and cannot be replaced; name a folder in it")
-        try:  # a mount point, or a layer of a container's image, cannot be renamed
+        try:  # a mount point and a layer of a container's image cannot be renamed
             place.rename(old)
             old.rename(place)
         except OSError as error:
@@ -86,23 +86,23 @@ def check_target(folder: Path) -> None:
 
 def export(
     vlm: GlimpseVLM,
-    program: Program,
+    program: ExportSettings,
     folder: Path,
     example: tuple[ImageLike, str] | None = None,
     shrink: bool = True,
     tell: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Writes the folder, whole or not at all; an earlier export there is replaced.
+    """Writes the folder completely or not at all; an earlier export in it is replaced.
 
-    Args: example: a picture and a question whose inputs and outputs go along; shrink: scale the picture down where the program is too
-        small for it; tell: called with the name of every step that begins.
-    Returns: facts: the artifact's size in bytes, and of the example the text and whether the program gave `generate`'s tokens (None:
-        it is not for this machine).
+    Args: example: a picture and a question whose inputs and outputs are included; shrink: whether to scale the picture down if it has
+        too many visual tokens for the program; tell: called with the name of every step that begins.
+    Returns: the artifact's size in bytes, the example's answer, and whether the program gave the tokens of `generate` for it (None: the
+        program cannot run on this machine).
     """
     check_target(folder)
-    asked = example and ask(vlm, program, *example, shrink)  # what is wrong with it is said before the work
+    asked = example and ask(vlm, program, *example, shrink)  # before the long work, so that errors in the example come early
     place, scratch, old = beside(folder)
-    shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
+    shutil.rmtree(scratch, ignore_errors=True)  # left by an export that was killed
     try:
         scratch.mkdir(parents=True)
         write_processor(vlm, scratch / PROCESSOR)
@@ -111,12 +111,13 @@ def export(
         tell(STEPS[0])
         exported, params, shapes = lower(vlm, program)
         (scratch / PROGRAM).write_bytes(exported.serialize())
-        vendor = Path(importlib.util.find_spec("flatbuffers").origin).parent
-        shutil.copytree(vendor, scratch / VENDOR / "flatbuffers", ignore=shutil.ignore_patterns("__pycache__"))
+        vendor = importlib.util.find_spec("flatbuffers")
+        assert vendor is not None and vendor.origin is not None, "found by check_target"
+        shutil.copytree(Path(vendor.origin).parent, scratch / VENDOR / "flatbuffers", ignore=shutil.ignore_patterns("__pycache__"))
         tell(STEPS[1])
         ocp.save(scratch / PARAMS, params)
         done = {}
-        if asked:
+        if asked and example:
             tell(STEPS[2])
             done = answer(vlm, program, exported, params, asked, scratch) | {"question": example[1]}
         (scratch / "README.md").write_text(readme(facts, shapes, done))
@@ -136,32 +137,33 @@ def export(
     return done | {"bytes": (place / PROGRAM).stat().st_size}
 
 
-def lower(vlm: GlimpseVLM, program: Program) -> tuple[jax.export.Exported, dict, dict[str, jax.ShapeDtypeStruct]]:
-    """The exported function, the parameters and the inputs' shapes."""
-    options = dict(glimpse=vlm.glimpse_config, attention=program.attention)
-    infer = inference_fn(vlm.config, program.prune, program.buckets, program.max_new_tokens, **options)
+def lower(vlm: GlimpseVLM, program: ExportSettings) -> tuple[jax.export.Exported, dict, dict[str, jax.ShapeDtypeStruct]]:
+    """The exported function, its parameters and the shapes of its inputs."""
+    glimpse, attention = vlm.glimpse_config, program.attention
+    infer = inference_fn(vlm.config, program.prune, program.buckets, program.max_new_tokens, glimpse=glimpse, attention=attention)
     params = inference_params(vlm.model)
     empty = inference_inputs([], vlm.config, vlm.glimpse_config, program.prune, program.buckets)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in empty.items()}
-    specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)  # of one device, whatever mesh they lie on
+    specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)  # for one device, on whatever mesh they are
     return jax.export.export(jax.jit(infer), platforms=program.platforms)(specs, shapes), params, shapes
 
 
-def ask(vlm: GlimpseVLM, program: Program, image: ImageLike, question: str, shrink: bool) -> tuple[dict, dict]:
-    """The example as `generate` and as the program take it. Raises: GlimpseError when one of them cannot."""
+def ask(vlm: GlimpseVLM, program: ExportSettings, image: ImageLike, question: str, shrink: bool) -> tuple[dict, dict]:
+    """The example as inputs of `generate` and of the program. Raises: GlimpseError when it does not fit one of them."""
     vlm.engine.ladders.decode.fit(program.max_new_tokens)
     return fitting_inputs(vlm.processor, [[image]], [question], vlm.glimpse_config, program.prune, program.buckets, shrink=shrink)
 
 
 def answer(
-    vlm: GlimpseVLM, program: Program, exported: jax.export.Exported, params: dict, asked: tuple[dict, dict], folder: Path
+    vlm: GlimpseVLM, program: ExportSettings, exported: jax.export.Exported, params: dict, asked: tuple[dict, dict], folder: Path
 ) -> dict[str, Any]:
-    """Writes the example and what the program makes of it, or `generate` where the program is not for this machine. asked: of `ask`."""
+    """Writes the example and its outputs: those of the program, or of `generate` if the program cannot run here. asked: from `ask`."""
     raw, inputs = asked
     done = vlm.generate(**raw, prune=program.prune, max_new_tokens=program.max_new_tokens)
     tokens = np.full((program.buckets.batch.rungs[-1], program.max_new_tokens), vlm.config.pad_token_id, np.int32)
     tokens[:1, : done.tokens.shape[1]] = done.tokens
-    outputs, equal = {"tokens": tokens}, None
+    outputs: dict[str, Any] = {"tokens": tokens}
+    equal = None
     if {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) in program.platforms:
         outputs = {name: np.asarray(x) for name, x in jax.jit(exported.call)(params, inputs).items()}
         equal = bool((outputs["tokens"] == tokens).all())
@@ -173,15 +175,15 @@ def answer(
 
 
 def write_processor(vlm: GlimpseVLM, folder: Path) -> None:
-    """Configuration (with the glimpse's), tokenizer and picture settings."""
+    """Writes the configuration (with the glimpse's), the tokenizer and the picture settings."""
     folder.mkdir()
     if vlm.folder:
         copy_beside(vlm.folder, folder)
     saving.write_config(vlm.model, vlm.hf_config, folder)
 
 
-def describe(vlm: GlimpseVLM, program: Program) -> dict[str, Any]:
-    """What `export.json` says."""
+def describe(vlm: GlimpseVLM, program: ExportSettings) -> dict[str, Any]:
+    """The fields of `export.json`."""
     return described(
         program.prune,
         program.buckets,

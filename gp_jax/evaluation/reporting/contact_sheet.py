@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from gp_jax.evaluation.reporting.gallery import Sample, clean
+from gp_jax.evaluation.reporting.gallery import Example, clean
 from gp_jax.processing.images import overlay
 from gp_jax.runtime.disk import whole
 
@@ -27,11 +27,11 @@ def wrap(text: str, width: int, pen: ImageDraw.ImageDraw, size: int) -> list[str
     return lines
 
 
-def tile(sample: Sample, plan: str) -> Image.Image:
+def tile(sample: Example, plan: str) -> Image.Image:
     """Picture and overlay beside each other, scaled to one height, over question and answer."""
     keep, scale = sample.keeps[plan], TILE / max(sample.picture.size)
-    size = tuple(max(1, round(side * scale)) for side in sample.picture.size)
-    picture = sample.picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * scale)) for side in sample.picture.size)
+    picture = sample.picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     made = Image.new("RGB", (2 * TILE + GAP, TILE + 4 * LINE), GROUND)
     made.paste(picture, (0, 0))
     made.paste(overlay(picture, keep), (TILE + GAP, 0))
@@ -46,7 +46,7 @@ def tile(sample: Sample, plan: str) -> Image.Image:
     return made
 
 
-def write_sheet(path: Path, samples: Sequence[Sample], plan: str, columns: int = 2) -> None:
+def write_sheet(path: Path, samples: Sequence[Example], plan: str, columns: int = 2) -> None:
     """Writes the picture as PNG, whole or not at all. Raises: GlimpseError that names the file."""
     tiles = [tile(sample, plan) for sample in samples if plan in sample.keeps]
     if not tiles:

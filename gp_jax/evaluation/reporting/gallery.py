@@ -19,7 +19,7 @@ NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Sample:
+class Example:
     """A question and what plans made of it.
 
     picture: upright RGB; keeps: per plan (rows, columns) bool over its visual tokens; predictions, right: per plan; a plan that is not
@@ -79,15 +79,15 @@ def picture_uri(picture: Image.Image, keep: np.ndarray | None, boxes: Sequence[t
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def cards(samples: Sequence[Sample], plans: Sequence[str], places: Mapping[tuple[str, str], int]) -> str:
+def cards(samples: Sequence[Example], plans: Sequence[str], places: Mapping[tuple[str, str], int]) -> str:
     """HTML. plans: in the order of the table, by which they are numbered. places: the numbers of samples in the list, by task and id."""
     return "".join(_card(sample, plans, places.get((sample.task, sample.id))) for sample in samples)
 
 
-def _card(sample: Sample, plans: Sequence[str], place: int | None) -> str:
+def _card(sample: Example, plans: Sequence[str], place: int | None) -> str:
     known = {number: plan for number, plan in enumerate(plans) if plan in sample.predictions}
     width, height = shown_size(sample.picture.size)
-    figures = []
+    figures: list[str] = []
     for number, plan in known.items():
         boxes = sample.boxes if not figures else ()
         keep, right = sample.keeps.get(plan), sample.right.get(plan)

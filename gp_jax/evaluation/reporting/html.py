@@ -1,13 +1,12 @@
 """The report of an evaluation: one HTML file that holds everything, numbers, plots and pictures."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from etils import epath
 
 from gp_jax.evaluation.reporting.chips import chip
-from gp_jax.evaluation.reporting.gallery import Sample, cards, safe
+from gp_jax.evaluation.reporting.gallery import Example, cards, safe
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.listing import listing, metric_names, places
 from gp_jax.evaluation.reporting.page import CSS, JS
@@ -17,9 +16,11 @@ from gp_jax.runtime.disk import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing from outside
 MEMORY = (
-    "Prefill time: stages glimpse and finish. Peak memory: of the whole process or its first device while it answered the plan, with "
-    "weights, compilation and what earlier plans left behind; plans that each had a run of their own can be compared. n/a: hidden by an "
-    "earlier plan's peak, or not measured."
+    "Times: the median over answers, with the quartiles; of a batch, every answer has the same share. Plans answer each batch one "
+    "after the other, another one first each time. What only a first call costs (tracing, compiling, reading and loading programs) is "
+    "not in them: a batch in which it happened was asked again. Prefill time: stages glimpse and finish. Peak memory: of the whole "
+    "process or its first device while it answered for the plan, with weights and compilation. n/a: hidden by the peak of another plan, "
+    "or not measured; a plan in a run of its own has no other beside it."
 )
 RETENTION = (
     "Retention, decode cache: share of all visual tokens that the cache holds while the answer is written; mean of samples: the mean of "
@@ -34,7 +35,7 @@ def write_report(
     title: str,
     rows: Sequence[PlanRow],
     breakdown: Mapping[str, Sequence[PlanRow]],
-    samples: Sequence[Sample],
+    samples: Sequence[Example],
     notes: Sequence[str],
     lines: Lines,
     metric: str = MAIN,
@@ -52,7 +53,7 @@ def write_report(
     number = {row.plan: i for i, row in enumerate(rows)}
     plans = list(dict.fromkeys([*number, *(p for s in samples for p in s.predictions), *(p.plan for p in lines.predictions)]))
     plots = [retention_plot(rows, metric)]
-    if any(math.isfinite(row.seconds) for row in rows):
+    if any(row.seconds for row in rows):
         plots += [time_retention_plot(rows), time_plot(rows, metric)]
     legend = "".join(f"<span>{chip(i)} {safe(plan)}</span>" for plan, i in number.items())
     links = _Links(plans, metric_names(lines), lines.by)
@@ -70,8 +71,8 @@ def write_report(
         "<h2>Accuracy against cost</h2>",
         f'<div class="plots">{"".join(f"<figure>{plot}</figure>" for plot in plots)}</div>',
         f'<div class="legend">{legend}</div>',
-        '<p class="caption">Bars: 95 % intervals. Plans whose bars would cover each other stand side by side. The scale of retention is a '
-        "square root.</p>",
+        '<p class="caption">Bars: 95 % intervals of accuracies, quartiles of times. Plans whose bars would cover each other stand '
+        "side by side. The scale of retention is a square root.</p>",
         _breakdown(breakdown, plans, metric, links) if breakdown else "",
         *_samples(samples, plans, lines, metric, safe(lines.link(Path(path).parent))),
     ]
@@ -95,7 +96,7 @@ class _Links:
         self.by, self.plans, self.metrics = by, {p: i for i, p in enumerate(plans)}, {m: i for i, m in enumerate(metrics)}
 
     def __call__(self, cell: str, plan: str | None = None, metric: str | None = None, against: str | None = None, group: str = "") -> str:
-        found = {"plan": self.plans.get(plan), "metric": self.metrics.get(metric), "against": self.plans.get(against)}
+        found = {"plan": self.plans.get(plan or ""), "metric": self.metrics.get(metric or ""), "against": self.plans.get(against or "")}
         data = "".join(f' data-{name}="{value}"' for name, value in found.items() if value is not None)
         data += f' data-{self.by}="{safe(group)}"' if group else ""
         return f'<a href="#samples"{data}>{cell}</a>' if self.metrics and cell != MISSING else cell
@@ -132,9 +133,12 @@ def _breakdown(groups: Mapping[str, Sequence[PlanRow]], plans: Sequence[str], me
         count, cells = max((row.samples for row in rows.values()), default=0), []
         for _, plan in used:
             found = rows[plan].metrics.get(metric) if plan in rows else None
-            n = "" if found is None or found.n == count else f", n = {found.n}"
-            below = found and f"<small>{percent(found.low, 0)} to {percent(found.high, 0)}{n}</small>"
-            cells.append(links(percent(found.mean) + below, plan, metric, group=name) if found else percent(None))
+            if found is None:
+                cells.append(MISSING)
+                continue
+            n = "" if found.n == count else f", n = {found.n}"
+            below = f"<small>{percent(found.low, 0)} to {percent(found.high, 0)}{n}</small>"
+            cells.append(links(percent(found.mean) + below, plan, metric, group=name))
         lines.append(
             f'<tr><th scope="row">{safe(name)}</th><td>{links(str(count), group=name)}</td>'
             f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
@@ -147,7 +151,7 @@ def _breakdown(groups: Mapping[str, Sequence[PlanRow]], plans: Sequence[str], me
     )
 
 
-def _samples(samples: Sequence[Sample], plans: Sequence[str], lines: Lines, metric: str, link: str) -> list[str]:
+def _samples(samples: Sequence[Example], plans: Sequence[str], lines: Lines, metric: str, link: str) -> list[str]:
     """The list of answers, the cards, and what filters both."""
     if not samples and not lines.predictions:
         return []

@@ -8,7 +8,7 @@ from gp_jax.evaluation.reporting.gallery import clean
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.tables import label
 
-LONGEST, SHORTER, MANY = 400, 80, 20_000  # characters of a text, and of more texts than so many; predictions.jsonl has all of them
+LONGEST, SHORTER, MANY = 400, 80, 20_000  # characters of a text, and of one where there are more than MANY; predictions.jsonl has all
 
 
 def places(lines: Lines) -> dict[tuple[str, str], int]:

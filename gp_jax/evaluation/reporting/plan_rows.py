@@ -7,8 +7,9 @@ from typing import Literal
 
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.metrics import normalise
-from gp_jax.evaluation.reporting.statistics import Interval, bootstrap, paired_difference
-from gp_jax.evaluation.results import COMPILE, Prediction
+from gp_jax.evaluation.reporting.statistics import Interval, Spread, bootstrap, paired_difference, spread
+from gp_jax.evaluation.results import Prediction
+from gp_jax.runtime.clock import COMPILE
 
 DENSE = "dense"  # the plan that others are compared with
 GLIMPSE = "glimpse"  # the plan that is compared with all others
@@ -28,7 +29,9 @@ class PlanRow:
     task_retention:    the mean over tasks of that mean in each; None with one task.
     prefill_retention: share that an average decoder layer saw in prefill.
     flops_ratio:       FLOPs over those of dense. kv_bytes: of an average answer.
-    seconds, stages:   of an average answer, without compilation; NaN if it was not measured.
+    seconds:           of an answer, over the `timed` ones: median and quartiles; None if none was. stages, phases: likewise, of
+                       every stage of `clock.STAGES`, and of `PHASES`.
+    first_calls:       seconds that first calls took more, of all answers together; not in the other times.
     tokens:            generated ones of an average answer. peak: bytes of memory at most, of one process; None if it is not known.
     agreement:         share of answers that are dense's own after `metrics.normalise`, right or wrong.
     """
@@ -45,16 +48,13 @@ class PlanRow:
     prefill_retention: float
     flops_ratio: float | None
     kv_bytes: float | None
-    seconds: float
-    stages: dict[str, float]
+    seconds: Spread | None
+    stages: dict[str, Spread]
+    phases: dict[str, Spread]
+    first_calls: float
     tokens: float
     peak: int | None
     agreement: float | None
-
-    @property
-    def phases(self) -> dict[str, float]:
-        """Seconds of processing, vision, prefill and decode of an average answer; none if they were not measured."""
-        return {name: sum(self.stages.get(stage, 0.0) for stage in parts) for name, parts in PHASES.items() if self.stages}
 
 
 Costs = Callable[[Prediction], float] | Mapping[str, float]  # of an answer, or of an average answer per plan
@@ -95,17 +95,19 @@ def _row(plan: str, own: Answers, plans: Mapping[str, Answers], flops: Costs | N
     mine, dense, glimpse = list(own.values()), plans.get(DENSE, {}), plans.get(GLIMPSE, {})
     pairs = [(p, dense[key]) for key, p in own.items() if key in dense]
     rivals = [(glimpse[key], p) for key, p in own.items() if key in glimpse]
-    metrics, differences, leads = {}, {}, {}
+    metrics: dict[str, Interval] = {}
+    differences: dict[str, Interval] = {}
+    leads: dict[str, Interval] = {}
     for name in dict.fromkeys(name for p in mine for name in p.metrics):
         if values := [p.metrics[name] for p in mine if _has(p, name)]:
             metrics[name] = bootstrap(values, seed=seed)
         for table, couples, itself in ((differences, pairs, DENSE), (leads, rivals, GLIMPSE)):
             both = [(p.metrics[name], q.metrics[name]) for p, q in couples if _has(p, name) and _has(q, name)]
             if both and plan != itself:
-                table[name] = paired_difference(*zip(*both, strict=True), seed=seed)
+                table[name] = paired_difference([one for one, _ in both], [other for _, other in both], seed=seed)
     total = sum(p.total for p in mine)
-    timed = [p for p in mine if p.seconds]
-    stages = dict.fromkeys(stage for p in timed for stage in p.seconds if stage != COMPILE)
+    timed = [p for p in mine if p.timed]
+    stages = {stage: (stage,) for p in timed for stage in p.seconds if stage != COMPILE}
     return PlanRow(
         plan=plan,
         samples=len(mine),
@@ -119,12 +121,26 @@ def _row(plan: str, own: Answers, plans: Mapping[str, Answers], flops: Costs | N
         prefill_retention=sum(p.prefill_retention * p.total for p in mine) / total if total else 1.0,
         flops_ratio=_ratio(flops, plan, pairs),
         kv_bytes=kv_bytes.get(plan) if isinstance(kv_bytes, Mapping) else kv_bytes and sum(map(kv_bytes, mine)) / len(mine),
-        seconds=sum(p.time for p in timed) / len(timed) if timed else math.nan,
-        stages={stage: sum(p.seconds.get(stage, 0.0) for p in timed) / len(timed) for stage in stages},
+        seconds=spread([p.time for p in timed]),
+        stages=_spreads(timed, stages),
+        phases=_spreads(timed, PHASES),
+        first_calls=sum(p.first_calls for p in mine),
         tokens=sum(p.tokens for p in mine) / len(mine),
-        peak=max((p.peak for p in mine if p.peak is not None), default=None),
+        peak=_peak(mine),
         agreement=sum(normalise(p.prediction) == normalise(d.prediction) for p, d in pairs) / len(pairs) if pairs else None,
     )
+
+
+def _spreads(predictions: Sequence[Prediction], parts: Mapping[str, Sequence[str]]) -> dict[str, Spread]:
+    """Of the seconds of some stages together, by name; empty without predictions."""
+    found = {name: spread([sum(p.seconds.get(stage, 0.0) for stage in stages) for p in predictions]) for name, stages in parts.items()}
+    return {name: own for name, own in found.items() if own}
+
+
+def _peak(predictions: Sequence[Prediction]) -> int | None:
+    """The most of all answers; None where that of one is not known: it may have been the most."""
+    peaks = [p.peak for p in predictions if p.peak is not None]
+    return max(peaks) if len(peaks) == len(predictions) else None
 
 
 def _share(prediction: Prediction) -> float:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ from gp_jax.evaluation.reporting.tables import MAIN, label
 INK = "#010203"  # stands for the text color of the page, whichever that is
 APART = 7.0  # points between plans that would lie on top of each other
 NEAR = 0.02  # of the axis: closer than this they would
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's types list every name
     "svg.fonttype": "none",
     "svg.hashsalt": "gp_jax",
     "font.family": "sans-serif",
@@ -49,18 +50,18 @@ def retention_plot(rows: Sequence[PlanRow], metric: str = MAIN) -> str:
 
 
 def time_plot(rows: Sequence[PlanRow], metric: str = MAIN) -> str:
-    """Accuracy with its interval over the time of an average answer."""
+    """Accuracy with its interval over the median time of an answer."""
     unit, factor, slowest = _time_unit(rows)
 
     def scale(axes: Axes) -> None:
         axes.set_xlim(0, slowest * 1.08)
 
-    places = [row.seconds * factor for row in rows]
-    return _plot("time", f"time per answer, {unit}", f"{label(metric)}, %", places, [_percents(row, metric) for row in rows], scale)
+    places = [row.seconds.median * factor if row.seconds else math.nan for row in rows]
+    return _plot("time", f"median time per answer, {unit}", f"{label(metric)}, %", places, [_percents(row, metric) for row in rows], scale)
 
 
 def time_retention_plot(rows: Sequence[PlanRow]) -> str:
-    """The time of an average answer over the share of visual tokens in the decode cache, on a square-root scale, from zero up."""
+    """The median time of an answer, with quartiles, over the share of visual tokens in the decode cache, on a square-root scale."""
     unit, factor, slowest = _time_unit(rows)
 
     def scale(axes: Axes) -> None:
@@ -68,8 +69,9 @@ def time_retention_plot(rows: Sequence[PlanRow]) -> str:
         axes.set_ylim(0, slowest * 1.08)
 
     title, places = "visual tokens kept in the decode cache, %", [row.retention for row in rows]
-    times = [Interval(*[row.seconds * factor] * 3, row.samples) if math.isfinite(row.seconds) else None for row in rows]
-    return _plot("time-retention", title, f"time per answer, {unit}", places, times, scale, limits=False)
+    spreads = [row.seconds for row in rows]
+    times = [Interval(s.median * factor, s.low * factor, s.high * factor, s.n) if s else None for s in spreads]
+    return _plot("time-retention", title, f"median time per answer, {unit}", places, times, scale, limits=False)
 
 
 def _retention_scale(axes: Axes) -> None:
@@ -81,7 +83,7 @@ def _retention_scale(axes: Axes) -> None:
 
 def _time_unit(rows: Sequence[PlanRow]) -> tuple[str, float, float]:
     """Unit, units per second, the longest time in it."""
-    slowest = max((row.seconds for row in rows if math.isfinite(row.seconds)), default=1.0)
+    slowest = max((row.seconds.high for row in rows if row.seconds), default=1.0)
     unit, factor = ("s", 1.0) if slowest >= 1 else ("ms", 1000.0)
     return unit, factor, slowest * factor
 
@@ -94,7 +96,7 @@ def _percents(row: PlanRow, metric: str) -> Interval | None:
 def _plot(
     name: str, title: str, height: str, places: Sequence[float], heights: Sequence[Interval | None], scale: Scale, limits: bool = True
 ) -> str:
-    """title, height: of the axes. heights: with their bars; None is not drawn. limits: around them, else those of `scale`."""
+    """title, height: of the axes. heights: with their bars; None is not drawn. limits: set around them, else by `scale`."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
@@ -105,10 +107,10 @@ def _plot(
         shifts = _shifts(axes, [x for _, x, _ in shown], [found for *_, found in shown])
         for (i, x, found), shift in zip(shown, shifts, strict=True):
             ends = [[found.mean - found.low], [found.high - found.mean]]
-            mark = {"fmt": MARKERS[i % len(MARKERS)], "color": COLORS[i % len(COLORS)], "markersize": 7, "capsize": 3, "clip_on": False}
+            mark, color = MARKERS[i % len(MARKERS)], COLORS[i % len(COLORS)]
             move = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
-            bars = np.maximum(ends, 0) if limits else None
-            axes.errorbar([x], [found.mean], bars, **mark, transform=axes.transData + move, zorder=3)
+            look: dict[str, Any] = {"markersize": 7, "clip_on": False, "transform": axes.transData + move, "zorder": 3}  # of the mark
+            axes.errorbar([x], [found.mean], np.maximum(ends, 0), fmt=mark, color=color, capsize=3, **look)
         if limits:
             lows, highs = [found.low for *_, found in shown] or [0.0], [found.high for *_, found in shown] or [100.0]
             room = max(1.0, 0.08 * (max(highs) - min(lows)))
@@ -121,7 +123,8 @@ def _plot(
 def _shifts(axes: Axes, places: Sequence[float], intervals: Sequence[Interval]) -> list[float]:
     """Points to the right per place, so that plans whose bars would cover each other stand side by side."""
     across = axes.transAxes.inverted().transform(axes.transData.transform([(x, 0) for x in places] or [(0, 0)]))[:, 0]
-    shifts, groups = [0.0] * len(places), []
+    shifts = [0.0] * len(places)
+    groups: list[list[int]] = []
     for i in sorted(range(len(places)), key=lambda i: across[i]):
         for group in groups:
             if any(across[i] - across[k] < NEAR and _overlap(intervals[i], intervals[k]) for k in group):

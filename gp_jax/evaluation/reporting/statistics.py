@@ -1,4 +1,4 @@
-"""How far a mean can be trusted: percentile bootstrap over samples (Efron 1979).
+"""How far a mean can be trusted: percentile bootstrap over samples (Efron 1979). And how times spread: median and quartiles.
 
 Means are sums over samples divided by sums of weights, never means of means.
 """
@@ -28,6 +28,25 @@ class Interval:
     def clear(self) -> bool:
         """Whether zero lies outside."""
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with the quartiles around it. n: values behind it."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+def spread(values: ArrayLike) -> Spread | None:
+    """Of (n,) values; None without any. A few slow ones, which a mean would follow, hardly move it."""
+    values = np.asarray(values, np.float64)
+    if not values.size:
+        return None
+    low, median, high = np.percentile(values, (25, 50, 75))
+    return Spread(float(median), float(low), float(high), int(values.size))
 
 
 def bootstrap(values: ArrayLike, weights: ArrayLike | None = None, seed: int = 0, samples: int = 2000) -> Interval:

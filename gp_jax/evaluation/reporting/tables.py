@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gp_jax.errors import printable
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.plan_rows import DENSE, GLIMPSE, PHASES, PlanRow
-from gp_jax.evaluation.reporting.statistics import ENOUGH, Interval, enough
+from gp_jax.evaluation.reporting.statistics import ENOUGH, Interval, Spread, enough
 
 MAIN = "exact_match"
 MISSING = "-"
@@ -46,9 +46,17 @@ def difference(interval: Interval | None, samples: int) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds, or milliseconds below one."""
-    if math.isnan(seconds):
-        return MISSING
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.{0 if seconds >= 0.1 else 1}f} ms"
+
+
+def typical(spread: Spread | None, samples: int) -> str:
+    """Median and quartiles: 8.8 ms (8.1 to 9.9), n = 40 where `samples` is another number"""
+    if spread is None:
+        return MISSING
+    ends = [duration(end) for end in (spread.low, spread.high)]
+    unit = duration(spread.median).split()[1]
+    low, high = ends if any(end.split()[1] != unit for end in ends) else (end.split()[0] for end in ends)
+    return counted(f"{duration(spread.median)} ({low} to {high})", spread.n, samples)
 
 
 def size(count: float | None) -> str:
@@ -101,7 +109,7 @@ def main_columns(rows: Sequence[PlanRow], metric: str = MAIN, lead: bool = True)
         Column("retention, prefill", "%", lambda row: percent(row.prefill_retention)),
         *[means] * (lead and any(row.task_retention is not None for row in rows)),
         Column("FLOPs", "% of dense", lambda row: percent(row.flops_ratio), against=DENSE),
-        Column("time per answer", "", lambda row: duration(row.seconds)),
+        Column("time per answer", "median, quartiles", lambda row: typical(row.seconds, row.samples)),
     ]
 
 
@@ -109,7 +117,7 @@ def cost_columns(rows: Sequence[PlanRow], metric: str = MAIN) -> list[Column]:
     """Memory, tokens, time per stage, and metrics other than the main one."""
 
     def phase(name: str) -> Column:
-        return Column(f"{name} time", "per answer", lambda row: duration(row.phases.get(name, math.nan)))
+        return Column(f"{name} time", "per answer, median, quartiles", lambda row: typical(row.phases.get(name), row.samples))
 
     def mean(name: str) -> Column:
         def cell(row: PlanRow) -> str:

@@ -1,1 +1,1 @@
-"""Who ranks visual tokens at a cut: one file per method, each with its formula and paper. `plan.SCORERS` names them."""
+"""Scorers rank the visual tokens at a cut: one file per method, each with its formula and paper. `plan.SCORERS` is their table."""

@@ -1,8 +1,8 @@
 """The attention that visual tokens get from the last prompt token, mean over heads; nothing is trained.
 
-    s_i = 1/N sum_h softmax_j(q_h . k_hj / sqrt(H))_i        over all rows j of the prompt that are still there
+    s_i = 1/N sum_h softmax_j(q_h . k_hj / sqrt(H))_i        over all rows j of the prompt that are not pruned
 
-The plan "attention" takes it from the layer in front of the cut, at the glimpse's own cut. FastV, PyramidDrop and VScan rank by it too.
+The plan "attention" uses the last layer before the cut, with the same cut as the glimpse. FastV, PyramidDrop and VScan rank by it too.
 """
 
 import jax
@@ -15,14 +15,14 @@ from gp_jax.pruning.scorers.scorer import Scoring, to_slots
 
 
 def score(x: Scoring) -> Array:
-    """Log of the share, from the attention recorded in the layer in front of the cut. Returns: (B, M) float32."""
+    """Log of the share, from the attention recorded in the last layer before the cut. Returns: (B, M) float32."""
     return log_share(x, x.stream.taps[x.cut.after])
 
 
 def next_layer(x: Scoring, rope: bool = True) -> Array:
-    """As `score`, from the attention that the layer behind the cut would pay: its norm and projections on the stream as it is.
+    """As `score`, from the attention of the first layer after the cut: its norm and projections, applied to the stream at the cut.
 
-    rope: as that layer does; else queries and keys meet without their positions.
+    rope: whether rope is applied to queries and keys, as that layer does.
     """
     layer, stream = x.model.decoder.layers[x.cut.after + 1], x.stream
     angles, last = x.model.decoder.angles(stream.positions), stream.tap_row[:, None]

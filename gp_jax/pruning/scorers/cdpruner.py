@@ -4,13 +4,13 @@
     keep = argmax det(K_keep),   greedily (fast MAP by an incremental Cholesky factor, Chen et al. 2018):
         j = argmax d2;   e = (K_j - sum_t c_tj c_t) / sqrt(d2_j);   d2 <- d2 - e^2;   c <- c, e
 
-The order of choice is a ranking. K is never held, its rows are computed as they are needed; the factor takes M x M floats.
+The order of choice is a ranking. K is never held in memory, its rows are computed as needed; the factor takes M x M floats.
 
-Qwen2.5-VL has no CLIP text tower, and LLaVA's checkpoints hold CLIP's vision tower alone. v are the visual tokens as the decoder gets
-them; relevance is their mean cosine to the embeddings of the instruction's tokens (text rows behind the first image, with the template's
-few), in the space that both share: the decoder's input.
-The released LLaVA code turns the sign of relevance because CLIP's patches oppose their caption; nothing says that these do, so here it
-is not turned. On LLaVA this is therefore not the published baseline, which takes relevance from CLIP's text tower.
+Qwen2.5-VL has no CLIP text tower, and LLaVA's checkpoints hold CLIP's vision tower alone. v are the visual tokens at the decoder's input;
+relevance is their mean cosine to the embeddings of the instruction's tokens (text rows after the first image, including the few of the
+template), which are in the same space.
+The released LLaVA code flips the sign of relevance, because CLIP's patches correlate negatively with their caption. That is not known for
+these embeddings, so the sign is kept. On LLaVA this is therefore not the published baseline, which takes relevance from CLIP's text tower.
 """
 
 import jax
@@ -21,7 +21,7 @@ from gp_jax.pruning.scorers.scorer import Scoring
 from gp_jax.pruning.scorers.similarity import EXACT, cosines, unit
 
 SMALL = 1e-6  # the released code's
-EXHAUSTED = 1e-10  # squared distance below which a token adds nothing but rounding
+EXHAUSTED = 1e-10  # squared distance below which what a token adds is rounding error
 
 
 def score(x: Scoring) -> Array:

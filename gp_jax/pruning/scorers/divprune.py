@@ -1,14 +1,14 @@
-"""DivPrune (arXiv 2503.02175): the most diverse subset, whatever the question.
+"""DivPrune (arXiv 2503.02175): the most diverse subset, independent of the question.
 
-Max-min diversity, greedily: with d(i, j) = 1 - cos(v_i, v_j) between visual tokens as the decoder gets them,
+Max-min diversity, greedily: with d(i, j) = 1 - cos(v_i, v_j) between visual tokens at the decoder's input,
 
     first    argmax_i  min_{j != i}   d(i, j)
     then     argmax_i  min_{j chosen} d(i, j)        until enough are chosen
 
-Later choices do not change earlier ones, so the order of choice is a ranking. The released code keeps round(r N), here it is int(r N) as
+Later choices do not change earlier ones, so the order of choice is a ranking. The released code keeps round(r N); here it is int(r N), as
 for every method.
 
-On LLaVA the tokens are the projected patches, as published, without the class token; on Qwen2.5-VL those behind the 2x2 merger. No
+On LLaVA the tokens are the projected patches, as published, without the class token; on Qwen2.5-VL the outputs of the 2x2 merger. No
 attention is needed. A sample with several images is one set.
 """
 

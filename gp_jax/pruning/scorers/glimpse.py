@@ -20,8 +20,9 @@ def slot_maps(taps: tuple[Array, ...], stream: Stream, slots: int) -> tuple[Arra
 def importance(
     model: LVLM, stream: Stream, vision: VisionInput, features: VisionFeatures, remat: bool = False, call: Callable = at_once
 ) -> Array:
-    """What the predictor makes of a stream's taps. call: see `ops.layers.at_once`. Returns: (heads, B, M) float32 logits, of which the
-    last head decides."""
+    """The predictor's output for a stream's taps. call: see `ops.layers.at_once`. Returns: (heads, B, M) float32 logits, of which only
+    the last head is used for pruning."""
+    assert model.glimpse_config is not None and model.predictor is not None, "a model with a glimpse"
     taps = tuple(stream.taps[layer] for layer in model.glimpse_config.selected_layers)
     bare = dataclasses.replace(stream, kv=(), taps={})
     maps, present = call(slot_maps, taps, bare, slots=vision.token_image.shape[1])

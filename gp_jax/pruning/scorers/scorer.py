@@ -1,4 +1,4 @@
-"""What a scorer is, what it may look at, and the ways between stream rows and vision slots.
+"""What a scorer is, its inputs, and the mapping between stream rows and vision slots.
 
 B samples, T stream rows, M vision slots, D decoder width.
 """
@@ -19,7 +19,7 @@ from gp_jax.trees import KeepLimits, Stream, VisionFeatures, VisionInput
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Cut:
-    """Where a plan prunes, and by which scorer. A jitted function takes it as it is: it is part of the program.
+    """Where a plan prunes, and by which scorer. A static argument of jitted functions: it is part of the program.
 
     after: last layer that sees everything (-1: cut before layer 0). past: also cut the cache of layers 0 .. after."""
 
@@ -30,7 +30,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a scorer may look at."""
+    """The inputs of a scorer."""
 
     model: LVLM
     cut: Cut
@@ -61,13 +61,13 @@ def no_blocks(config: Vision) -> tuple[int, ...]:
 class Scorer:
     """Ranks visual tokens.
 
-    score: Scoring -> (B, M) float32 logits. A method that chooses a set, not a ranking, puts the set in front.
+    score: Scoring -> (B, M) float32 logits. A method that selects a set instead of a ranking gives the set the largest logits.
     glimpse: it reads the glimpse's attention, so the prompt needs glimpse rows; the cut drops them.
-    given: it ranks by an array that comes with the request (`Scoring.given`), so it may also cut in front of layer 0.
+    given: it ranks by an array that comes with the request (`Scoring.given`), so it may also cut before layer 0.
     attention: it reads the last prompt row's attention in the cut's layer.
     blocks: vision blocks (with full attention) in which it reads the attention that visual tokens receive, and their keys.
-    in_parts: `score` calls its own parts by `Scoring.call`, as programs of their own; otherwise it is one program with the keep rule.
-    merge: Scoring, keep (B, M) bool -> (B, M, D), what kept tokens become before they go on (cuts before layer 0 only).
+    in_parts: `score` calls its parts by `Scoring.call`, as separate programs; otherwise it is one program with the keep rule.
+    merge: Scoring, keep (B, M) bool -> (B, M, D), visual tokens with dropped ones merged into kept ones (cuts before layer 0 only).
     """
 
     score: Callable[[Scoring], Array]
@@ -80,7 +80,7 @@ class Scorer:
 
 
 def to_slots(rows: Array, image_slot: Array, slots: int) -> Array:
-    """Moves a value per stream row to its vision slot. (B, T, ...) -> (B, M, ...), zeros where nothing stands."""
+    """Moves a value per stream row to its vision slot. (B, T, ...) -> (B, M, ...), zeros in other slots."""
     batch = jnp.arange(rows.shape[0])[:, None]
     target = jnp.where(image_slot >= 0, image_slot, slots)
     return jnp.zeros((rows.shape[0], slots, *rows.shape[2:]), rows.dtype).at[batch, target].set(rows, mode="drop")

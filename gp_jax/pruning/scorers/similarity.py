@@ -1,4 +1,4 @@
-"""Cosines between visual tokens, in slices: the matrix of all pairs is never held.
+"""Cosines between visual tokens, computed in slices: the matrix of all pairs is never in memory.
 
 Functions of one sample: M slots, C channels. `jax.vmap` makes them functions of a batch.
 """
@@ -54,5 +54,5 @@ def raster(vision: VisionInput) -> Array:
 
 
 def back(order: Array) -> Array:
-    """The way back from `raster`: where every slot stands in it. Returns: (B, M) int."""
+    """The inverse of `raster`: the place of every slot in that order. Returns: (B, M) int."""
     return jnp.argsort(order, axis=-1)

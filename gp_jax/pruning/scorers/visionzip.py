@@ -1,4 +1,4 @@
-"""VisionZip (arXiv 2412.04467): dominant tokens stay, the others melt into contextual ones, before the decoder sees any.
+"""VisionZip (arXiv 2412.04467): dominant tokens are kept and the others merged into contextual ones, before the decoder.
 
     dominant     those that receive most attention in the vision tower
     contextual   of the rest, in raster order, every (rest // contextual)-th is a target; each other one joins the target whose key is
@@ -8,9 +8,9 @@ How many of k kept of N tokens are contextual, at least one where two are kept:
 
     CLIP tower   5 in 32 of the kept (54 + 10, 108 + 20, 162 + 30 in the paper)
     Qwen2.5-VL   int(0.05 N), as in the authors' and the released GlimpsePrune code (11.1 % is 6.1 % dominant and 5 % contextual); where
-                 k is no more than 0.05 N, which that code has no rule for, 5 in 32 of the kept
+                 k is at most 0.05 N, for which that code has no rule, 5 in 32 of the kept
 
-k itself is max(1, int(r N)), as for all methods here; that code rounds both parts down, which may come to one token less.
+k itself is max(1, int(r N)), as for all methods here; that code rounds both parts down, which may give one token less.
 
 Qwen2.5-VL has no CLS token: attention received is the mean over heads, summed over all queries, in the last block with full attention
 (the last of all in released models), and a visual token has the mean of its 2x2 patches; so have the keys, which are taken after rope
@@ -37,7 +37,7 @@ def blocks(config: Vision) -> tuple[int, ...]:
 
 
 def contextual_count(kept: Array, count: Array, class_token: bool) -> Array:
-    """How many of so many kept tokens of `count` are contextual. class_token: the tower has one."""
+    """How many of the `kept` tokens, out of `count`, are contextual. class_token: whether the tower has one."""
     share = kept * 5 // 32
     few = share if class_token else jnp.where(20 * kept > count, count // 20, share)
     return jnp.where(kept >= 2, jnp.maximum(1, few), 0)
@@ -58,7 +58,8 @@ def parts(x: Scoring) -> tuple[Array, Array]:
     (block,) = blocks(x.model.config.vision)
     received, present = (take_rows(a, order) for a in (x.features.received[block], x.present))
     one = partial(choose, class_token=x.model.config.vision.class_token)
-    return tuple(take_rows(part, back(order)) for part in jax.vmap(one)(received, present, x.limits.fixed))
+    dominant, targets = (take_rows(part, back(order)) for part in jax.vmap(one)(received, present, x.limits.fixed))
+    return dominant, targets
 
 
 def score(x: Scoring) -> Array:

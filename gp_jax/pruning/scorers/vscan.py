@@ -1,4 +1,4 @@
-"""VScan (arXiv 2505.22654): two scans of the vision tower, then one look of the question in the middle of the decoder.
+"""VScan (arXiv 2505.22654): two scans in the vision tower, then a cut by the question's attention in the middle of the decoder.
 
 Before layer 0, of K tokens to keep:
 
@@ -7,10 +7,10 @@ Before layer 0, of K tokens to keep:
     global   K - K // 2: those of the others that receive most in the output block
     merging  every dropped token joins the kept one most like it (cosine); a kept token becomes the mean of itself and what joined
 
-In front of layer L/2 a third of these stays: those that the last prompt token attends to most in the layer that comes next, its queries
-and keys taken without rope.
+Before layer L/2 a third of these is kept: those that the last prompt token attends to most in the next layer, with queries and keys
+without rope.
 
-Choices. `fixed_remain_ratio` r is what the second half of the decoder and decoding see, so the tower keeps min(1, 3 r); the paper calls
+Choices. `fixed_remain_ratio` r is what the second half of the decoder and decoding see, so the tower keeps min(1, 3 r); the paper names
 a setting by its average over layers (its 11.1 % is r = 5.6 %). Qwen2.5-VL has no CLS token: attention received is the mean over heads and
 queries, the shallow block is the first one with full attention, the output block the last one, a token has the mean of its 2x2 patches;
 all as in the authors' Qwen2.5-VL code, which leaves rope out of the decoder's scores too. Shares are per sample, not per image; windows
@@ -28,7 +28,7 @@ from gp_jax.pruning.scorers.scorer import Scoring
 from gp_jax.pruning.scorers.similarity import back, collect, nearest, raster, unit
 
 WINDOW = 4  # tokens
-STAYS = 3  # one in so many of the tower's tokens stays in the middle of the decoder
+STAYS = 3  # one in three of the tower's tokens stays in the middle of the decoder
 
 
 def layers(depth: int) -> tuple[int, ...]:
@@ -67,7 +67,7 @@ def choose(local: Array, whole: Array, window: Array, many: Array, present: Arra
     rank = (place - jax.lax.cummax(jnp.where(starts, place, 0)))[jnp.argsort(order)]  # inside the window
 
     def best(values: Array, first: Array, others: Array, count: Array) -> Array:
-        """The best so many, `first` before `others`."""
+        """The `count` best, `first` before `others`."""
         order = jnp.lexsort((-values, ~first, ~(first | others)))
         return (first | others) & (jnp.argsort(order) < count)
 

@@ -1,4 +1,4 @@
-"""What became of the rows: counts, and the first offenders per reason."""
+"""The report of a preparation: counts of good and bad rows, and the first bad rows per reason."""
 
 import functools
 import sys
@@ -10,13 +10,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gp_jax.errors import printable
 
-KEPT = 20  # offenders per reason that every shard remembers, and so the most that a report can show
+KEPT = 20  # bad rows per reason that every shard remembers, hence the most that a report can show
 Natural = Annotated[int, Field(ge=0, le=2**62)]
 
 
 @dataclass
 class Tally:
-    """Bad rows of one reason."""
+    """The bad rows of one reason."""
 
     count: Natural = 0
     first: list[tuple[str, str]] = field(default_factory=list)  # where ("file.jsonl:17"), detail
@@ -24,7 +24,7 @@ class Tally:
 
 @dataclass
 class Report:
-    """Of a whole preparation, or of one shard. `rows` is how many the sources have, `total` how many of them were read."""
+    """The counts of a whole preparation or of one shard. rows: in the sources; total: read so far."""
 
     rows: Natural = 0
     total: Natural = 0
@@ -34,12 +34,12 @@ class Report:
 
     @property
     def good(self) -> int:
-        """Rows that became records."""
+        """Number of rows that became records."""
         return sum(self.splits.values())
 
     @property
     def bad(self) -> int:
-        """Rows that did not."""
+        """Number of rows that did not."""
         return self.total - self.good
 
     def add_good(self, split: str, dataset: str) -> None:
@@ -57,7 +57,7 @@ class Report:
             tally.first.append((where, detail))
 
     def as_dict(self, offenders: int = KEPT) -> dict:
-        """For JSON."""
+        """The report as JSON values."""
         reasons = sorted(self.reasons.items(), key=lambda item: (-item[1].count, item[0]))
         return {
             "rows": self.rows,
@@ -71,7 +71,7 @@ class Report:
 
     @classmethod
     def merged(cls, reports: Iterable["Report"], rows: int) -> "Report":
-        """Of shards, in their order."""
+        """The sum of the reports of all shards, in the order of the shards."""
         whole = cls(rows=rows)
         for report in reports:
             whole.total += report.total
@@ -85,7 +85,7 @@ class Report:
         return whole
 
     def text(self, offenders: int = 5) -> str:
-        """For people."""
+        """The report as text."""
         read = f"rows      {self.total}" if self.total == self.rows else f"rows      {self.total} read of {self.rows}"
         share = f" ({self.bad / self.total:.1%})" if self.total else ""
         lines = [f"{read}: {self.good} good, {self.bad} bad{share}"]
@@ -101,7 +101,7 @@ class Report:
 
 
 def read_as(kind: type, text: bytes) -> Any:
-    """What `as_dict` or a dataclass wrote as JSON. Raises: ValueError for anything else."""
+    """Reads the JSON of a dataclass `kind`. Raises: ValueError for anything else."""
     try:
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
@@ -115,7 +115,7 @@ def _adapter(kind: type) -> TypeAdapter:
 
 
 def say(line: str) -> None:
-    """One line for people, beside a progress bar: what was damaged and could be helped."""
+    """Prints one line without disturbing a progress bar."""
     from tqdm import tqdm
 
     tqdm.write(printable(line), file=sys.stderr)
