@@ -4,7 +4,7 @@ Your own questions, pictures and evidence, from a few hundred rows on. First wri
 
     {"image": "a.jpg", "question": "What does the sign say?", "answer": "Exit 4", "boxes": [[40, 12, 180, 77]]}
 
-(`gp-jax prepare --help` and the README say what else a row may hold) and
+(`gp-jax prepare --help` and docs/data.md say what else a row may hold) and
 
     gp-jax prepare rows.jsonl --images photos --out data/own
 
