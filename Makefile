@@ -9,7 +9,7 @@ LOCK := requirements-dev.lock
 INSTALL := $(BIN)/python -m pip install --quiet --constraint $(LOCK)
 CHECK := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make demo PYTHON=python3.12")'
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test quick lint lock clean
 
 $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { $(CHECK) && $(PYTHON) -m venv --clear $(VENV); }
@@ -32,8 +32,15 @@ else
 endif
 	@echo "open $(DEMO)/report.html"
 
+# Files in the order that tests/conftest.py gives them, the longest first, so that both workers end together.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# The tests with the marker `quick`: every room, without training runs, processes of their own and compilation of many programs.
+quick: $(VENV)/.ready-dev
+	$(PYTEST) -m quick
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

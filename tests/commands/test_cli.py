@@ -55,6 +55,7 @@ def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["retention"] == 1.0
 
 
+@pytest.mark.quick
 def test_config_file_sets_defaults(home, capsys, tmp_path):
     (tmp_path / "mine.py").write_text(f"ask = dict(model={str(home / 'model')!r}, max_new_tokens=3, json=True, fixed_remain_ratio=0.5)")
     cli.run(["ask", str(home / "scene.png"), "What?", "--config", str(tmp_path / "mine.py"), "--fixed-remain-ratio", "0.25"])
@@ -62,6 +63,7 @@ def test_config_file_sets_defaults(home, capsys, tmp_path):
     assert facts["generated_tokens"] == 3 and facts["retention"] == 0.25, "the command line wins"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "words, inputs",
     [
@@ -78,6 +80,7 @@ def test_two_dashes_end_the_options_wherever_they_stand(words, inputs):
     assert args.inputs == inputs and args.model == "m"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("word", ["--what?", "-what is this?", "--modle", "--what\n\x1b=5"])
 def test_a_question_that_begins_with_dashes_is_told_where_to_stand(word):
     with pytest.raises(GlimpseError, match=r"no such option.*behind --, at the end: -- ") as error:
@@ -85,6 +88,7 @@ def test_a_question_that_begins_with_dashes_is_told_where_to_stand(word):
     assert "\n" not in str(error.value) and ("did you mean --model?" in str(error.value)) == (word == "--modle")
 
 
+@pytest.mark.quick
 def test_shipped_presets_are_valid():
     for size in ("3b", "7b"):
         path = Path(__file__).parents[2] / "configs" / f"qwen2_5_vl_{size}.py"
@@ -144,6 +148,7 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
     assert not overlay.exists() and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.quick
 def test_an_unexpected_error_is_one_line_too(capsys, monkeypatch):
     monkeypatch.setattr(ask, "run", lambda args: 1 / 0)
     assert "unexpected ZeroDivisionError: division by zero" in fail(capsys, monkeypatch, "ask")

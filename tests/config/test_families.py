@@ -18,6 +18,8 @@ from gp_jax.pretrained import qwen
 from gp_jax.pretrained.names import Names
 from gp_jax.processing.views import read_grids
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
 def test_every_address_of_a_record_leads_somewhere(family):

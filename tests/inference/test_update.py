@@ -73,6 +73,7 @@ def test_an_array_that_is_there_already_is_not_copied(folder):
     assert inference_params(vlm.model)["decoder"]["norm"]["weight"].unsafe_buffer_pointer() == norm.unsafe_buffer_pointer()
 
 
+@pytest.mark.quick
 def test_what_does_not_fit_is_named_and_nothing_is_replaced(folder):
     vlm = load(folder)
     first = ask(vlm)

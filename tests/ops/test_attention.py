@@ -89,6 +89,7 @@ def test_16_bit_tiles_are_moved_as_they_are(monkeypatch):
     assert not any(f"f32[4,{whole}]" in text for whole in ("10,2,15,20", "10,2,15,12", "150,20", "150,12"))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("length", [3, 300, 512, 513, 1100, 1152, 5000])
 def test_equal_tiles(length):
     size = tile_size(length)
@@ -96,6 +97,7 @@ def test_equal_tiles(length):
     assert size <= 512 and tiles == -(-length // 512) and tiles * size - length < 64 * tiles
 
 
+@pytest.mark.quick
 def test_einsum_is_the_formula():
     q, k, v, segment = operands(9)
     out = np.asarray(einsum_attention(q, k, v, segment, segment, causal=True))
@@ -167,6 +169,7 @@ def test_unknown_kernel():
         attend(q, k, v, segment, segment, implementation="cudnn")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("backend", "dtype", "length", "prefix", "causal", "expected"),
     [

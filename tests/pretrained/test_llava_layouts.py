@@ -21,6 +21,8 @@ from gp_jax.pretrained.hf_config import glimpse_config, model_config
 from gp_jax.pretrained.known import SIZES
 from gp_jax.processing.table import load_processor
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -27,6 +27,8 @@ from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.places import find_places
 from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 GOOD = TrainConfig(model="m", data=DataConfig(sources=(DataSource("d"),)))
 BASE = BaseConfig(model="m", scenes=ScenesConfig(canvases=(Canvas(64, 64, 1, 1.0, 1.0),)))
