@@ -182,7 +182,7 @@ def test_every_photograph(shared, golden_vlm):
     assert len(photos) == 8
     for path in photos:
         picture = open_image(path)
-        picture.thumbnail((420, 420))
+        picture.thumbnail((280, 280))
         answer = golden_vlm.answer(picture, "What is there?", max_new_tokens=4)
         patches = golden_vlm.processor.image_processor.get_number_of_image_patches(picture.height, picture.width)
         assert answer.total == answer.keep[0].size == patches // 4
