@@ -32,12 +32,15 @@ else
 endif
 	@echo "open $(DEMO)/report.html"
 
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# Files in the order that tests/conftest.py gives them, the longest first, so that both workers end together.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# A subset that touches every folder of the package, in under two minutes.
-quick: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+test: lint
+	$(PYTEST)
+
+# The tests with the marker `quick`: every room, without training runs, processes of their own and compilation of many programs.
+quick: $(VENV)/.ready-dev
+	$(PYTEST) -m quick
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

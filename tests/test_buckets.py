@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from gp_jax import GlimpseError, Ladder, Ladders
 from gp_jax.buckets import octaves
 
+pytestmark = pytest.mark.quick
+
 
 @given(st.sets(st.integers(1, 5000), min_size=1, max_size=12), st.integers(1, 6000))
 def test_fit_is_the_smallest_rung(rungs, length):

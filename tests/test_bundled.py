@@ -16,8 +16,6 @@ from gp_jax.pretrained.files import BUNDLED
 from gp_jax.processing.images import decode
 from gp_jax.scenes.source import ScenesSource
 
-pytestmark = pytest.mark.slow
-
 RECORDS = 48
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,12 +27,13 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Predictions by plan, on scenes far from those that figures are quoted for; in a process of its own, whose programs are optimised."""
+    """Predictions by plan, on scenes far from those that figures are quoted for; in a process of its own, whose programs are optimised a
+    little: half of the time is compilation."""
     out, plans = tmp_path_factory.mktemp("bundled") / "out", ("dense", "glimpse", "oracle", "nothing", "random")
     options = {"model": "scenes", "tasks": "scenes:test", "start": 500_000, "limit": RECORDS, "batch": 16, "pictures": 1, "out": out}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(ROOT / "eval.py"), *words, "--plans", *plans]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"XLA_FLAGS": ""})
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"})
     predictions = read_predictions(out / "predictions.jsonl")
     return {name: [p for p in predictions if p.plan == name] for name in plans}
 

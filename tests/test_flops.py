@@ -23,8 +23,6 @@ from gp_jax.pretrained.known import SIZES
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.processing.layout import pack_windows
 
-pytestmark = pytest.mark.slow
-
 # Wide enough for products to dominate: everything else is what XLA counts and we do not.
 WIDE = ModelConfig(
     "qwen2_5_vl",

@@ -5,6 +5,8 @@ import pytest
 
 from gp_jax import GlimpseError, Prune
 
+pytestmark = pytest.mark.quick
+
 CASES = ("single", "multi_image", "wide", "batch2")
 VARIANTS = {
     "free": {},

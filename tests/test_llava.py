@@ -12,8 +12,6 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from gp_jax import GlimpseError, GlimpseVLM, Prune, make_mesh
 from gp_jax.runtime.clock import COMPILES
 
-pytestmark = pytest.mark.slow
-
 SIZES = [(90, 60), (50, 130), (64, 64), (200, 41)]
 QUESTIONS = ["What is it?", "Why so long a question about this?", "Who?"]
 

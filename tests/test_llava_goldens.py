@@ -5,8 +5,6 @@ import pytest
 
 from gp_jax import GlimpseVLM, Prune
 
-pytestmark = pytest.mark.slow
-
 CASES = ("img_a", "img_b", "batch2")
 VARIANTS = {
     "free": {},

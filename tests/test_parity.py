@@ -11,8 +11,6 @@ from gp_jax import GlimpseVLM
 from gp_jax.ops.rope import grid_angles, rotate, text_angles
 from gp_jax.processing.layout import read_samples, vision_input
 
-pytestmark = pytest.mark.slow
-
 TOLERANCE = dict(atol=1e-4, rtol=0)
 
 

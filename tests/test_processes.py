@@ -15,8 +15,6 @@ from xla_flags import flags
 from gp_jax import GlimpseVLM, Ladder, Ladders, Prune
 from gp_jax.tiny import ID, make_checkpoint
 
-pytestmark = pytest.mark.slow
-
 # No rung of 4: a batch of 3 stays one. Neither divides over data x fsdp of every mesh.
 RUNGS = {"patches": (256,), "prompt": (128,), "kept": (48,), "decode": (8,), "batch": (2, 3)}
 LADDERS = Ladders(**{name: Ladder(name, rungs) for name, rungs in RUNGS.items()})

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parents[1] / "gp_jax"
 FOLDERS, FILES = 16, 12  # at most, in the package's own folder: what a newcomer sees first
 

@@ -16,8 +16,6 @@ from gp_jax import GlimpseVLM, Prune
 from gp_jax.config.vision import VisionConfig
 from gp_jax.models.vision import PatchEmbed
 
-pytestmark = pytest.mark.slow
-
 torch.set_num_threads(1)  # tiny operations: threads only wait for each other
 
 CASES = ("single", "multi_image", "wide")

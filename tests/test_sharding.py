@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Prune, make_mesh
 from gp_jax.sharding import _warn_once, parameter_sharding
 
-pytestmark = pytest.mark.slow
-
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 
 

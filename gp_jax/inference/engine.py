@@ -74,8 +74,8 @@ class Engine(Stages):
 
     def start(self, prefix: Prefix, settings: Sampling, active: Array, limit: Array, *, slots: int, logprobs: bool) -> DecodeState:
         """The state of rows behind their first token."""
-        first = prefix.logits, prefix.next_position  # not the caches: the program does not depend on their lengths
-        return self.call(sampling.start, self.model, *first, settings, active, limit, slots=slots, logprobs=logprobs)
+        bare = dataclasses.replace(prefix, kv=())  # the program does not depend on the lengths of the caches
+        return self.call(sampling.start, self.model, bare, settings, active, limit, slots=slots, logprobs=logprobs)
 
     def advance(self, kv: tuple, state: DecodeState, settings: Sampling, steps: Array) -> DecodeState:
         """Generates; `state` is used up."""

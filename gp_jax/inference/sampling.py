@@ -140,23 +140,13 @@ def begin(state: DecodeState, rows: Array, logits: Array, next_position: Array, 
     return write(state, logits, sampling, rows)
 
 
-def start(
-    model: LVLM,
-    logits: Array,
-    next_position: Array,
-    sampling: Sampling,
-    active: Array,
-    limit: Array,
-    slots: int,
-    logprobs: bool = False,
-) -> DecodeState:
-    """All rows with their first token chosen. R / B rows continue every prompt.
+def start(model: LVLM, prefix: Prefix, sampling: Sampling, active: Array, limit: Array, slots: int, logprobs: bool = False) -> DecodeState:
+    """All rows with their first token chosen. R / B rows continue every prompt, whose caches are not needed.
 
-    Args: logits (B, V), next_position (B,): see `Prefix`; active: (R,) bool, false on rows that only fill the batch; limit: () int; slots:
-        static n; logprobs: note those of every token.
+    Args: active: (R,) bool, false on rows that only fill the batch; limit: () int; slots: static n; logprobs: note those of every token.
     """
     count = active.size
-    logits, position = (jnp.repeat(x, count // x.shape[0], axis=0) for x in (logits, next_position))
+    logits, position = (jnp.repeat(x, count // x.shape[0], axis=0) for x in (prefix.logits, prefix.next_position))
     return begin(blank(model, sampling, slots, logprobs), active, logits, position, jnp.full(count, limit, jnp.int32), sampling)
 
 

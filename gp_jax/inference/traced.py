@@ -97,7 +97,7 @@ def _see(stages: Stages, plan: Plan, vision: VisionInput, slots: int) -> VisionF
 def _decode(model: LVLM, prefix: Prefix, prompt: PromptInput, settings: Sampling, max_new_tokens: int) -> dict[str, Array]:
     """All tokens of every answer, and how many they are."""
     active, most = jnp.any(prompt.valid, axis=1), jnp.int32(max_new_tokens)
-    state = sampling.start(model, prefix.logits, prefix.next_position, settings, active, most, max_new_tokens)
+    state = sampling.start(model, prefix, settings, active, most, max_new_tokens)
     state = sampling.advance(model, prefix.kv, state, settings, most)
     ends = jnp.any(state.tokens[..., None] == settings.eos, axis=-1)
     lengths = jnp.where(jnp.any(ends, axis=1), jnp.argmax(ends, axis=1) + 1, state.step)

@@ -25,8 +25,6 @@ from gp_jax.tiny import CONFIG
 from gp_jax.training.build import glimpse_config as chosen_glimpse
 from gp_jax.training.settings import GlimpseSettings
 
-pytestmark = pytest.mark.slow
-
 LADDERS = Ladders(
     Ladder("patches", (1024,)), Ladder("prompt", (256,)), Ladder("kept", (64, 128)), Ladder("decode", (32,)), Ladder("batch", (1, 2, 4, 8))
 )

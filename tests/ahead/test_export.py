@@ -21,8 +21,6 @@ from gp_jax.ahead.artifact.names import FACTS
 from gp_jax.sharding import parameter_sharding
 from gp_jax.tiny import make_checkpoint, make_picture
 
-pytestmark = pytest.mark.slow
-
 # `pip install jax orbax-checkpoint` and nothing else: these must not be needed.
 WITHOUT = """
 import sys

@@ -11,6 +11,8 @@ from gp_jax.ahead.artifact.facts import described, read_facts
 from gp_jax.ahead.artifact.names import FACTS, PROCESSOR
 from gp_jax.pretrained.files import find_folder
 
+pytestmark = pytest.mark.quick
+
 BUCKETS = Ladders(Ladder("patches", (512,)), Ladder("prompt", (128, 256)), Ladder("kept", (64,)), batch=Ladder("batch", (1,)))
 GOOD = described(
     Prune(), BUCKETS, glimpse=True, plan="glimpse", max_new_tokens=4, model="m", dtype="float32", attention="auto", gp_jax="1", jax="1"

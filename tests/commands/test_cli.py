@@ -35,7 +35,6 @@ def fail(capsys, monkeypatch, *argv: str) -> str:
     return captured.err
 
 
-@pytest.mark.slow
 def test_ask(home, capsys):
     cli.run(
         ["ask", str(home / "scene.png"), "What?", "--model", str(home / "model"), "--fixed-remain-ratio", "0.25", "--max-new-tokens", "4"]
@@ -44,7 +43,6 @@ def test_ask(home, capsys):
     assert "48 of 192 kept (25.0%)" in shown and "loading" in shown and "decode" in shown
 
 
-@pytest.mark.slow
 def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
     out, scene = tmp_path / "o.png", str(home / "scene.png")
     options = ["--model", str(home / "model"), "--max-new-tokens", "4", "--json"]
@@ -57,7 +55,7 @@ def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["retention"] == 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.quick
 def test_config_file_sets_defaults(home, capsys, tmp_path):
     (tmp_path / "mine.py").write_text(f"ask = dict(model={str(home / 'model')!r}, max_new_tokens=3, json=True, fixed_remain_ratio=0.5)")
     cli.run(["ask", str(home / "scene.png"), "What?", "--config", str(tmp_path / "mine.py"), "--fixed-remain-ratio", "0.25"])
@@ -65,6 +63,7 @@ def test_config_file_sets_defaults(home, capsys, tmp_path):
     assert facts["generated_tokens"] == 3 and facts["retention"] == 0.25, "the command line wins"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "words, inputs",
     [
@@ -81,6 +80,7 @@ def test_two_dashes_end_the_options_wherever_they_stand(words, inputs):
     assert args.inputs == inputs and args.model == "m"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("word", ["--what?", "-what is this?", "--modle", "--what\n\x1b=5"])
 def test_a_question_that_begins_with_dashes_is_told_where_to_stand(word):
     with pytest.raises(GlimpseError, match=r"no such option.*behind --, at the end: -- ") as error:
@@ -88,13 +88,13 @@ def test_a_question_that_begins_with_dashes_is_told_where_to_stand(word):
     assert "\n" not in str(error.value) and ("did you mean --model?" in str(error.value)) == (word == "--modle")
 
 
+@pytest.mark.quick
 def test_shipped_presets_are_valid():
     for size in ("3b", "7b"):
         path = Path(__file__).parents[2] / "configs" / f"qwen2_5_vl_{size}.py"
         assert ask.config_defaults(path)["model"].startswith("Qwen/")
 
 
-@pytest.mark.slow
 def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
     scene, model = home / "scene.png", home / "model"
     (tmp_path / "text.png").write_text("hello")
@@ -148,12 +148,12 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
     assert not overlay.exists() and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.quick
 def test_an_unexpected_error_is_one_line_too(capsys, monkeypatch):
     monkeypatch.setattr(ask, "run", lambda args: 1 / 0)
     assert "unexpected ZeroDivisionError: division by zero" in fail(capsys, monkeypatch, "ask")
 
 
-@pytest.mark.slow
 def test_answer_takes_paths_images_arrays_and_batches(home):
     from gp_jax import GlimpseVLM, Prune
 
@@ -174,7 +174,6 @@ def test_answer_takes_paths_images_arrays_and_batches(home):
     assert maps[0].shape == (12, 16) and ((maps[0] >= 0) & (maps[0] <= 1)).all()
 
 
-@pytest.mark.slow
 def test_every_photograph(shared, golden_vlm):
     """All eight files and formats, scaled down for speed and in one bucket; the largest has a test of its own."""
     from gp_jax import GlimpseVLM, Ladder, Ladders
@@ -186,7 +185,7 @@ def test_every_photograph(shared, golden_vlm):
     assert len(photos) == 8
     for path in photos:
         picture = open_image(path)
-        picture.thumbnail((420, 420))
+        picture.thumbnail((280, 280))
         answer = vlm.answer(picture, "What is there?", max_new_tokens=4)
         patches = golden_vlm.processor.image_processor.get_number_of_image_patches(picture.height, picture.width)
         assert answer.total == answer.keep[0].size == patches // 4
@@ -194,7 +193,6 @@ def test_every_photograph(shared, golden_vlm):
         assert answer.overlay().size == answer.images[0].size == picture.size
 
 
-@pytest.mark.slow
 def test_a_large_photograph_in_little_memory(shared, golden_folder, tmp_path):
     """street.jpg at half of its sides, 3,500 visual tokens: attention scores of one full block take 1.6 GB if ever held at once."""
     from gp_jax.processing.images import open_image

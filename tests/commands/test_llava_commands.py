@@ -13,8 +13,6 @@ from gp_jax.commands import ask
 from gp_jax.data.settings import DataConfig, DataSource
 from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

@@ -10,6 +10,8 @@ from gp_jax import GlimpseError
 from gp_jax.config.model import GlimpseConfig
 from gp_jax.pretrained.hf_config import flat_hf_config, glimpse_config, model_config
 
+pytestmark = pytest.mark.quick
+
 NESTED = json.loads(json.dumps(tiny.hf_model().config.to_dict(), default=str))
 MODEL = model_config(NESTED)
 GLIMPSE = glimpse_config(tiny.GLIMPSE, MODEL)

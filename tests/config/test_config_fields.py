@@ -16,6 +16,8 @@ from gp_jax.config.vision import VisionConfig
 from gp_jax.pretrained.hf_config import flat_hf_config, glimpse_config, model_config
 from gp_jax.pretrained.llava import CLIP_NAMES
 
+pytestmark = pytest.mark.quick
+
 NEVER = [float("nan"), float("inf"), 10**30, 10**400, "nonsense", "", {"a": 1}, [[None]], [{}], [1e9], [float("nan")], "x" * 10_000]
 ODD = [*NEVER, None, True, False, -1, 0, 1, 2, 7, 0.5, 1e-300, -5.0, 2**31, 2**40, [], {}, [True], [-1], [2**40], [1, 1], [0] * 3000]
 GENERATION = {"eos_token_id": 3, "pad_token_id": 1}

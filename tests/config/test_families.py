@@ -18,6 +18,8 @@ from gp_jax.pretrained import qwen
 from gp_jax.pretrained.names import Names
 from gp_jax.processing.views import read_grids
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_types[0])
 def test_every_address_of_a_record_leads_somewhere(family):
@@ -52,7 +54,6 @@ def read_own(hf, generation, where):
     return dataclasses.replace(config, model_type="own", vision=OwnVision(**vars(config.vision)))
 
 
-@pytest.mark.slow
 def test_one_record_adds_a_family(tmp_path, monkeypatch):
     tiny.hf_model().save_pretrained(tmp_path / "known")
     known = GlimpseVLM.from_pretrained(tmp_path / "known", ladders=tiny.LADDERS)

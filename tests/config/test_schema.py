@@ -13,6 +13,8 @@ from gp_jax.config.schema import Count, Flag, Number, Seed, Several, Share, Toke
 from gp_jax.ops import layers
 from gp_jax.pretrained.known import SIZES
 
+pytestmark = pytest.mark.quick
+
 PAIR = Annotated[Several[Count], Field(min_length=2, max_length=2)]
 WORDS = [
     (Count, True, "x=True: must be a whole number"),

@@ -14,6 +14,8 @@ from gp_jax.data.formats import BadRow, parse_row
 from gp_jax.evaluation.annotations import Annotations
 from gp_jax.processing.images import decode as decode_picture
 
+pytestmark = pytest.mark.quick
+
 ROW = {"image": "a.tif", "question": "Which?", "answer": "this", "boxes": [[10, 16, 30, 40]]}
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="{}"/></x:xmpmeta>'
 

@@ -25,6 +25,8 @@ from gp_jax.training import build
 from gp_jax.training.settings import TrainConfig
 from gp_jax.training.stages import describe
 
+pytestmark = pytest.mark.quick
+
 SIZE = (112, 84)
 
 

@@ -15,6 +15,8 @@ from gp_jax.data.schedule import Length, Schedule
 from gp_jax.data.settings import DataSource, parse_sampling
 from gp_jax.data.shapes import bucket_of, fit_shapes, padding, round_up
 
+pytestmark = pytest.mark.quick
+
 WINDOW = 16
 
 

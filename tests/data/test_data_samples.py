@@ -26,8 +26,6 @@ from gp_jax.pretrained.files import weights_digest
 from gp_jax.training.build import build_feed, identity, open_source
 from gp_jax.training.settings import TrainConfig
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

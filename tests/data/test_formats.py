@@ -18,6 +18,8 @@ from gp_jax.data.sources import cut, find_files, scan
 from gp_jax.errors import GlimpseError
 from gp_jax.processing.images import open_image
 
+pytestmark = pytest.mark.quick
+
 BASE = {"image": "a.png", "question": "Which?", "answer": "this", "boxes": [[10, 20, 60, 50]]}
 
 

@@ -18,6 +18,8 @@ from gp_jax.errors import GlimpseError
 from gp_jax.runtime.lock import only_one
 from gp_jax.scenes.write import write as write_scenes
 
+pytestmark = pytest.mark.quick
+
 ROWS, SHARD = 12, "glimpse-train.array_record-00001-of-00003"
 
 

@@ -14,6 +14,8 @@ from gp_jax.data.prepare import TooManyBad, prepare
 from gp_jax.data.prepared import open_prepared
 from gp_jax.errors import GlimpseError
 
+pytestmark = pytest.mark.quick
+
 GOOD = {"image": "a.png", "question": "Which?", "answer": "this", "boxes": [[1, 2, 30, 40]]}
 TURNS = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "this"}]
 HALF = "\ud800"

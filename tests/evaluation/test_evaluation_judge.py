@@ -10,6 +10,8 @@ from gp_jax.evaluation.judge import GIVE_UP, REFUSALS, judge
 from gp_jax.evaluation.settings import EvalConfig, JudgeConfig
 from gp_jax.evaluation.verdicts import read_score
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def server():

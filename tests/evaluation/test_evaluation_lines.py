@@ -26,6 +26,8 @@ from gp_jax.evaluation.reporting.plan_rows import aggregate, breakdown
 from gp_jax.evaluation.results import line_numbers, write_predictions
 from gp_jax.evaluation.settings import EvalConfig
 
+pytestmark = pytest.mark.quick
+
 LOTS = 600
 JUDGED = {"glimpse": 550, "weak": 90}  # samples of a plan that have a verdict
 

@@ -16,8 +16,6 @@ from PIL import Image
 from gp_jax import GlimpseError, GlimpseVLM, tiny
 from gp_jax.evaluation.lmms import ChatModel, sampling, stop
 
-pytestmark = pytest.mark.slow
-
 COLORS = ("red", "green", "blue", "yellow", "black")
 
 

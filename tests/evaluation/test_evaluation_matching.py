@@ -15,6 +15,8 @@ from gp_jax.inference.requests import keep_rules
 from gp_jax.pruning.plan import make_plan as cuts_of
 from gp_jax.pruning.plan import shares
 
+pytestmark = pytest.mark.quick
+
 GLIMPSE = GlimpseConfig((0,), 0)
 
 

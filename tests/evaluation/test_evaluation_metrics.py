@@ -23,6 +23,8 @@ from gp_jax.evaluation.metrics import (
 )
 from gp_jax.evaluation.reporting.statistics import Interval, bootstrap, enough, paired_difference
 
+pytestmark = pytest.mark.quick
+
 # Answers --------------------------------------------------------------------------------------------------------------------
 
 

@@ -16,8 +16,6 @@ from gp_jax.processing.qwen import Processor
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.vlm import GlimpseVLM
 
-pytestmark = pytest.mark.slow
-
 NAMES = ["dense", "glimpse-30", "glimpse", "fastv-25", "pyramiddrop-25", "vscan-10", "visionzip", "downsample-25", "nothing"]
 NAMES += ["visionzip-pooled", "downsample", "random"]
 DEPTH, CUT = 6, 3  # of the tiny model

@@ -24,6 +24,8 @@ from gp_jax.evaluation.reporting.statistics import Interval, Spread
 from gp_jax.evaluation.results import Prediction, line_numbers, read_predictions, write_predictions
 from gp_jax.evaluation.summary import times
 
+pytestmark = pytest.mark.quick
+
 # Results --------------------------------------------------------------------------------------------------------------------
 
 

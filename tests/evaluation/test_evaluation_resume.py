@@ -9,8 +9,6 @@ from evaluation_tools import PLANS, SIZES, make_home, row
 from gp_jax.evaluation.command import main
 from gp_jax.evaluation.results import Prediction, part_path, read_predictions
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:

@@ -22,8 +22,6 @@ from gp_jax.evaluation.results import read_predictions
 from gp_jax.evaluation.settings import BRIEF, EvalConfig, JudgeConfig
 from gp_jax.evaluation.tasks import BRIEF_METRIC, metrics_of, open_tasks
 
-pytestmark = pytest.mark.slow
-
 REQUEST = " Please provide the bounding box coordinate of the region that can help you answer the question better."
 PLANS = ("dense", "glimpse", "oracle", "random")
 

@@ -8,8 +8,6 @@ import torch
 
 from gp_jax import GlimpseVLM, Prune
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = {
     "base": {},
     "le_length 3 at some layers, layernorm": dict(le_length=3, le_layers=[2, 0], le_norm_type="layernorm"),
@@ -82,6 +80,7 @@ def test_batch_equals_reference_one_by_one(models):
     assert together.keep[2].size == 0
 
 
+@pytest.mark.quick
 def test_the_reference_reproduces_the_released_code(golden_folder, golden):
     """The oracle of this file is itself held against the goldens."""
     model, raw, weights = reference.released_model(golden_folder)

@@ -17,8 +17,6 @@ from gp_jax.ops.layers import product
 from gp_jax.ops.target import targeting
 from gp_jax.sharding import parameter_sharding
 
-pytestmark = pytest.mark.slow
-
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 NEW = 8
 

@@ -14,8 +14,6 @@ from gp_jax.data.collate import Shape, lengths
 from gp_jax.data.record import Entry, Record
 from gp_jax.data.samples import SampleMaker
 
-pytestmark = pytest.mark.slow
-
 SIZES = ((90, 60), (50, 130))
 
 

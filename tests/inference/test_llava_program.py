@@ -12,8 +12,6 @@ from gp_jax.inference.function import picture_capacity
 from gp_jax.pretrained.known import SIZES
 from gp_jax.processing.layout import pack_windows
 
-pytestmark = pytest.mark.slow
-
 NEW = 4
 
 

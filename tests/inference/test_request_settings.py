@@ -11,6 +11,8 @@ from gp_jax.inference.requests import resolve, sampling_settings
 from gp_jax.pretrained.known import SIZES
 from gp_jax.pruning.rule import limits, reference_mask
 
+pytestmark = pytest.mark.quick
+
 MODEL = SIZES["3b"]
 SAMPLING = dict(temperature=0.0, top_k=0, top_p=1.0, seed=0, eos_token_id=None)
 SHARES = np.array([0.5])

@@ -13,6 +13,8 @@ from gp_jax.inference.sampling import choose, start, truncate, write
 from gp_jax.pretrained.known import SIZES
 from gp_jax.trees import Prefix
 
+pytestmark = pytest.mark.quick
+
 truncate = jax.jit(truncate)
 
 

@@ -16,8 +16,6 @@ from gp_jax.processing.layout import read_samples, vision_input
 from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.runtime.clock import COMPILES
 
-pytestmark = pytest.mark.slow
-
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9]]
 
 

@@ -10,8 +10,6 @@ from tiny_models import GLIMPSE, LADDERS, glimpse_weights, hf_model, inputs, sav
 from gp_jax import GlimpseError, GlimpseVLM, Prune, inference_params, make_mesh
 from gp_jax.runtime.clock import COMPILES
 
-pytestmark = pytest.mark.slow
-
 SHAPES = [[5, (4, 6), 7], [3, (2, 2), 9]]
 
 
@@ -76,6 +74,7 @@ def test_an_array_that_is_there_already_is_not_copied(folder):
     assert inference_params(vlm.model)["decoder"]["norm"]["weight"].unsafe_buffer_pointer() == norm.unsafe_buffer_pointer()
 
 
+@pytest.mark.quick
 def test_what_does_not_fit_is_named_and_nothing_is_replaced(folder):
     vlm = load(folder)
     first = ask(vlm)

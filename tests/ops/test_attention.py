@@ -14,8 +14,6 @@ from gp_jax.ops.blockwise import tile_size
 from gp_jax.ops.layers import rematerialised
 from gp_jax.sharding import make_mesh
 
-pytestmark = pytest.mark.slow
-
 RUNNABLE = ["blockwise", "rows", "split_batch", "splash_interpret"]
 
 
@@ -36,7 +34,8 @@ def operands(length: int, keys: int | None = None, heads: int = 4, kv_heads: int
 def test_kernel_equals_einsum(name, causal, length):
     q, k, v, segment = operands(length)
     expected = einsum_attention(q, k, v, segment, segment, causal=causal)
-    np.testing.assert_allclose(attend(q, k, v, segment, segment, causal=causal, implementation=name), expected, atol=2e-6)
+    found = jax.jit(partial(attend, causal=causal, implementation=name))(q, k, v, segment, segment)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_rows_take_other_keys_than_queries_unless_causal():
@@ -60,14 +59,17 @@ def test_rows_in_tiles_of_one_image_or_several(monkeypatch, dtype, images, causa
     segment = jnp.stack([jnp.where(own < images, own, -1), jnp.full(149, -2)])
     seen = segment.at[0].set(jnp.where(segment[0] == 1, -2, segment[0]))  # no key is of the second image
 
-    def loss(name):
-        attention = rematerialised(partial(attend, causal=causal, implementation=name))
-        return lambda *x: (attention(*x, segment, seen).astype(jnp.float32) ** 2).sum()
+    def result(name):
+        return jax.jit(partial(attend, causal=causal, implementation=name))(q, k, v, segment, seen).astype(jnp.float32)
 
-    out, expected = (attend(q, k, v, segment, seen, causal=causal, implementation=name).astype(jnp.float32) for name in ("rows", "einsum"))
+    def gradients(name):
+        attention = rematerialised(partial(attend, causal=causal, implementation=name))
+        return jax.jit(jax.grad(lambda *x: (attention(*x, segment, seen).astype(jnp.float32) ** 2).sum(), argnums=(0, 1, 2)))(q, k, v)
+
+    out, expected = result("rows"), result("einsum")
     np.testing.assert_allclose(out, expected, atol=2e-6 if dtype == jnp.float32 else 0.02)
     assert out[0].any() and (out[1] == 0).all() and (out[0][:, segment[0] == 1] == 0).all()
-    for a, b in zip(*(jax.grad(loss(name), argnums=(0, 1, 2))(q, k, v) for name in ("rows", "einsum")), strict=True):
+    for a, b in zip(gradients("rows"), gradients("einsum"), strict=True):
         away, most = np.linalg.norm((a - b).astype(np.float32)), np.linalg.norm(b.astype(np.float32))
         assert a.dtype == dtype and away < most * (1e-5 if dtype == jnp.float32 else 0.02)
 
@@ -91,6 +93,7 @@ def test_16_bit_tiles_are_moved_as_they_are(monkeypatch):
     assert not any(f"f32[4,{whole}]" in text for whole in ("10,2,15,20", "10,2,15,12", "150,20", "150,12"))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("length", [3, 300, 512, 513, 1100, 1152, 5000])
 def test_equal_tiles(length):
     size = tile_size(length)
@@ -98,6 +101,7 @@ def test_equal_tiles(length):
     assert size <= 512 and tiles == -(-length // 512) and tiles * size - length < 64 * tiles
 
 
+@pytest.mark.quick
 def test_einsum_is_the_formula():
     q, k, v, segment = operands(9)
     out = np.asarray(einsum_attention(q, k, v, segment, segment, causal=True))
@@ -126,11 +130,11 @@ def test_fully_masked_rows_are_zero(name):
 def test_gradients(causal, name):
     q, k, v, segment = operands(600)
 
-    def loss(name):
-        return lambda *x: (attend(*x, segment, segment, causal=causal, implementation=name) ** 2).sum()
+    def gradients(name):
+        loss = lambda *x: (attend(*x, segment, segment, causal=causal, implementation=name) ** 2).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
-    expected = jax.grad(loss("einsum"), argnums=(0, 1, 2))(q, k, v)
-    for a, b in zip(jax.grad(loss(name), argnums=(0, 1, 2))(q, k, v), expected, strict=True):
+    for a, b in zip(gradients(name), gradients("einsum"), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
         assert jnp.isfinite(a).all()
 
@@ -169,6 +173,7 @@ def test_unknown_kernel():
         attend(q, k, v, segment, segment, implementation="cudnn")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("backend", "dtype", "length", "prefix", "causal", "expected"),
     [

@@ -2,10 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gp_jax.ops import ranking
+
+pytestmark = pytest.mark.quick
 
 best, to_front = jax.jit(ranking.best), jax.jit(ranking.to_front, static_argnums=1)  # as they run: XLA simplifies arithmetic
 

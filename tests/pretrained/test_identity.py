@@ -12,6 +12,8 @@ from gp_jax.pretrained.files import staged
 from gp_jax.pretrained.identity import folder_identity
 from gp_jax.pretrained.tower import copy_beside
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def folder(tmp_path):

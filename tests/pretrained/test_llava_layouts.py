@@ -21,6 +21,8 @@ from gp_jax.pretrained.hf_config import glimpse_config, model_config
 from gp_jax.pretrained.known import SIZES
 from gp_jax.processing.table import load_processor
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -154,7 +156,6 @@ def test_prompts_are_vicuna_v1(vlm):
         vlm.processor([[tiny.photo(60, 60)]], ["What is <image>?"])
 
 
-@pytest.mark.slow
 def test_image_tokens_one_each_or_one_a_row(vlm):
     """As the released code takes them and as they are expanded; text alone, several pictures, all in one batch."""
     own = [[tiny.photo(90, 60)], [], [tiny.photo(50, 80), tiny.photo(60, 60)]]

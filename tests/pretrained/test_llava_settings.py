@@ -8,8 +8,6 @@ import torch
 
 from gp_jax import GlimpseVLM, Prune
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = {
     "le_length 3 at some layers, layernorm": dict(le_length=3, le_layers=[1, 0], le_norm_type="layernorm"),
     "several taps, logits, late cut, deep supervision": dict(

@@ -21,8 +21,6 @@ from gp_jax.pretrained.names import checkpoint_name, names_of
 from gp_jax.sharding import parameter_sharding
 from gp_jax.tiny import CONFIG
 
-pytestmark = pytest.mark.slow
-
 MIB = 2**20
 MESHES = ((1, 1, 8), (4, 1, 2), (1, 8, 1))
 # Nearly all of it lies in the embedding and the head, 32 MiB each.

@@ -13,6 +13,8 @@ from gp_jax import GlimpseError, GlimpseVLM
 from gp_jax.pretrained import files
 from gp_jax.tiny import CONFIG, make_checkpoint
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):

@@ -16,6 +16,8 @@ from gp_jax import GlimpseError, GlimpseVLM
 from gp_jax.pretrained import files, saving
 from gp_jax.pretrained.params import flat_params
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):

@@ -11,6 +11,8 @@ import torch
 from gp_jax import GlimpseError
 from gp_jax.pretrained.torch_file import read_torch, write_torch
 
+pytestmark = pytest.mark.quick
+
 
 def test_torch_file_round_trip(tmp_path):
     content = {

@@ -17,6 +17,8 @@ from gp_jax.processing.encoded import orientation
 from gp_jax.processing.images import decode, open_image, read_picture
 from gp_jax.processing.tiff import Directory
 
+pytestmark = pytest.mark.quick
+
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 8, 3), np.uint8)).resize((48, 30), Image.Resampling.BICUBIC)
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF", "BMP")
 

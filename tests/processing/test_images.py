@@ -13,6 +13,8 @@ from gp_jax import GlimpseError
 from gp_jax.processing import images
 from gp_jax.processing.images import decode, open_image, overlay, side_by_side
 
+pytestmark = pytest.mark.quick
+
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds no pixels."""

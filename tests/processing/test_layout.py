@@ -12,6 +12,8 @@ from gp_jax.pretrained.hf_config import model_config
 from gp_jax.processing.layout import pack_windows, prompt_input, read_samples, rope_positions, token_grid, vision_input
 from gp_jax.processing.views import read_tiles
 
+pytestmark = pytest.mark.quick
+
 GRIDS = st.lists(st.tuples(st.integers(1, 13), st.integers(1, 13)), min_size=1, max_size=3)
 
 

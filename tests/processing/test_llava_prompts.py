@@ -13,6 +13,8 @@ from gp_jax.data.record import Record
 from gp_jax.pretrained.hf_config import model_config, read_config
 from gp_jax.processing.llava import LlavaProcessor, vicuna_v1
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):

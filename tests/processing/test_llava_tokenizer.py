@@ -13,6 +13,8 @@ from gp_jax.processing import tokenization
 from gp_jax.processing.llava import IMAGE, OriginalLlavaProcessor, vicuna_v1
 from gp_jax.processing.tokenization import load_tokenizer
 
+pytestmark = pytest.mark.quick
+
 BOS, EOS = 1, 2
 SAMPLE = "A chat between a curious user and an assistant. USER: What is there in the picture? ASSISTANT: a cat and a dog"
 TURNS = [

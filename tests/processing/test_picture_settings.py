@@ -19,6 +19,8 @@ from gp_jax.processing.picture_settings import OWN, SHARED
 from gp_jax.processing.qwen import Processor
 from gp_jax.tiny import CONFIG, PROCESSOR
 
+pytestmark = pytest.mark.quick
+
 SIDE = tiny_llava.SIDE
 QWEN = model_config(CONFIG)
 PATCHES = {name: PROCESSOR[name] for name in ("patch_size", "temporal_patch_size", "merge_size")}

@@ -13,6 +13,8 @@ from gp_jax.processing.prompts import MAX_TEXT
 from gp_jax.processing.qwen import Processor
 from gp_jax.tiny import PROCESSOR, make_checkpoint
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory):

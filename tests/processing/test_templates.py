@@ -16,6 +16,8 @@ from gp_jax.processing.qwen import Processor
 from gp_jax.processing.templates import Template, find_template
 from gp_jax.tiny import make_checkpoint
 
+pytestmark = pytest.mark.quick
+
 QWEN = (  # Qwen2.5-VL's own, less its videos
     "{% set image_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>"
     "system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"

@@ -16,6 +16,8 @@ from gp_jax.processing.tokenization import FILES, load_tokenizer
 from gp_jax.processing.tokenizer_file import _check_pattern, check_tokenizer
 from gp_jax.tiny import make_checkpoint
 
+pytestmark = pytest.mark.quick
+
 TEXT = "What's in the 2nd picture?\n\n  A café — 123 <|im_end|>"
 
 

@@ -16,8 +16,6 @@ from gp_jax.processing.layout import read_samples
 from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.trees import LayerKV, Stream
 
-pytestmark = pytest.mark.slow
-
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 
 
@@ -64,6 +62,7 @@ RULES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("rule", RULES)
 def test_compacted_equals_masked_in_place(vlm, rule):
     engine, model = vlm.engine, vlm.model
@@ -95,6 +94,7 @@ def test_compacted_equals_masked_in_place(vlm, rule):
         assert counts == [sample.ids.size - sample.count + min(1, sample.count) for sample in samples]
 
 
+@pytest.mark.quick
 def test_a_cut_can_leave_the_past_alone():
     """`past=False`: earlier layers keep every row in their cache, later ones see the short stream (FastV's kind of cut)."""
     rows = jnp.arange(6.0)[None, :, None]
@@ -115,6 +115,7 @@ def generate(vlm, samples, prune=CAP, **options):
     return vlm.generate(**tiny.inputs(samples, seed=3), prune=prune, **dict(max_new_tokens=10, eos_token_id=None) | options)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("prune", [None, Prune(max_remain_ratio=0.3), Prune(fixed_remain_ratio=0.5)], ids=["dense", "cap", "fixed"])
 def test_batched_equals_one_by_one(vlm, prune):
     together = generate(vlm, SAMPLES, prune)
@@ -179,6 +180,7 @@ def test_zero_and_reference_masks_by_config(vlm):
         generate(configured(use_ref_masks=True), SAMPLES)
 
 
+@pytest.mark.quick
 def test_streaming_equals_whole(vlm):
     steps: list[np.ndarray] = []
     whole = generate(vlm, SAMPLES)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from gp_jax import GlimpseError, Prune
 from gp_jax.pruning.rule import anchor_indices, cap_trigger, keep_mask, limits, reference_mask
 
+pytestmark = pytest.mark.quick
+
 keep_mask = jax.jit(keep_mask)
 
 

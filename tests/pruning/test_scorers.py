@@ -23,8 +23,6 @@ from gp_jax.pruning.scorers import attention, cdpruner, visionzip, vscan
 from gp_jax.pruning.scorers.scorer import Cut, Scoring
 from gp_jax.runtime.clock import COMPILES
 
-pytestmark = pytest.mark.slow
-
 SAMPLES = [[5, (9, 11), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
 COUNTS = [99, 19, 0, 4]
 DEPTH = 4

@@ -13,8 +13,6 @@ from gp_jax import GlimpseVLM, tiny
 from gp_jax.runtime import clock
 from gp_jax.runtime.clock import COMPILE, COMPILES, MAKING, Clock, CompileWatch
 
-pytestmark = pytest.mark.slow
-
 SMALLEST = 0.005  # seconds, below which a stage's time is mostly noise
 
 
@@ -28,6 +26,7 @@ def watch(monkeypatch):
     return CompileWatch(), now
 
 
+@pytest.mark.quick
 def test_time_inside_other_time_counts_once(watch):
     watch, now = watch
     trace, lower, compile_ = MAKING
@@ -39,6 +38,7 @@ def test_time_inside_other_time_counts_once(watch):
     assert watch.seconds == pytest.approx(8)
 
 
+@pytest.mark.quick
 def test_a_call_that_makes_a_program_counts_as_a_whole(watch):
     watch, now = watch
     with watch.call():

@@ -7,11 +7,7 @@ import sys
 import warnings
 from types import SimpleNamespace
 
-import pytest
-
 from gp_jax.runtime import compilation_cache
-
-pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import json

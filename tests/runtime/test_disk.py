@@ -22,6 +22,8 @@ from gp_jax.runtime.disk import (
     writing,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def test_messages_show_what_terminals_would_act_on():
     text = str(GlimpseError("tensor \x1b]0;x\x07 \u202eback\u2066 \ud800 caf\u00e9\n\tnext"))

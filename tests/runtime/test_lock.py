@@ -14,6 +14,8 @@ from gp_jax import GlimpseError
 from gp_jax.runtime import lock
 from gp_jax.runtime.lock import FILE, MARK, only_one
 
+pytestmark = pytest.mark.quick
+
 HOLD = """
 import sys, time
 from pathlib import Path

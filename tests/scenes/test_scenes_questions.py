@@ -13,6 +13,8 @@ from gp_jax.scenes.scene import make_scene
 from gp_jax.scenes.source import packed_scene, scene_question
 from gp_jax.scenes.things import Scene, Thing
 
+pytestmark = pytest.mark.quick
+
 CANVASES = [(256, 256), (256, 256), (160, 384), (128, 128), (336, 192), (96, 96)]
 
 

@@ -12,8 +12,6 @@ from etils import epath
 from gp_jax import GlimpseError
 from gp_jax.training.checkpoint import Checkpoints, checksum, differences, quiet
 
-pytestmark = pytest.mark.slow
-
 IDENTITY = {"optim": {"rate": 0.1}, "sources": ["a", "b"]}
 
 

@@ -17,6 +17,8 @@ from gp_jax import GlimpseError, GlimpseVLM
 from gp_jax.pretrained import files, params, saving
 from gp_jax.pretrained.params import flat_params
 
+pytestmark = pytest.mark.quick
+
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 

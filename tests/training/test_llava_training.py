@@ -10,8 +10,6 @@ from gp_jax.pretrained.params import checkpoint_name, flat_params
 from gp_jax.processing.layout import read_samples
 from gp_jax.training.settings import LossConfig
 
-pytestmark = pytest.mark.slow
-
 PARTS = {"language": "le_loss", "dice": "dice", "bce": "bce", "loss": "loss"}
 SHAPE = Shape(slots=64, prompt=96, tail=16)
 

@@ -30,8 +30,6 @@ from gp_jax.training.loop import train
 from gp_jax.training.scenes_base import build_base, export_base_run, identity
 from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
 
-pytestmark = pytest.mark.slow
-
 SIDE, COUNT, ROWS = 16, 4, 96
 
 
@@ -55,6 +53,10 @@ def visible_hiding(scene, depth):
     return Hiding(np.ones((len(scene.questions), tokens), bool), np.ones(tokens, bool), depth)
 
 
+# Compiled once per shape of a batch, not operation by operation.
+forward_packed = nnx.jit(forward.forward_packed)
+
+
 def rows_of(batch, sample, turn):
     return np.flatnonzero(np.asarray(batch.turns.turn)[sample] == turn)
 
@@ -63,7 +65,7 @@ def test_packed_turns_equal_turns_of_their_own(vlm):
     """Every row of every turn, the answer's rows too."""
     scenes = [packed_scene(0, i, (128, 128), COUNT) for i in range(2)]
     batch = packed(vlm, [visible_hiding(scene, 3) for scene in scenes], scenes)
-    logits, *_ = forward.forward_packed(vlm.model, batch)
+    logits, *_ = forward_packed(vlm.model, batch)
     maker, checked = TurnMaker(vlm.processor), 0
     for b, scene in enumerate(scenes):
         prepared = vlm.processor([[scene.image]] * COUNT, [q.question for q in scene.questions[:COUNT]])
@@ -92,7 +94,7 @@ def test_hidden_tokens_equal_pruned_ones(vlm, cut):
     for t, (question, mask) in enumerate(zip(scene.questions[:COUNT], masks, strict=True)):
         one = dataclasses.replace(scene, questions=[question])
         batch = packed(vlm, [Hiding(mask[None], mask, cut)], [one])
-        logits = np.asarray(forward.forward_packed(vlm.model, batch)[0])[0]
+        logits = np.asarray(forward_packed(vlm.model, batch)[0])[0]
         asked, answer = TurnMaker(vlm.processor).turn(question)
         inputs = vlm.processor([[scene.image]], [question.question]).inputs
         rule = Prune(reference_masks=[mask], after=cut - 1)

@@ -27,6 +27,8 @@ from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.places import find_places
 from gp_jax.training.settings import GlimpseSettings, OptimConfig, TrainConfig
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 GOOD = TrainConfig(model="m", data=DataConfig(sources=(DataSource("d"),)))
 BASE = BaseConfig(model="m", scenes=ScenesConfig(canvases=(Canvas(64, 64, 1, 1.0, 1.0),)))
@@ -265,7 +267,6 @@ def test_compile_errors_are_one_line(capsys, monkeypatch, argv, message):
     assert message in fail(capsys, monkeypatch, "compile", *argv)
 
 
-@pytest.mark.slow
 def test_compiling_ahead_says_what_a_chip_needs(monkeypatch):
     """With a mesh of fake devices in the place of a topology: shapes without arrays through the real step."""
     from gp_jax.ahead import training as ahead_training

@@ -17,9 +17,7 @@ from safetensors.numpy import load_file
 
 from gp_jax.pretrained.torch_file import read_torch
 
-pytestmark = pytest.mark.slow
-
-KILLS = 10
+KILLS = 6
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +73,7 @@ def test_a_run_leaves_what_it_promises(whole, home):
     np.testing.assert_array_equal(vlm.model.glimpse.learnable_embeddings[...], tensors["learnable_embeddings"])
 
 
-def test_killed_ten_times(home, whole, tmp_path):
+def test_killed_again_and_again(home, whole, tmp_path):
     """SIGKILL at random moments, some of them while a checkpoint is being written: bit-identical parameters."""
     out, rng, started = tmp_path / "killed", random.Random(0), tools.environment()
     kills = 0

@@ -24,8 +24,6 @@ from gp_jax.training.places import alone
 from gp_jax.training.run_log import RunLog
 from gp_jax.training.settings import TrainConfig
 
-pytestmark = pytest.mark.slow
-
 STEPS = 7
 
 

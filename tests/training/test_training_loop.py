@@ -7,10 +7,13 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from gp_jax.training import command, loop, validation
 from gp_jax.training.early import early_stops, stop_early
+
+pytestmark = pytest.mark.quick
 
 
 class ObjectStore:

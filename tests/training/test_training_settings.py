@@ -15,8 +15,6 @@ from gp_jax.processing.layout import read_samples
 from gp_jax.training.settings import LossConfig
 from gp_jax.training.step import Counts, TrainingStep
 
-pytestmark = pytest.mark.slow
-
 torch.set_num_threads(1)  # tiny operations: threads only wait for each other
 
 ALL_KEYS = "log-softmax over the answer too, several taps"
