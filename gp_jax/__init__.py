@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gp_jax.buckets import Ladder, Ladders
     from gp_jax.inference.decoding import Rows
     from gp_jax.inference.function import inference_buckets, inference_fn, inference_params
+    from gp_jax.inference.requests import sampling_settings
     from gp_jax.inference.results import Answer, Generation
     from gp_jax.pruning.rule import Prune
     from gp_jax.sharding import make_mesh
@@ -31,6 +32,7 @@ _HOMES = {
     "inference_fn": "gp_jax.inference.function",
     "inference_params": "gp_jax.inference.function",
     "make_mesh": "gp_jax.sharding",
+    "sampling_settings": "gp_jax.inference.requests",
 }
 
 
@@ -55,4 +57,5 @@ __all__ = [
     "inference_fn",
     "inference_params",
     "make_mesh",
+    "sampling_settings",
 ]
