@@ -23,7 +23,7 @@ from gp_jax.runtime.disk import kind_of, path_of, read_json, reading, writing
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-CHOSEN = "transformers_weights"  # of config.json: another file than usual
+CHOSEN = "transformers_weights"  # field of config.json that names another weights file
 TORCH_INDEX, TORCH_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 GLIMPSE_TENSORS = "glimpse.safetensors"
 GLIMPSE_TORCH = "new_modules_gp.pt"

@@ -13,7 +13,7 @@ from typing import Any
 
 MOST_BYTES = 4 << 20
 MOST_STEPS = 1 << 18  # opcodes; a tensor takes about fifty
-MOST_LETTERS = 256  # of the name of a module or class
+MOST_LETTERS = 256  # characters in the name of a module or class
 
 
 class Refused(ValueError):
@@ -117,7 +117,7 @@ class Machine:
 
     def allowed(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            raise Refused("it names a class by something else than a text")
+            raise Refused("it names a class by something that is not a text")
         found = self.find(module, name)
         self.push(Global(found) if callable(found) else found)
 

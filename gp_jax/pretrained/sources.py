@@ -23,7 +23,7 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-LFS_POINTER = b"version "  # begin of the text file that Git LFS puts in place of a large file
+LFS_POINTER = b"version "  # the first bytes of the text file that Git LFS puts in place of a large file
 MOST_HEADER = 4 << 20  # bytes; parsed, a header takes at worst about forty times its size in memory
 
 
@@ -42,7 +42,7 @@ class TensorSource(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of every tensor, by key."""
+        """The shape of every tensor, by key."""
 
     def dtype(self, key: str) -> np.dtype:
         """Stored dtype of a tensor. Raises: GlimpseError unless weights of this dtype can be loaded."""

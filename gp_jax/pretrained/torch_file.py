@@ -32,14 +32,14 @@ STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
-OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # begin of files of torch before 1.6, which are not zip archives
+OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the first bytes of files of torch before 1.6, which are not zip archives
 MOST_NAME = 256  # characters of a tensor's name
-SHARED = 4  # how often tensors may use the bytes of a file; e.g. a tied output head is the embedding
+SHARED = 4  # tensors may together be this many times as large as the file: a tied output head shares the embedding's bytes
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, extra: Any = None) -> StoredTensor:
-    if extra:  # flags of conjugated or negated values
-        raise Refused("a tensor carries marks that are not read")
+    if extra:  # the metadata that torch writes for conjugated or negated values
+        raise Refused("a tensor has metadata, e.g. that it is conjugated, which is not supported")
     return StoredTensor(storage, offset, size, stride)
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from gp_jax.processing.tiff import Directory
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that runs programs, or decodes when it is opened
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none of them runs programs, or decodes when a file is opened
 MAX_PARTS = 1 << 18  # chunks or segments of a file; no real picture has more, and they would take long to read
 MAX_TEXT = 1 << 20  # bytes of a text, unpacked
-SCAN, MARKER = 0xDA, re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # of JPEG; restarts inside a scan are no segments
+SCAN, MARKER = 0xDA, re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # of JPEG; restart markers inside a scan do not begin segments
 PER_BYTE = 1024  # the most pixels per byte of a JPEG or lossy WebP; pictures of one colour reach half of it
 FEW_SCANS, MAX_SCANNED = 20, 1_000_000_000  # every scan of a progressive JPEG updates all pixels; encoders write about ten scans
 ORIENTATION, XMP = 0x0112, 0x02BC  # TIFF tags
@@ -85,7 +85,7 @@ def joined(data: bytes, spans: Spans) -> bytes:
 
 
 def strip_jpeg(data: bytes) -> Stripped:
-    """Without comments and application segments up to the first scan, except JFIF's and Adobe's, which define the colours.
+    """The file without comments and application segments before the first scan. JFIF's and Adobe's stay: they define the colours.
 
     Raises: ValueError for more scans than a picture of this size has.
     """
@@ -127,7 +127,7 @@ def _segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
 
 
 def strip_png(data: bytes) -> Stripped:
-    """With the chunks that the pixels of the first picture need. Text chunks may hold EXIF and XMP too."""
+    """The file with only the chunks that the pixels of the first picture need. Text chunks may hold EXIF and XMP too."""
     spans, exif, texts, at, parts = [(0, 8)], b"", {}, 8, 0
     while at + 12 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4])
@@ -173,7 +173,7 @@ def _png_text(kind: bytes, rest: bytes) -> bytes:
 
 
 def strip_webp(data: bytes) -> Stripped:
-    """Without colour profile, EXIF, XMP and unknown chunks."""
+    """The file without colour profile, EXIF, XMP and unknown chunks."""
     end, spans, at, parts = min(len(data), 8 + int.from_bytes(data[4:8], "little")), [], 12, 0
     found: dict[bytes, bytes] = {}
     dropped = 0
@@ -202,17 +202,17 @@ def strip_webp(data: bytes) -> Stripped:
 
 
 def strip_tiff(data: bytes) -> Stripped:
-    """With one directory, of the entries that the pixels need."""
+    """The file with one directory, which has only the entries that the pixels need."""
     first = Directory(data)
     return Stripped(first.with_pixels_only(), data if ORIENTATION in first.entries else b"", first.content(XMP, MAX_TEXT))
 
 
 def strip_avif(data: bytes) -> Stripped:
-    """With its metadata, which libavif reads, except EXIF that Pillow cannot parse. Rotation is a property of the picture itself there."""
+    """The file with its metadata, which libavif reads. EXIF that Pillow cannot parse is hidden. Rotation is no part of EXIF in AVIF."""
     try:
         Image.OPEN["AVIF"][0](io.BytesIO(data), "")
         return Stripped(data)
-    except Exception:  # as of every plugin
+    except Exception:  # Pillow's plugins raise any type of error for a damaged file
         return Stripped(re.sub(rb"(infe\x02.{7}|infe\x03.{9})Exif", rb"\1exif", data, flags=re.DOTALL))
 
 

@@ -123,12 +123,12 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     """Decodes a picture and converts it to RGB, without rotating it."""
     try:
         image.load()
-    except Exception as error:  # as above, from decoders
+    except Exception as error:  # Pillow's decoders raise any type of error for damaged pixels
         raise GlimpseError(f"{name}: is truncated or damaged ({one_line(error)})") from error
     if image.mode == "F":
         raise GlimpseError(f"{name}: a floating point picture has no known range of brightness")
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # older versions of Pillow open 16-bit files of these formats as 32 bits
-        least, most = cast(tuple[int, int], image.getextrema())  # of one channel
+        least, most = cast(tuple[int, int], image.getextrema())  # a picture of mode I has one channel
         if least < 0 or most > 255:
             raise GlimpseError(f"{name}: integers of 32 bits ({least} to {most}) have no known range of brightness")
         image = image.convert("L")

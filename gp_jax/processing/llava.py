@@ -26,7 +26,7 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 END = "</s>"
-MOST_PADDED = 2 * MAX_PIXELS  # of a picture after padding to a square
+MOST_PADDED = 2 * MAX_PIXELS  # pixels of a picture after padding to a square
 
 
 def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -46,7 +46,7 @@ def vicuna_v1(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _vision(config: ModelConfig) -> ClipConfig:
-    return cast(ClipConfig, config.vision)  # of this family's models
+    return cast(ClipConfig, config.vision)  # every model of this family has this tower
 
 
 class LlavaProcessor(Processor):

@@ -17,8 +17,8 @@ from gp_jax.processing.library import broken, load_class
 from gp_jax.runtime.disk import kind_of, read_json
 
 OWN, SHARED = "preprocessor_config.json", "processor_config.json"
-MOST_PIXELS = 1 << 25  # of a resized picture: 42,800 visual tokens of Qwen2.5-VL
-MOST_AT_LEAST = 1 << 21  # of a picture that is enlarged
+MOST_PIXELS = 1 << 25  # pixels of a resized picture: 42,800 visual tokens of Qwen2.5-VL
+MOST_AT_LEAST = 1 << 21  # pixels to which a small picture may be enlarged
 QWEN, CLIP, TILES = (  # transformers' picture processors without torch, by module and class
     ("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
     ("transformers.models.llava.image_processing_pil_llava", "LlavaImageProcessorPil"),

@@ -62,7 +62,7 @@ def as_batch(images: Any, questions: str | Sequence[str] | None) -> tuple[list[l
 
 
 def _vision(config: ModelConfig) -> VisionConfig:
-    return cast(VisionConfig, config.vision)  # of this family's models
+    return cast(VisionConfig, config.vision)  # every model of this family has this tower
 
 
 class Processor:
@@ -260,7 +260,7 @@ class Processor:
     ) -> Prepared:
         """Prepares a batch.
 
-        Args: images: per question its images (possibly none); questions: as many; rendered: they are whole prompts, of `render`.
+        Args: images: those of each question, possibly none; questions: one per entry of `images`; rendered: whether they are prompts of `render`.
         Returns: left-padded inputs, as Hugging Face pads for generation.
         Raises: GlimpseError on an empty question, a bad image, or a question that holds image tokens.
         """

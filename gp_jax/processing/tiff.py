@@ -22,7 +22,7 @@ class Directory:
     """
 
     NUMBERS: ClassVar = {3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L", 16: "Q"}  # by type
-    TEXTS = (1, 2, 7)  # types of a byte a value
+    TEXTS = (1, 2, 7)  # types with one byte per value
 
     def __init__(self, data: bytes) -> None:
         self.data, self.order = data, {b"II": "<", b"MM": ">"}.get(data[:2], "<")
@@ -70,7 +70,7 @@ class Directory:
         return above / below if below else -1
 
     def with_pixels_only(self) -> bytes:
-        """The file with one directory, of the entries that pixels need. Raises: ValueError for impossible counts or tile sizes."""
+        """The file with one directory that has only the entries that pixels need. Raises: ValueError for invalid counts or tile sizes."""
         kept = [tag for tag in self.entries if tag in PIXELS]
         counts = [self.count(tag) for tag in kept]
         if max(counts, default=0) > MAX_COUNT or sum(counts) > len(self.data):

@@ -17,7 +17,7 @@ from gp_jax.errors import GlimpseError, one_line, printable
 Grid = tuple[int, int]  # rows, columns
 
 LONGEST_SIDE = 2**24  # pixels of a picture; beyond it, rounding of a division may differ from the processor's
-REPEATED = 64 << 20  # bytes by which a view may exceed its memory (a broadcast array)
+REPEATED = 64 << 20  # bytes by which an array may exceed the memory that it refers to, e.g. a broadcast one
 BAND = 1 << 22  # values that are checked at a time
 
 
@@ -138,7 +138,7 @@ def read_grids(vision: VisionConfig, tokens: int, pixel_values: object, image_gr
 
 def read_tiles(vision: ClipConfig, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
     """Pictures of one tile each: pixel_values (images, channels, side, side). With pinpoints of several tiles: pixel_values (images, tiles,
-    channels, side, side), padded behind, and image_sizes (images, 2), rows and columns of the pictures as they came.
+    channels, side, side), with padding after the last tile, and image_sizes (images, 2), the original heights and widths in pixels.
 
     Args, returns, raises: as of `read_grids`.
     """
