@@ -260,7 +260,7 @@ class Processor:
     ) -> Prepared:
         """Prepares a batch.
 
-        Args: images: those of each question, possibly none; questions: one per entry of `images`; rendered: whether they are prompts of `render`.
+        Args: images: those of each question, possibly none; questions: one per entry of `images`; rendered: they are prompts of `render`.
         Returns: left-padded inputs, as Hugging Face pads for generation.
         Raises: GlimpseError on an empty question, a bad image, or a question that holds image tokens.
         """
