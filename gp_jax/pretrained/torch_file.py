@@ -39,7 +39,7 @@ SHARED = 4  # tensors may together be this many times as large as the file: a ti
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, extra: Any = None) -> StoredTensor:
     if extra:  # the metadata that torch writes for conjugated or negated values
-        raise Refused("a tensor has metadata, e.g. that it is conjugated, which is not supported")
+        raise Refused("a tensor carries marks that are not read")
     return StoredTensor(storage, offset, size, stride)
 
 
