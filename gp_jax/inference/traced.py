@@ -10,7 +10,7 @@ B samples, M vision slots, T prompt rows.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,11 @@ from gp_jax.pruning.compact import take_rows
 from gp_jax.pruning.plan import Plan
 from gp_jax.trees import KeepLimits, Prefix, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+Tree = TypeVar("Tree", bound="DataclassInstance")
 
 
 def at_rung(rungs: Sequence[int], need: Array, branch: Callable[[int], T]) -> T:
@@ -80,8 +84,8 @@ def answer(
     return _in_prompt_order(done, prompt.image_slot, present.shape[1])
 
 
-def _read(tree: type[T], inputs: Mapping[str, Array], prefix: str = "") -> T:
-    return tree(*(inputs[prefix + f.name] for f in fields(tree)))  # type: ignore[arg-type]  # every tree is a dataclass
+def _read(tree: type[Tree], inputs: Mapping[str, Array], prefix: str = "") -> Tree:
+    return tree(*(inputs[prefix + f.name] for f in fields(tree)))
 
 
 def _see(stages: Stages, plan: Plan, vision: VisionInput, slots: int) -> VisionFeatures:
