@@ -185,6 +185,28 @@ class Prefix:
 
 @register_dataclass
 @dataclass(frozen=True)
+class MaskedPrompt:
+    """Prompts whose visual tokens to keep are given."""
+
+    vision: VisionInput | None  # without pixels; None: no sample has an image
+    features: VisionFeatures | None
+    prompt: PromptInput
+    given: Array  # (B, M) float32: +inf on vision slots to keep, -inf on others
+    limits: "KeepLimits"
+    next_position: Array  # (B,) int: position of the first new token
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Completions:
+    """Answers to prompts, G of each, left-aligned."""
+
+    ids: Array  # (B, G, C) int
+    valid: Array  # (B, G, C) bool: a prefix of every row
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class DecodeState:
     """Everything that changes while tokens are generated. R rows. The prompts' caches are not part of it, because they are only read: of P
     prompts, prompt p belongs to the rows p R / P, ..., (p + 1) R / P - 1.

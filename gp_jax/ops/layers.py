@@ -105,8 +105,27 @@ def _add_rows(kept: tuple, d_rows: Array) -> tuple[Array, None]:
 _lookup_16.defvjp(_keep_ids, _add_rows)
 
 
+class LowRank(nnx.Module):
+    """LoRA (arXiv 2106.09685): scale * B A dropout(x), in float32 beside weights of any type. A is (rank, in), B (out, rank), as PEFT has them."""
+
+    def __init__(self, size_in: int, size_out: int, rank: int, scale: float, dropout: float, *, rngs: nnx.Rngs):
+        bound = size_in**-0.5  # Kaiming's uniform distribution with a = sqrt(5), PEFT's choice
+        self.lora_A = nnx.Param(jax.random.uniform(rngs.params(), (rank, size_in), jnp.float32, -bound, bound))
+        self.lora_B = nnx.Param(jnp.zeros((size_out, rank), jnp.float32))
+        self.scale, self.dropout = scale, dropout
+        self.noise = nnx.data(None)  # () PRNG key while dropout is on
+
+    def __call__(self, x: Array) -> Array:
+        """(..., in) -> (..., out) float32."""
+        beside, x = x.dtype, x.astype(jnp.float32)
+        if self.noise is not None and self.dropout > 0:
+            kept = jax.random.bernoulli(self.noise, 1 - self.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.dropout), 0)
+        return self.scale * product(product(x, self.lora_A[...], beside), self.lora_B[...], beside)
+
+
 class Linear(nnx.Module):
-    """y = x W^T + b with W (out, in), accumulated in float32, returned in x's dtype."""
+    """y = x W^T + b with W (out, in), accumulated in float32, returned in x's dtype; with an adapter, y + adapter(x)."""
 
     def __init__(
         self,
@@ -122,6 +141,7 @@ class Linear(nnx.Module):
         init, self.beside = init or nnx.initializers.normal(0.02), beside
         self.weight = nnx.Param(init(rngs.params(), (size_out, size_in), dtype))
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
+        self.adapter: LowRank | None = None
 
     def __call__(self, x: Array) -> Array:
         return self.wide(x).astype(x.dtype)
@@ -129,7 +149,8 @@ class Linear(nnx.Module):
     def wide(self, x: Array) -> Array:
         """The same, left in float32."""
         y = product(x, self.weight[...], self.beside)
-        return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
+        y = y if self.bias is None else y + self.bias[...].astype(jnp.float32)
+        return y if self.adapter is None else y + self.adapter(x)
 
 
 class RMSNorm(nnx.Module):

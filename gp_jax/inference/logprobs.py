@@ -1,0 +1,150 @@
+"""Log-probabilities of completions under pruning, in one differentiable pass.
+
+    exact:    prompt -> run(0, r) -> cut -> run(r, L) -> completion rows behind the kept caches of all layers: the distribution that
+              `generate` samples from
+    released: the first token so (the reference's first token unpruned); all others with the visual tokens cut before layer 0, as the
+              released trainer computes them, which is another policy than the one that it samples from (docs/plus.md)
+
+B prompts, G completions of each, C tokens of a completion, T prompt rows, M vision slots, D decoder width, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from gp_jax.inference.walk import Route, Scores, Stages
+from gp_jax.models.decoder import Decoder, Layer, behind
+from gp_jax.models.lvlm import LVLM
+from gp_jax.ops.layers import at_once, rematerialised
+from gp_jax.ops.slices import in_slices
+from gp_jax.pruning.plan import Plan
+from gp_jax.pruning.scorers.scorer import Cut
+from gp_jax.sharding import constrained
+from gp_jax.trees import Completions, LayerKV, MaskedPrompt, Prefix, Stream
+
+T = TypeVar("T")
+LOGITS_BYTES = 128 << 20  # of the logits that are held at a time
+EXACT, RELEASED = "exact", "released"
+MODES = (EXACT, RELEASED)
+
+
+@dataclass(frozen=True)
+class FixedLength:
+    """A `walk.Choice` for masks that are known beforehand: the rows that stay fit a length that the host has chosen."""
+
+    length: int
+
+    def rungs(self, need: Array, length: int) -> Sequence[int]:
+        """That length."""
+        return (min(self.length, length),)
+
+    def branch(self, need: Array, rungs: Sequence[int], rest: Callable[[int], T]) -> T:
+        """Goes on with it."""
+        return rest(rungs[0])
+
+
+def remembered(function: Callable, *args: Any, donate: tuple[int, ...] = (), **static: Any) -> Any:
+    """Calls a function directly (see `ops.layers.at_once`), whose values the backward pass computes again."""
+    own = args[: bool(args) and isinstance(args[0], nnx.Module)]
+    return rematerialised(lambda *rest: function(*own, *rest, **static))(*args[len(own) :])
+
+
+def read_prompt(stages: Stages, prompt: MaskedPrompt, plan: Plan, length: int) -> Prefix:
+    """Prompts as `generate` reads them. plan: no cut, or one that keeps the prompts' masks; length: static, of the longest prompt behind
+    it."""
+
+    def finish(stream: Stream | None, logits: Array | None, scores: Scores) -> Prefix:
+        assert stream is not None and logits is not None, "the walk goes to its end"
+        return Prefix(stream.kv, logits, prompt.next_position)
+
+    rules = [(prompt.limits, prompt.given) for _ in plan]
+    route = Route(plan, rules, prompt.vision, prompt.features, FixedLength(length), finish)
+    return stages.walk(stages.embed(prompt.prompt, prompt.features), route)
+
+
+def behind_prompt(layer: Layer, x: Array, angles: Array, valid: Array, key: Array, value: Array, seen: Array) -> Array:
+    """One layer over completion rows (R, C, D) that share the caches of B prompts."""
+    copies = x.shape[0] // key.shape[0]
+    own = LayerKV(*(jnp.repeat(part, copies, axis=0) for part in (key, value, seen)))
+    return constrained(layer.extend(x, angles, behind(own.valid, valid), own)[0], "batch")
+
+
+def token_logprobs(decoder: Decoder, hidden: Array, ids: Array, temperature: float = 1.0) -> Array:
+    """What the rows predict. hidden: (R, C, D); ids: (R, C) int, the token behind each.
+
+    Returns: (R, C, 2) float32: log-probability, and entropy of the distribution (without gradient), in nats.
+    """
+
+    @jax.checkpoint
+    def some_tokens(hidden: Array, ids: Array) -> Array:
+        return logprob_and_entropy(decoder.logits(hidden) / temperature, ids)
+
+    rows, count = ids.shape
+    least = math.ceil(rows * count * decoder.config.vocab_size * 4 / LOGITS_BYTES)
+    by_token = in_slices(some_tokens, (jnp.swapaxes(hidden, 0, 1), ids.T), least)  # rows stay split over a mesh
+    return jnp.swapaxes(by_token, 0, 1)
+
+
+def logprob_and_entropy(logits: Array, ids: Array) -> Array:
+    """(..., V), (...) int -> (..., 2) float32."""
+    total = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+    entropy = total - jnp.sum(jnp.exp(logits - total[..., None]) * logits, axis=-1)
+    return jnp.stack([picked - total, jax.lax.stop_gradient(entropy)], axis=-1)
+
+
+def completion_logprobs(model: LVLM, first: Array, prefix: Prefix, completions: Completions, temperature: float, call: Callable) -> Array:
+    """Completions behind prompts that were read. first: (B, V) float32, logits of their first token.
+
+    Returns: (B, G, C, 2) float32, see `token_logprobs`.
+    """
+    batch, group, count = completions.ids.shape
+    flat = completions.ids.reshape(batch * group, count)
+    lead = logprob_and_entropy(jnp.repeat(first / temperature, group, axis=0), flat[:, 0])[:, None]
+    if count > 1:
+        ids, valid = flat[:, :-1], completions.valid.reshape(batch * group, count)[:, :-1]
+        position = jnp.repeat(prefix.next_position, group)[:, None] + jnp.arange(count - 1)
+        angles = model.decoder.angles(jnp.broadcast_to(position, (model.config.position_axes, *position.shape)))
+        x = constrained(model.decoder.embed(ids), "batch")
+        for layer, kv in zip(model.decoder.layers, prefix.kv, strict=True):
+            x = call(behind_prompt, layer, x, angles, valid, kv.key, kv.value, kv.valid)
+        lead = jnp.concatenate([lead, token_logprobs(model.decoder, x, flat[:, 1:], temperature)], axis=1)
+    return jnp.where(completions.valid[..., None], lead.reshape(batch, group, count, 2), 0)
+
+
+def logprobs(
+    model: LVLM,
+    prompt: MaskedPrompt,
+    completions: Completions,
+    plan: Plan,
+    length: int,
+    *,
+    mode: str = EXACT,
+    reference: bool = False,
+    temperature: float = 1.0,
+    attention: str = "auto",
+    remat: bool = False,
+) -> Array:
+    """Log-probability and entropy of every token of completions, in nats; 0 on padding.
+
+    Args:
+        plan: as of `read_prompt`; length: static; mode: of MODES.
+        reference: whether the model is the reference of a KL term, whose first token the released trainer computes unpruned.
+        temperature: of the distribution, above 0.
+    Returns: (B, G, C, 2) float32.
+    """
+    call = remembered if remat else at_once
+    stages = Stages(model, call, attention)
+    if mode == RELEASED and plan:
+        first = read_prompt(stages, prompt, () if reference else plan, length).logits
+        prefix = read_prompt(stages, prompt, (Cut(-1, "given"),), length)
+    else:
+        prefix = read_prompt(stages, prompt, plan, length)
+        first = prefix.logits
+    return completion_logprobs(model, first, prefix, completions, temperature, call)
