@@ -58,6 +58,7 @@ class Gathered:
     sums: dict[str, Array]
 
 
+LARGEST = "largest_"  # metrics with this prefix are the largest of a step's micro-batches, others their sum
 METRICS = ("loss", "language", "dice", "bce", "precision", "recall", "f1", "iou", "retention")
 
 
@@ -121,7 +122,8 @@ class StepPrograms:
         def accumulate(gathered: Gathered, params, frozen, batch: Any, counts: Counts, step: Array, rng: Array) -> Gathered:
             key = jax.random.fold_in(jax.random.wrap_key_data(rng), step) if dropout else None
             grads, (sums, _) = jax.grad(forward, has_aux=True)(params, frozen, batch, counts, key)
-            return Gathered(jax.tree.map(jnp.add, gathered.grads, grads), {name: gathered.sums[name] + sums[name] for name in self.metrics})
+            joined = {n: (jnp.maximum if n.startswith(LARGEST) else jnp.add)(gathered.sums[n], sums[n]) for n in self.metrics}
+            return Gathered(jax.tree.map(jnp.add, gathered.grads, grads), joined)
 
         def evaluate(params, frozen, batch: Any, counts: Counts) -> tuple[dict[str, Array], Array]:
             sums, logits = forward(params, frozen, batch, counts, None)[1]
