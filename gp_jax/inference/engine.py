@@ -10,7 +10,7 @@ depend on one length each, so ladders of a and b rungs cost a + b large compilat
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -28,9 +28,16 @@ from gp_jax.pruning.plan import needs_glimpse
 from gp_jax.runtime.clock import COMPILES, Clock
 from gp_jax.runtime.compilation_cache import ROOM, keep_compiled
 from gp_jax.sharding import batch_sharding, fetch, put, replicated
-from gp_jax.trees import Array, DecodeState, Prefix, PromptInput, Sampling, Stream
+from gp_jax.trees import Array, DecodeState, Prefix, PromptInput, Sampling, Stream, VisionFeatures, VisionInput
 
 T = TypeVar("T")
+
+
+class View(NamedTuple):
+    """Pictures as the vision tower sees them."""
+
+    vision: VisionInput  # without pixels
+    features: VisionFeatures
 
 
 @dataclass
@@ -133,9 +140,18 @@ class Engine(Stages):
         """Goes on with the first."""
         return rest(rungs[0])
 
-    def prefill(self, batch: Batch, clock: Clock | None = None, scores_only: bool = False) -> Prefilled:
+    def view(self, batch: Batch) -> View | None:
+        """What the vision tower sees in a batch's pictures; None when there are none."""
+        if not batch.slots:
+            return None
+        vision = self.split(vision_input(batch.samples, self.config, batch.size, batch.slots), batch.size)
+        features = self.see(vision, watch=self.watch(batch.plan))
+        return View(vision.without_pixels(), features)
+
+    def prefill(self, batch: Batch, clock: Clock | None = None, scores_only: bool = False, view: View | None = None) -> Prefilled:
         """Everything up to the first answer token's logits; or up to the last cut's scores.
 
+        Args: view: of the same pictures, where it is known already.
         Raises: GlimpseError, before any device work, when a length is beyond its ladder.
         """
         lap = (clock or Clock()).lap
@@ -144,11 +160,7 @@ class Engine(Stages):
         length = self.ladders.prompt.fit(max(sample.ids.size for sample in samples) + rows)
         prompt = self.prompt(samples, size, length, rows)
         ROOM.make(COMPILES.count)
-        vision, features = None, None
-        if batch.slots:
-            vision = self.split(vision_input(samples, self.config, size, batch.slots), size)
-            features = self.see(vision, watch=self.watch(plan))
-            vision = vision.without_pixels()
+        vision, features = view or self.view(batch) or (None, None)
         lap("vision", features)
         rules = [(self.split(cut.limits, size), self.split(cut.given, size)) for cut in batch.cuts]
 

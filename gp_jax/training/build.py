@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax.config.model import GlimpseConfig, ModelConfig
-from gp_jax.data.feed import LoadedBatch, LoadMicroBatch, load, local_rows
+from gp_jax.data.feed import LoadMicroBatch, load, local_rows
 from gp_jax.data.prepared import PreparedSource, open_prepared
 from gp_jax.data.record import Source
 from gp_jax.data.samples import SampleMaker
@@ -30,7 +30,6 @@ from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_dige
 from gp_jax.pruning.plan import middle_layer
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
-from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.settings import GlimpseSettings, TrainConfig
 from gp_jax.training.step import Counts, TrainingStep
@@ -74,7 +73,7 @@ def attach_glimpse(model: LVLM, config: GlimpseConfig, seed: int, mesh: Mesh | N
     return model
 
 
-def build_mesh(config: TrainConfig | BaseConfig) -> Mesh | None:
+def build_mesh(config: Any) -> Mesh | None:
     """The mesh of a run; None for a single device."""
     if jax.device_count() == 1 and (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) in ((1, -1, 1), (1, 1, 1), (-1, 1, 1)):
         return None
@@ -87,17 +86,17 @@ class Feed:
 
     sources: Sequence[Source]
     schedule: Schedule
-    loader: LoadMicroBatch
+    loader: Any  # a grain transformation of a micro-batch's number, with its `maker`
     config: DataConfig
     accumulation: int
     bad: set[str] = dataclasses.field(default_factory=set)  # error messages of records that could not be read
 
-    def load(self, start: int, end: int) -> Iterator[LoadedBatch]:
+    def load(self, start: int, end: int) -> Iterator[Any]:
         """This process's rows of the micro-batches start .. end-1. Raises: GlimpseError when too many records cannot be read."""
         options = dict(threads=self.config.threads, prefetch=self.config.prefetch, workers=self.config.workers)
         return map(self._note, load(self.loader, start, end, **options))
 
-    def _note(self, loaded: LoadedBatch) -> LoadedBatch:
+    def _note(self, loaded: Any) -> Any:
         for reason in loaded.bad:
             if reason not in self.bad:
                 self.bad.add(reason)
@@ -155,11 +154,7 @@ def open_source(source: DataSource) -> Source:
 
 def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: SampleMaker, mesh: Mesh | None, progress: Progress) -> Feed:
     """Opens the sources, measures their records and plans the batches."""
-    opened = [open_source(source) for source in sources]
-    lengths: list[list[Length | str]] = []
-    for source, own in zip(sources, opened, strict=True):
-        found = maker.measure(own.entries, source.suffix, lambda items: progress(items, "measuring records"), strict=False)
-        lengths.append([fitting(length, config) for length in found])
+    opened, lengths = measured(config, sources, maker, progress)
     schedule = Schedule(
         sources,
         lengths,
@@ -172,7 +167,19 @@ def build_feed(config: TrainConfig, sources: Sequence[DataSource], maker: Sample
     return Feed(opened, schedule, loader, config.data, config.accumulation)
 
 
-def fitting(length: Length | str, config: TrainConfig) -> Length | str:
+def measured(
+    config: Any, sources: Sequence[DataSource], maker: SampleMaker, progress: Progress
+) -> tuple[list[Source], list[list[Length | str]]]:
+    """Opens sources and measures their records. config: of any stage with `data`."""
+    opened = [open_source(source) for source in sources]
+    lengths: list[list[Length | str]] = []
+    for source, own in zip(sources, opened, strict=True):
+        found = maker.measure(own.entries, source.suffix, lambda items: progress(items, "measuring records"), strict=False)
+        lengths.append([fitting(length, config) for length in found])
+    return opened, lengths
+
+
+def fitting(length: Length | str, config: Any) -> Length | str:
     """The length if it is within the limits, else why the record is left out."""
     if isinstance(length, str):
         return length
@@ -211,13 +218,7 @@ def build(config: TrainConfig, progress: Progress) -> Run:
     maker = SampleMaker(vlm.processor, glimpse.rows, config.data.max_visual_tokens, config.data.released_boxes)
     feed = build_feed(config, config.data.sources, maker, mesh, progress)
     validation = build_feed(config, config.data.validation, maker, mesh, progress) if config.data.validation else None
-    if config.steps is not None:
-        steps = config.steps
-    else:
-        whole = math.floor(config.epochs)
-        part = config.epochs - whole
-        start, end = feed.schedule.epoch_end(whole), feed.schedule.epoch_end(math.ceil(config.epochs))
-        steps = max(1, math.ceil((start + part * (end - start)) / config.accumulation))
+    steps = number_of_steps(config, feed.schedule)
     step = TrainingStep(
         vlm.model,
         optimizer(config.optim, steps),
@@ -232,6 +233,16 @@ def build(config: TrainConfig, progress: Progress) -> Run:
     return Run(config, vlm, mesh, feed, validation, step, steps, identity(config, glimpse, feed, steps, weights))
 
 
+def number_of_steps(config: Any, schedule: Schedule) -> int:
+    """Steps of a run. config: of any stage with `steps`, `epochs` and `accumulation`."""
+    if config.steps is not None:
+        return config.steps
+    whole = math.floor(config.epochs)
+    part = config.epochs - whole
+    start, end = schedule.epoch_end(whole), schedule.epoch_end(math.ceil(config.epochs))
+    return max(1, math.ceil((start + part * (end - start)) / config.accumulation))
+
+
 def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int, weights: str) -> dict[str, Any]:
     """What a resumed run must share with the one it goes on from: all that changes its numbers; not the devices it runs on.
 
@@ -239,6 +250,12 @@ def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int
     """
     fields = ("model", "glimpse_from", "loss", "optim", "dtype", "batch_size", "accumulation", "seed")
     chosen = {name: value for name, value in plain(config).items() if name in fields}
+    settings = plain(glimpse) | {"start": config.glimpse.start}
+    return chosen | {"weights": weights, "glimpse": settings, "data": records_identity(config, feed), "steps": steps}
+
+
+def records_identity(config: Any, feed: Feed) -> dict[str, Any]:
+    """The data of a run as far as they change its numbers."""
     data = plain(config.data)
     for name in ("validation", "own", "workers", "threads", "prefetch"):
         del data[name]
@@ -246,7 +263,7 @@ def identity(config: TrainConfig, glimpse: GlimpseConfig, feed: Feed, steps: int
     data["records"] = {"count": sum(len(s.entries) for s in feed.sources), "digest": hashlib.sha256(records.encode()).hexdigest()[:16]}
     if evidence := [source.made_from for source in feed.sources if isinstance(source, PreparedSource)]:
         data["records"]["evidence"] = evidence
-    return chosen | {"weights": weights, "glimpse": plain(glimpse) | {"start": config.glimpse.start}, "data": data, "steps": steps}
+    return data
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 B questions, G completions of each, C tokens of a completion.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -34,6 +35,8 @@ class PlusBatch:
     sampled: Array  # (B, G, C) float32: the sampler's log-probability of every token
     old: Array | None  # (B, G, C) float32: the training pass's before the first update; None: this pass is that one
     number: Array  # (B,) int: number of the question in its step
+    plan: Plan = dataclasses.field(metadata={"static": True})  # the cut that keeps the prompts' masks, or none
+    length: int = dataclasses.field(metadata={"static": True})  # rows of the longest prompt behind the cut, and padding
 
 
 def policy_terms(logp: Array, batch: PlusBatch, config: PolicyConfig) -> tuple[Array, Array]:
@@ -65,8 +68,6 @@ def policy_losses(
     key: Array | None,
     *,
     config: PolicyConfig,
-    plan: Plan,
-    length: int,
     remat: bool,
     attention: str,
 ) -> tuple[Array, tuple[dict[str, Array], Array]]:
@@ -77,7 +78,7 @@ def policy_losses(
     options = dict(mode=config.mode, temperature=config.temperature, attention=attention, remat=remat)
     if key is not None:
         with_dropout(model, jax.random.fold_in(key, batch.number[0]))
-    found = logprobs(model, batch.prompt, batch.completions, plan, length, **options)
+    found = logprobs(model, batch.prompt, batch.completions, batch.plan, batch.length, **options)
     with_dropout(model, None)
     logp, entropy = found[..., 0], found[..., 1]
     terms, clipped = policy_terms(logp, batch, config)
@@ -85,7 +86,7 @@ def policy_losses(
     sums = {"policy_loss": jnp.sum(terms * batch.weight), "kl": jnp.float32(0)}
     loss = sums["policy_loss"]
     if config.beta:
-        reference = logprobs(without_adapter(model), batch.prompt, batch.completions, plan, length, reference=True, **options)[..., 0]
+        reference = logprobs(without_adapter(model), batch.prompt, batch.completions, batch.plan, batch.length, reference=True, **options)[..., 0]
         kl = kl_terms(logp, jax.lax.stop_gradient(reference))
         loss = loss + config.beta * jnp.sum(kl * batch.weight)
         sums["kl"] = jnp.sum(jnp.where(valid, kl, 0)) / counts.tokens
@@ -105,15 +106,13 @@ def answer_losses(
     counts: Counts,
     key: Array | None,
     *,
-    plan: Plan,
-    length: int,
     remat: bool,
     attention: str,
 ) -> tuple[Array, tuple[dict[str, Array], Array]]:
     """Cross-entropy of reference answers under the masks, mean over the answer tokens of a step. Shapes as for `policy_losses`."""
     if key is not None:
         with_dropout(model, jax.random.fold_in(key, batch.number[0]))
-    found = logprobs(model, batch.prompt, batch.completions, plan, length, mode=EXACT, attention=attention, remat=remat)
+    found = logprobs(model, batch.prompt, batch.completions, batch.plan, batch.length, mode=EXACT, attention=attention, remat=remat)
     with_dropout(model, None)
     logp = found[..., 0]
     loss = -jnp.sum(logp * batch.weight)

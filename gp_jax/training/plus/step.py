@@ -1,0 +1,253 @@
+"""One step of the stages `plus` and `sft`: questions, masks, rollouts, rewards, advantages, updates; and a validation."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from gp_jax.runtime.clock import COMPILES
+from gp_jax.training.build import Feed, Progress
+from gp_jax.training.checkpoint import run_folder
+from gp_jax.training.plus.advantages import Advantages, advantages, token_weights
+from gp_jax.training.plus.batches import Weighted, micro_batch
+from gp_jax.training.plus.questions import LoadedQuestions
+from gp_jax.training.plus.rollouts import Question, Rollout
+from gp_jax.training.plus.run import PlusRun
+from gp_jax.training.plus.samples import Samples
+from gp_jax.training.plus.summary import facts
+from gp_jax.training.reward_functions import Completion
+from gp_jax.training.reward_settings import RewardTerm
+from gp_jax.training.rewards import Rewarded, Rewards, Stopped, check_missing
+from gp_jax.training.run_log import RunLog
+from gp_jax.training.step import Counts, Gathered, TrainState
+from gp_jax.trees import Array
+
+Phase = Callable[[str], None]
+VERDICTS = "verdicts.jsonl"
+
+
+class PlusStep:
+    """Takes the steps of a run."""
+
+    def __init__(self, run: PlusRun, tell: Callable[[str], None]):
+        self.run, self.config, self.folder = run, run.config, run_folder(run.config.out)
+        self.samples: Samples | None = None
+        self.rewards: list[Rewards] = []
+        if run.config.stage == "plus" and jax.process_index() == 0:
+            cache = epath.Path(run.config.rewards.judge.cache or self.folder / VERDICTS)
+            for sources in (run.config.data.sources, run.config.data.validation):
+                self.rewards.append(Rewards(run.config.rewards, [terms_of(source.rewards) for source in sources], cache, tell))
+
+    def __call__(
+        self, state: TrainState, gathered: Gathered, step: int, batches: Iterator[LoadedQuestions], phase: Phase, stopped: Callable[[], bool]
+    ) -> tuple[TrainState, Gathered, dict[str, Any]] | None:
+        """One step. Returns: the new state and metrics; None when `stopped` ended it, with nothing changed."""
+        compiled, start = COMPILES.count, time.perf_counter()
+        questions, parts = questions_of([next(batches) for _ in range(self.config.accumulation)])
+        if self.config.stage == "sft":
+            return self._supervised(state, gathered, step, questions, parts, phase)
+        phase("rollouts")
+        policy, roller = self.config.policy, self.run.roller
+        roller.update(nnx.to_pure_dict(state.params))
+        masks = roller.draw_masks(questions, step)
+        rollout = roller.answer(questions, masks, step, policy, policy.group_size)
+        rolled = time.perf_counter()
+        phase("rewards")
+        try:
+            texts, rewarded = self.reward(rollout, 0, stopped)
+        except Stopped:
+            return None
+        check_missing(rewarded, self.config.rewards.most_missing)
+        rated = time.perf_counter()
+        groups = [place // policy.group_size for place in range(len(texts))]
+        found = advantages([r.total for r in rewarded], groups, rollout.cut, policy)
+        phase("update")
+        state, gathered, metrics = self.updates(state, gathered, rollout, found, parts)
+        jax.block_until_ready(metrics)
+        if self.config.samples_every and step % self.config.samples_every == 0:
+            self.write(step, rollout, texts, rewarded, found)
+        spent = {"rollout_s": rolled - start, "reward_s": rated - rolled, "update_s": time.perf_counter() - rated}
+        generated = sum(map(len, rollout.tokens))
+        spent |= {"rollout_tokens_per_s": generated / spent["rollout_s"], "compilations": float(COMPILES.count - compiled)}
+        names = [source.path for source in self.config.data.sources]
+        return state, gathered, metrics | facts(rollout, rewarded, found, names, self.config) | spent
+
+    def updates(
+        self, state: TrainState, gathered: Gathered, rollout: Rollout, found: Advantages, parts: Sequence[Sequence[int]]
+    ) -> tuple[TrainState, Gathered, dict[str, Any]]:
+        """Updates with the completions of a step; nothing is updated where none of them counts."""
+        policy, step, slots = self.config.policy, self.run.step, self.run.slots
+        valid = np.arange(slots) < np.array([len(tokens) for tokens in rollout.tokens])[:, None]
+        weighted = Weighted(found.values, token_weights(valid, found.counted, policy))
+        counts = Counts(np.float32(max(1, valid.sum())), np.float32(max(1, len(valid))))
+        engine, size = self.run.roller.engine, self.config.batch_size
+        built = [micro_batch(engine, rollout, members, size, slots, weighted) for members in parts if members]
+        if policy.num_iterations > 1:
+            built = [dataclasses.replace(batch, old=step.evaluate(state, batch, counts)[1]) for batch in built]
+        first: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
+        for _ in range(policy.num_iterations):
+            for batch in built:
+                gathered = step.accumulate(gathered, state, batch, counts)
+            if not found.counted.any():
+                return state, clear(gathered), jax.tree.map(np.asarray, gathered.sums) | self.idle()
+            state, gathered, metrics = step.update(state, gathered)
+            first = first or metrics
+        gap = {name: value for name, value in first.items() if name.endswith("rollout_gap")}
+        return state, gathered, metrics | gap | {"skipped": 0.0}
+
+    def idle(self) -> dict[str, float]:
+        """Metrics of an update that was left out."""
+        return {"grad_norm": 0.0, "update_norm": 0.0, "learning_rate": 0.0, "bad": -1, "skipped": 1.0}
+
+    def reward(self, rollout: Rollout, sources: int, stopped: Callable[[], bool]) -> tuple[list[str], list[Rewarded]]:
+        """Texts and rewards of completions. The first process makes them for all. sources: 0: of training, 1: of validation.
+
+        Raises: Stopped; GlimpseError."""
+        group, limit = len(rollout.tokens) // max(1, len(rollout.questions)), self.config.policy.max_new_tokens
+        texts = [self.run.vlm.processor.text(tokens) for tokens in rollout.tokens]
+        if not self.rewards:
+            return texts, shared(None, len(texts))
+        asked = []
+        for place, (text, tokens) in enumerate(zip(texts, rollout.tokens, strict=True)):
+            question = rollout.questions[place // group]
+            record, data = question.record, (self.config.data.sources, self.config.data.validation)[sources]
+            suffix = data[question.source].suffix
+            asked.append(
+                Completion(
+                    question=f"{record.question}\n{suffix}" if suffix else record.question,
+                    answer=record.answer,
+                    text=text,
+                    tokens=tuple(map(int, tokens)),
+                    cut=rollout.cut[place],
+                    limit=limit,
+                    source=question.source,
+                    id=record.id,
+                    dataset=record.dataset,
+                    boxes=tuple(box for boxes in record.boxes for box in boxes),
+                )
+            )
+        return texts, shared(self.rewards[sources](asked, stopped), len(texts))
+
+    def write(self, step: int, rollout: Rollout, texts: Sequence[str], rewarded: Sequence[Rewarded], found: Advantages) -> None:
+        """Adds to the samples of the run."""
+        if self.samples is None:
+            self.samples = Samples(self.folder, step)
+        self.samples.add(step, rollout, texts, rewarded, found.values, self.run.vlm.processor)
+
+    def _supervised(
+        self, state: TrainState, gathered: Gathered, step: int, questions: Sequence[Question], parts: Sequence[Sequence[int]], phase: Phase
+    ) -> tuple[TrainState, Gathered, dict[str, Any]]:
+        phase("update")
+        built, counts, kept = self.answers(questions, parts, step)
+        for batch in built:
+            gathered = self.run.step.accumulate(gathered, state, batch, counts)
+        state, gathered, metrics = self.run.step.update(state, gathered)
+        return state, gathered, metrics | {"retention": kept}
+
+    def answers(self, questions: Sequence[Question], parts: Sequence[Sequence[int]], step: int) -> tuple[list[Any], Counts, float]:
+        """Micro-batches of the records' own answers under their masks, and the share of the visual tokens that is kept."""
+        roller, slots = self.run.roller, self.run.slots
+        masks = roller.draw_masks(questions, step)
+        batch = roller.batch(questions, masks)
+        tokens = [question.sample.answer for question in questions]
+        rollout = Rollout(questions, masks, batch, roller.engine.view(batch), tokens, [np.zeros(t.size) for t in tokens], [False] * len(tokens))
+        valid = np.arange(slots) < np.array([answer.size for answer in tokens])[:, None]
+        weighted = Weighted(np.ones(len(tokens), np.float32), (valid / valid.sum()).astype(np.float32))
+        engine, size = roller.engine, self.config.batch_size
+        built = [micro_batch(engine, rollout, members, size, slots, weighted) for members in parts if members]
+        return built, Counts(np.float32(valid.sum()), np.float32(len(tokens))), kept_share(masks)
+
+    def validate(
+        self, state: TrainState, step: int, folder: epath.Path, log: RunLog, progress: Progress, stopped: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Greedy answers to the validation records and their rewards; in the stage sft the loss of the records' answers.
+
+        Returns: means; None when `stopped` ended it early.
+        """
+        feed = self.run.validation
+        assert feed is not None, "there are records to validate on"
+        self.run.roller.update(nnx.to_pure_dict(state.params))
+        totals: dict[str, list[float]] = {}
+        for questions, parts in progress(in_steps(feed), "validating", steps_in(feed)):
+            if stopped():
+                return None
+            if self.config.stage == "sft":
+                built, counts, kept = self.answers(questions, parts, 0)
+                loss = sum(float(self.run.step.evaluate(state, batch, counts)[0]["loss"]) for batch in built)
+                found = {"loss": [loss] * len(questions), "retention": [kept] * len(questions)}
+            else:
+                greedy = dataclasses.replace(self.config.policy, temperature=0.0, top_k=0, top_p=1.0)
+                masks = self.run.roller.draw_masks(questions, 0)
+                rollout = self.run.roller.answer(questions, masks, 0, greedy, 1)
+                try:
+                    _, rewarded = self.reward(rollout, 1, stopped)
+                except Stopped:
+                    return None
+                rewards = [r.total for r in rewarded if r.total is not None]
+                found = {"reward": rewards, "loss": [-r for r in rewards], "cut": list(map(float, rollout.cut))}
+                found["retention"] = [float(mask.mean()) for mask in masks if mask.size]
+            for name, values in found.items():
+                totals.setdefault(name, []).extend(values)
+        means = {name: float(np.mean(values)) if values else math.nan for name, values in totals.items()}
+        log.write(step, means, "validation")
+        return means
+
+
+def terms_of(names: Sequence[str]) -> tuple[RewardTerm, ...]:
+    """Terms of a data source: "name" or "name=weight"."""
+    return tuple(RewardTerm(name.rpartition("=")[0], float(name.rpartition("=")[2])) if "=" in name else RewardTerm(name) for name in names)
+
+
+def questions_of(loaded: Sequence[LoadedQuestions], first: int = 0) -> tuple[list[Question], list[list[int]]]:
+    """The questions of a step, and the places of those of every micro-batch."""
+    questions: list[Question] = []
+    parts: list[list[int]] = []
+    for batch in loaded:
+        parts.append(list(range(len(questions), len(questions) + len(batch.members))))
+        questions += [Question(record, sample, source, first + len(questions) + i) for i, (source, record, sample) in enumerate(batch.members)]
+    return questions, parts
+
+
+def steps_in(feed: Feed) -> int:
+    """Groups of micro-batches in one pass over the data."""
+    return -(-feed.schedule.epoch_end(1) // feed.accumulation)
+
+
+def in_steps(feed: Feed) -> Iterator[tuple[list[Question], list[list[int]]]]:
+    """One pass over the data, as many questions at a time as in a step."""
+    end = feed.schedule.epoch_end(1)
+    batches = feed.load(0, end)
+    for start in range(0, end, feed.accumulation):
+        questions, parts = questions_of([next(batches) for _ in range(min(feed.accumulation, end - start))], start)
+        if questions:
+            yield questions, parts
+
+
+def kept_share(masks: Sequence[np.ndarray]) -> float:
+    """Mean share of the visual tokens that masks keep."""
+    return float(np.mean([mask.mean() for mask in masks if mask.size] or [1.0]))
+
+
+def clear(gathered: Gathered) -> Gathered:
+    """The same with zeros."""
+    return jax.tree.map(lambda x: x * 0, gathered)
+
+
+def shared(rewarded: list[Rewarded] | None, count: int) -> list[Rewarded]:
+    """The first process's rewards in every process. rewarded: None in the others."""
+    if jax.process_count() == 1:
+        assert rewarded is not None, "this process made them"
+        return rewarded
+    totals: Array = np.full(count, np.nan) if rewarded is None else [np.nan if r.total is None else r.total for r in rewarded]
+    totals = multihost_utils.broadcast_one_to_all(np.asarray(totals, np.float32))
+    if rewarded is None:
+        return [Rewarded(None if math.isnan(total) else float(total), {}, "missing") for total in totals]
+    return [dataclasses.replace(r, total=None if r.total is None else float(total)) for r, total in zip(rewarded, totals, strict=True)]
