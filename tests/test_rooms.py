@@ -108,9 +108,9 @@ RANKS = {
         {"__main__", "feed"},
     ],
     "training": [
-        {"checkpoint", "early", "forward", "losses", "meter", "run_log", "settings"},
-        {"base_settings", "optim", "step"},
-        {"base_losses", "build", "places"},
+        {"checkpoint", "early", "forward", "losses", "meter", "reward_functions", "reward_judge", "run_log", "settings"},
+        {"base_settings", "optim", "reward_settings", "step"},
+        {"base_losses", "build", "places", "rewards"},
         {"export", "validation"},
         {"scenes_base"},
         {"stages"},
