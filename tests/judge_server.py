@@ -17,6 +17,9 @@ class Server(ThreadingHTTPServer):
         self.requests, self.times, self.keys, self.busy = [], [], [], 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def handle_error(self, *_):
+        pass  # a client that has gone away
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
