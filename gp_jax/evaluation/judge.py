@@ -39,13 +39,28 @@ class Failed(Exception):
     """A question without a verdict; the message says why."""
 
 
-class Hopeless(Failed):
+class Unserved(Failed):
+    """A question that the server did not serve. odd: whether the question itself may be why, else only the server."""
+
+    def __init__(self, reason: str, odd: bool = True):
+        super().__init__(reason)
+        self.odd = odd
+
+
+class Hopeless(Unserved):
     """A question without a verdict, when further requests would fail too."""
 
 
 def judge(config: JudgeConfig, questions: Sequence[Question], cache: Path, quiet: bool | None = None) -> Verdicts:
     """Scores questions, equal ones once. cache: the file that stores verdicts."""
-    verdicts, known = Verdicts(), read_cache(cache)
+    return asyncio.run(asking(config, questions, cache, read_cache(cache), quiet))
+
+
+async def asking(
+    config: JudgeConfig, questions: Sequence[Question], cache: Path, known: dict[str, float], quiet: bool | None = None
+) -> Verdicts:
+    """As `judge`, inside an event loop. known: scores by digest, as `read_cache` returns them; new ones are added to it."""
+    verdicts = Verdicts()
     todo: dict[str, Question] = {}
     for question in dict.fromkeys(questions):
         key = digest(config, question)
@@ -56,15 +71,15 @@ def judge(config: JudgeConfig, questions: Sequence[Question], cache: Path, quiet
             todo[key] = question
     verdicts.asked = len(todo)
     if todo:
-        asyncio.run(_Asking(config, cache, verdicts, quiet).all(todo))
+        await _Asking(config, cache, verdicts, known, quiet).all(todo)
     return verdicts
 
 
 class _Asking:
     """The requests of one run, within the limits at a time and per minute."""
 
-    def __init__(self, config: JudgeConfig, cache: Path, verdicts: Verdicts, quiet: bool | None):
-        self.config, self.cache, self.verdicts, self.quiet = config, cache, verdicts, quiet
+    def __init__(self, config: JudgeConfig, cache: Path, verdicts: Verdicts, known: dict[str, float], quiet: bool | None):
+        self.config, self.cache, self.verdicts, self.known, self.quiet = config, cache, verdicts, known, quiet
         self.next_start, self.failed, self.refused, self.hopeless = 0.0, 0, 0, ""
         self.key = os.environ.get(config.key)
         self.redact = redactor(self.key, config.url)
@@ -84,10 +99,12 @@ class _Asking:
                             verdict, score = await self.verdict(client, question)
                         except Failed as error:
                             self.verdicts.failures[question] = str(error)
+                            if isinstance(error, Unserved):
+                                self.verdicts.unserved[question] = error.odd
                         else:
                             line = {"key": digest, "score": score, "model": self.config.model, "asked": question, "verdict": verdict}
                             append(json.dumps(line))
-                            self.verdicts.scores[question] = score
+                            self.verdicts.scores[question] = self.known[digest] = score
                         bar.update()
 
                 tasks = [asyncio.ensure_future(one(digest, question)) for digest, question in todo.items()]
@@ -113,10 +130,10 @@ class _Asking:
 
     async def ask(self, client: httpx2.AsyncClient, question: Question) -> str:
         """A verdict. Raises: Failed."""
-        wait, reason = self.config.patience, ""
+        wait, reason, odd = self.config.patience, "", False
         for attempt in range(self.config.retries + 1):
             if self.hopeless:
-                raise Hopeless(self.hopeless)
+                raise Hopeless(self.hopeless, odd=False)
             await self.turn()
             try:
                 verdict = await self.once(client, question)
@@ -126,14 +143,14 @@ class _Asking:
                 self.hopeless = str(error)
                 raise
             except _Again as error:
-                reason = str(error)
+                reason, odd = str(error), error.odd
                 if attempt < self.config.retries:
                     await asyncio.sleep(min(max(wait, error.after), LONGEST_WAIT))
                     wait *= 2
         self.failed += 1
         if self.failed >= GIVE_UP:
             self.hopeless = f"{reason} ({GIVE_UP} times in a row, not asked further)"
-        raise Failed(reason)
+        raise Unserved(reason, odd)
 
     async def turn(self) -> None:
         """Waits until a request may start."""
@@ -150,17 +167,20 @@ class _Asking:
             async with asyncio.timeout(self.config.timeout):  # for the whole request: a server may send single bytes
                 async with client.stream("POST", url, content=body) as reply:
                     if reply.status_code in TRY_AGAIN:
-                        raise _Again(f"status {reply.status_code}", _seconds(reply.headers.get("retry-after")))
+                        after = _seconds(reply.headers.get("retry-after"))
+                        raise _Again(f"status {reply.status_code}", after, odd=reply.status_code != 429)
                     content = await _read(reply)
         except (httpx2.TimeoutException, TimeoutError) as error:
-            raise _Again("timeout") from error
+            raise _Again("timeout", odd=not isinstance(error, httpx2.ConnectTimeout)) from error
         except httpx2.HTTPError as error:
-            raise _Again(f"no answer from the server ({type(error).__name__})") from error
+            raise _Again(f"no answer from the server ({type(error).__name__})", odd=not isinstance(error, httpx2.ConnectError)) from error
         if reply.status_code != 200:
             said = one_line(self.redact(content.decode("utf-8", "replace")), 120) if content.strip() else ""
+            reason = f"status {reply.status_code} {said}".rstrip()
             self.refused += reply.status_code in REFUSED
-            hopeless = reply.status_code in HOPELESS or self.refused >= REFUSALS
-            raise (Hopeless if hopeless else Failed)(f"status {reply.status_code} {said}".rstrip())
+            if reply.status_code in HOPELESS or self.refused >= REFUSALS:
+                raise Hopeless(reason, odd=reply.status_code in REFUSED)
+            raise (Unserved if reply.status_code in REFUSED else Failed)(reason)
         try:
             verdict = parse_json(content, "reply")["choices"][0]["message"]["content"]
         except (GlimpseError, LookupError, TypeError) as error:
@@ -188,11 +208,11 @@ async def _read(reply: httpx2.Response) -> bytes:
 
 
 class _Again(Exception):
-    """A try that failed while another may succeed. after: seconds to wait, as requested by the server."""
+    """A try that failed while another may succeed. after: seconds to wait, as requested by the server; odd: as in `Unserved`."""
 
-    def __init__(self, reason: str, after: float = 0.0):
+    def __init__(self, reason: str, after: float = 0.0, odd: bool = True):
         super().__init__(reason)
-        self.after = after
+        self.after, self.odd = after, odd
 
 
 def _seconds(header: str | None) -> float:

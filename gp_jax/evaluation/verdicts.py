@@ -48,10 +48,12 @@ Question = tuple[str, str, str]  # question, standard answer, model's answer
 
 @dataclass
 class Verdicts:
-    """Scores of questions. failures: the reason per question without a score; asked, cached: numbers of distinct questions."""
+    """Scores of questions. failures: the reason per question without a score; unserved: those of them that another request may settle, and
+    whether the question itself may be why (else only the server is); asked, cached: numbers of distinct questions."""
 
     scores: dict[Question, float] = field(default_factory=dict)
     failures: dict[Question, str] = field(default_factory=dict)
+    unserved: dict[Question, bool] = field(default_factory=dict)
     asked: int = 0
     cached: int = 0
 
