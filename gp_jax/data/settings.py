@@ -25,6 +25,8 @@ class DataSource:
     record once. Give every source a weight, or none."""
     suffix: str = ""
     """Text after every question, on a line of its own, e.g. "Answer the question using a single word or phrase." """
+    rewards: tuple[str, ...] = ()
+    """Rewards of its completions in reinforcement fine-tuning, as name or name=weight. [default: rewards.terms]"""
 
 
 @dataclass(frozen=True)

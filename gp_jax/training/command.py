@@ -10,9 +10,10 @@ import tyro
 from gp_jax.config.files import exit_status, given_path, read_config
 from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.early import early_stops
+from gp_jax.training.plus.settings import PlusConfig
 from gp_jax.training.settings import TrainConfig
 
-Config = TrainConfig | BaseConfig
+Config = TrainConfig | BaseConfig | PlusConfig
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,13 @@ class TrainLaunch:
     """The options that the command line adds to a configuration."""
 
     config: Path | None = None
-    """A Python file whose `train` is a TrainConfig or a BaseConfig, e.g. configs/debug.py; the options below override it."""
+    """A Python file whose `train` is a TrainConfig, a BaseConfig or a PlusConfig, e.g. configs/debug.py; the options below override it."""
     print_config: bool = False
     """Print the configuration as JSON and stop."""
 
     def train(self) -> Config:
         """The configuration without these options."""
-        kind = TrainConfig if isinstance(self, TrainConfig) else BaseConfig
+        kind = next(kind for kind in KINDS if isinstance(self, kind))
         return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
 
 
@@ -40,11 +41,20 @@ class BaseLaunch(TrainLaunch, BaseConfig):
     """Train a whole small vision-language model on generated scenes. If --out holds a run already, it continues where it stopped."""
 
 
+@dataclass(frozen=True)
+class PlusLaunch(TrainLaunch, PlusConfig):
+    """Fine-tune a vision-language model under pruning, by reinforcement or on answers. If --out holds a run already, it continues where it
+    stopped."""
+
+
+KINDS: dict[type, type[TrainLaunch]] = {TrainConfig: GlimpseLaunch, BaseConfig: BaseLaunch, PlusConfig: PlusLaunch}
+
+
 def parse(argv: list[str]) -> TrainLaunch:
     """Reads the command line; the configuration file sets the defaults."""
     path = given_path(argv)
-    base = TrainConfig() if path is None else read_config(path, "train", (TrainConfig, BaseConfig))
-    kind = GlimpseLaunch if isinstance(base, TrainConfig) else BaseLaunch
+    base = TrainConfig() if path is None else read_config(path, "train", tuple(KINDS))
+    kind = KINDS[type(base)]
     default = kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
     return tyro.cli(kind, default=default, args=argv, prog="train.py", config=(tyro.conf.HelptextFromCommentsOff,))
 

@@ -24,6 +24,7 @@ from gp_jax.training.build import plain
 from gp_jax.training.checkpoint import Checkpoints, run_folder
 from gp_jax.training.early import no_early_stops
 from gp_jax.training.meter import Meter
+from gp_jax.training.plus.settings import PlusConfig
 from gp_jax.training.places import alone, find_places
 from gp_jax.training.run_log import RunLog, environment, memory_gib
 from gp_jax.training.settings import TrainConfig
@@ -137,7 +138,8 @@ class Loop:
         with progress:
             self.progress = progress
             while step < self.run.steps and stop.signal is None:
-                self.advance(step, batches, place)
+                if not self.advance(step, batches, place, stop):
+                    break
                 samples, tokens = feed.sizes(step)
                 self.meter.samples, self.meter.tokens = self.meter.samples + samples, self.meter.tokens + tokens
                 step += 1
@@ -152,14 +154,22 @@ class Loop:
         self.save(step, wait=True)
         return step
 
-    def advance(self, step: int, batches: Iterator, place: Placer) -> None:
-        """One optimiser step."""
+    def advance(self, step: int, batches: Iterator, place: Placer, stop: Stop) -> bool:
+        """One step. Returns: whether it was taken: a signal may end it early."""
+        if self.stage.take is not None:
+            taken = self.stage.take(self.state, self.gathered, step, batches, self.progress.set_description, lambda: stop.signal is not None)
+            if taken is None:
+                return False
+            self.state, self.gathered, metrics = taken
+            self.waiting.append((step, metrics))
+            return True
         counts = self.run.feed.counts(step)
         for _ in range(self.config.accumulation):
             loaded = next(batches)
             self.gathered = self.run.step.accumulate(self.gathered, self.state, place(loaded.batch, loaded.rows), counts)
         self.state, self.gathered, metrics = self.run.step.update(self.state, self.gathered)
         self.waiting.append((step, metrics))
+        return True
 
     def collect(self, leave: int) -> None:
         """Reads the metrics of all but the newest `leave` steps. Raises: GlimpseError on one that was not finite."""
@@ -223,7 +233,7 @@ class Loop:
         self.meter.paused += time.perf_counter() - start
 
 
-def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
+def train(config: TrainConfig | BaseConfig | PlusConfig) -> dict[str, Any]:
     """Runs a configuration to its end, or until a signal.
 
     Returns: {"step": ..., "signal": ...}. Raises: GlimpseError for errors in the configuration, the model or the data.
@@ -235,7 +245,7 @@ def train(config: TrainConfig | BaseConfig) -> dict[str, Any]:
     start_processes(mesh.coordinator, mesh.processes, mesh.process)
     keep_compiled(config.compilation_cache)
     with Stop() as stop, alone(config.out):
-        stage = build_stage(config, bar)
+        stage = build_stage(config, bar, say)
         say(stage.describe())
         loop = Loop(stage)
         stopped = loop.go(stop)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,10 +16,13 @@ from gp_jax.runtime.disk import folder_of, kind_of
 from gp_jax.runtime.lock import only_one
 from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.checkpoint import run_folder
+from gp_jax.training.plus.settings import PlusConfig
 from gp_jax.training.settings import TrainConfig
 
+T = TypeVar("T", bound="TrainConfig | BaseConfig | PlusConfig")
 
-def find_places(config: TrainConfig | BaseConfig) -> TrainConfig | BaseConfig:
+
+def find_places(config: T) -> T:
     """The configuration with the split `val` of `data.own` as validation data. Raises: GlimpseError that names an unreachable path.
 
     Not part of `check`, which must work without a network.
@@ -29,6 +32,7 @@ def find_places(config: TrainConfig | BaseConfig) -> TrainConfig | BaseConfig:
             raise GlimpseError(f'{name}={text}: paths in gs:// need gcsfs, pip install "gp_jax[gcs]"')
     if isinstance(config, BaseConfig) or config.data.own is None or config.data.validation:
         return config
+    assert dataclasses.is_dataclass(config), "a configuration"
     return dataclasses.replace(config, data=dataclasses.replace(config.data, validation=tuple(held_out(config.data.own))))
 
 

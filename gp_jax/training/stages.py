@@ -12,6 +12,7 @@ from gp_jax.training.base_losses import SHOWN as BASE_SHOWN
 from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.build import Progress, Run, build
 from gp_jax.training.export import export_run
+from gp_jax.training.plus.settings import PlusConfig
 from gp_jax.training.scenes_base import build_base, describe_base, export_base_run, summary_base, validate_base
 from gp_jax.training.settings import TrainConfig
 from gp_jax.training.step import TrainState
@@ -34,10 +35,16 @@ class Stage:
     shown: tuple[str, ...]  # metrics beside the progress bar
     validation_shown: tuple[str, ...]
     summary: Callable[[dict[str, float]], dict[str, float]] = dict  # a meter's means -> the values to log
+    # (state, gathered, step, batches, phase, stopped) -> the same and metrics, None when it was stopped; None: gradients of the batches
+    take: Callable[..., tuple[Any, Any, dict[str, Any]] | None] | None = None
 
 
-def build_stage(config: TrainConfig | BaseConfig, progress: Progress) -> Stage:
+def build_stage(config: TrainConfig | BaseConfig | PlusConfig, progress: Progress, tell: Callable[[str], None]) -> Stage:
     """Builds a configuration's run and its stage. Raises: GlimpseError that names what is wrong."""
+    if isinstance(config, PlusConfig):
+        from gp_jax.training.plus.stage import plus_stage  # its HTTP client is slow to import
+
+        return Stage(**plus_stage(config, progress, tell))
     if isinstance(config, BaseConfig):
         base = build_base(config)
         return Stage(

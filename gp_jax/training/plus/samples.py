@@ -17,7 +17,7 @@ from gp_jax.processing.images import decode
 from gp_jax.processing.qwen import Processor
 from gp_jax.runtime.disk import MAX_JSON, kind_of, parse_json, read_bytes, write_text, writing
 from gp_jax.training.plus.rollouts import Rollout
-from gp_jax.training.rewards import Rewarded
+from gp_jax.training.rewards.rewarding import Rewarded
 
 ON_PAGE = 60  # newest questions that samples.html shows
 PER_STEP = 4  # questions of a step that are written

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from gp_jax.data.settings import DataConfig, DataSource, parse_sampling
 from gp_jax.errors import GlimpseError
 from gp_jax.inference.logprobs import EXACT, MODES
 from gp_jax.models.adapter import AdapterConfig
+from gp_jax.training.rewards.settings import RewardConfig, RewardTerm, check_terms
 from gp_jax.training.settings import MeshConfig, OptimConfig, check_words
 
 LOSSES = ("grpo", "dapo", "dr_grpo", "gspo")
@@ -126,6 +128,8 @@ class PlusConfig:
     """Which visual tokens completions see."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Sampling and loss of the stage plus."""
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    """Rewards of completions, for data sources that name none of their own."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-5, schedule="constant", warmup_ratio=0.05))
     """Optimiser and learning rate."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -180,6 +184,10 @@ class PlusConfig:
             raise GlimpseError("adapter is None and parameters is empty: there is nothing to train")
         if self.stage == "plus":
             self.policy.check()
+            self.rewards.check()
+            for kind in ("sources", "validation"):
+                for number, source in enumerate(getattr(self.data, kind)):
+                    check_terms(terms_of(source.rewards), self.rewards.judge, f"data.{kind}[{number}].rewards")
             if self.policy.beta and self.adapter is None and self.adapter_from is None:
                 raise GlimpseError(f"policy.beta={self.policy.beta}: the KL term compares with the model without adapter; set it to 0")
         for name in ("batch_size", "accumulation", "epochs", "steps", "log_every", "validate_every", "save_every", "keep"):
@@ -199,6 +207,18 @@ class PlusConfig:
         for source in (*self.data.sources, *self.data.validation):
             parse_sampling(source.sampling)
         return self
+
+
+def terms_of(names: Sequence[str]) -> tuple[RewardTerm, ...]:
+    """The terms of a data source. names: "name" or "name=weight". Raises: GlimpseError."""
+    terms = []
+    for text in names:
+        name, _, weight = text.partition("=")
+        try:
+            terms.append(RewardTerm(name, float(weight) if weight else 1.0))
+        except ValueError as error:
+            raise GlimpseError(f"rewards: '{text}' is not name or name=weight") from error
+    return tuple(terms)
 
 
 def released(config: PlusConfig) -> PlusConfig:

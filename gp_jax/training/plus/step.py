@@ -13,6 +13,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from gp_jax.runtime.clock import COMPILES
+from gp_jax.runtime.disk import path_of
 from gp_jax.training.build import Feed, Progress
 from gp_jax.training.checkpoint import run_folder
 from gp_jax.training.plus.advantages import Advantages, advantages, token_weights
@@ -21,10 +22,10 @@ from gp_jax.training.plus.questions import LoadedQuestions
 from gp_jax.training.plus.rollouts import Question, Rollout
 from gp_jax.training.plus.run import PlusRun
 from gp_jax.training.plus.samples import Samples
+from gp_jax.training.plus.settings import terms_of
 from gp_jax.training.plus.summary import facts
-from gp_jax.training.reward_functions import Completion
-from gp_jax.training.reward_settings import RewardTerm
-from gp_jax.training.rewards import Rewarded, Rewards, Stopped, check_missing
+from gp_jax.training.rewards.functions import Completion
+from gp_jax.training.rewards.rewarding import Rewarded, Rewards, Stopped, check_missing
 from gp_jax.training.run_log import RunLog
 from gp_jax.training.step import Counts, Gathered, TrainState
 from gp_jax.trees import Array
@@ -41,7 +42,7 @@ class PlusStep:
         self.samples: Samples | None = None
         self.rewards: list[Rewards] = []
         if run.config.stage == "plus" and jax.process_index() == 0:
-            cache = epath.Path(run.config.rewards.judge.cache or self.folder / VERDICTS)
+            cache = path_of(run.config.rewards.judge.cache or str(self.folder / VERDICTS))
             for sources in (run.config.data.sources, run.config.data.validation):
                 self.rewards.append(Rewards(run.config.rewards, [terms_of(source.rewards) for source in sources], cache, tell))
 
@@ -199,11 +200,6 @@ class PlusStep:
         means = {name: float(np.mean(values)) if values else math.nan for name, values in totals.items()}
         log.write(step, means, "validation")
         return means
-
-
-def terms_of(names: Sequence[str]) -> tuple[RewardTerm, ...]:
-    """Terms of a data source: "name" or "name=weight"."""
-    return tuple(RewardTerm(name.rpartition("=")[0], float(name.rpartition("=")[2])) if "=" in name else RewardTerm(name) for name in names)
 
 
 def questions_of(loaded: Sequence[LoadedQuestions], first: int = 0) -> tuple[list[Question], list[list[int]]]:

@@ -8,7 +8,7 @@ import numpy as np
 from gp_jax.training.plus.advantages import Advantages
 from gp_jax.training.plus.rollouts import Rollout
 from gp_jax.training.plus.settings import PlusConfig
-from gp_jax.training.rewards import Rewarded
+from gp_jax.training.rewards.rewarding import Rewarded
 
 SUM, SQUARES, COUNT = "sum:", "squares:", "count:"  # prefixes of what `means` turns into mean and standard deviation
 

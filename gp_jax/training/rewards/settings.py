@@ -18,7 +18,7 @@ from gp_jax.config.choices import check_choice
 from gp_jax.errors import GlimpseError, reason, shown
 from gp_jax.evaluation.settings import JudgeConfig
 from gp_jax.runtime.disk import kind_of, path_of
-from gp_jax.training.reward_functions import JUDGE, REWARDS
+from gp_jax.training.rewards.functions import JUDGE, REWARDS
 
 # What a user's function may take, by name: lists of equal length, one item per completion, as TRL passes them.
 COLUMNS = (

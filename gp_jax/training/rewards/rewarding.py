@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 
 from gp_jax.errors import GlimpseError, reason, shown
 from gp_jax.evaluation.verdicts import Question
-from gp_jax.training.reward_functions import JUDGE, REWARDS, Completion
-from gp_jax.training.reward_judge import PatientJudge
-from gp_jax.training.reward_settings import RewardConfig, RewardTerm, columns_of, find_function
+from gp_jax.training.rewards.functions import JUDGE, REWARDS, Completion
+from gp_jax.training.rewards.judge import PatientJudge
+from gp_jax.training.rewards.settings import RewardConfig, RewardTerm, columns_of, find_function
 
 POLL = 0.5  # seconds between two looks at `stopped`
 GRACE = 2.0  # seconds in which what was stopped may end by itself

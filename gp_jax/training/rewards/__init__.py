@@ -1,0 +1,1 @@
+"""Rewards of completions: named functions, functions of users, and a judge that is waited for."""
