@@ -8,6 +8,7 @@
 B prompts, G completions of each, C tokens of a completion, T prompt rows, M vision slots, D decoder width, V vocabulary.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
+from gp_jax.inference.engine import Engine, View
+from gp_jax.inference.requests import Batch
 from gp_jax.inference.walk import Route, Scores, Stages
 from gp_jax.models.decoder import Decoder, Layer, behind
 from gp_jax.models.lvlm import LVLM
@@ -26,7 +30,7 @@ from gp_jax.ops.slices import in_slices
 from gp_jax.pruning.plan import Plan
 from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.sharding import constrained
-from gp_jax.trees import Completions, LayerKV, MaskedPrompt, Prefix, Stream
+from gp_jax.trees import Completions, LayerKV, MaskedPrompt, Prefix, Stream, VisionFeatures, VisionInput
 
 T = TypeVar("T")
 LOGITS_BYTES = 128 << 20  # of the logits that are held at a time
@@ -53,6 +57,47 @@ def remembered(function: Callable, *args: Any, donate: tuple[int, ...] = (), **s
     """Calls a function directly (see `ops.layers.at_once`), whose values the backward pass computes again."""
     own = args[: bool(args) and isinstance(args[0], nnx.Module)]
     return rematerialised(lambda *rest: function(*own, *rest, **static))(*args[len(own) :])
+
+
+def pick(vision: VisionInput, features: VisionFeatures, rows: Array, slots: int) -> View:
+    """Some samples of a view, in fewer vision slots. rows: (b,) int; slots: static."""
+    unit = vision.patch_hw.shape[1] // vision.token_hw.shape[1]
+    values: dict[str, Any] = {"patches": None}
+    for field in dataclasses.fields(vision)[1:]:
+        length = slots * unit if field.name.startswith("patch_") else slots
+        values[field.name] = constrained(getattr(vision, field.name)[rows, :length], "batch")
+    tokens = constrained(features.tokens[rows, :slots], "batch")
+    return View(VisionInput(**values), dataclasses.replace(features, tokens=tokens, conditions=(), received={}, keys={}))
+
+
+def masked_prompt(
+    engine: Engine, batch: Batch, masks: Sequence[np.ndarray], view: View | None, rows: Sequence[int], size: int
+) -> tuple[MaskedPrompt, int]:
+    """Some prompts of a batch, in shapes that fit them.
+
+    Args: masks: per sample of the batch (N,) bool, what stays of its visual tokens; view: of the batch; rows: the samples' places in it;
+        size: of the result, whose other samples are empty.
+    Returns: the prompts, and the length that holds the longest of them behind the cut.
+    """
+    samples, ladders = [batch.samples[row] for row in rows], engine.ladders
+    length = ladders.prompt.fit(max(sample.ids.size for sample in samples))
+    staying = [sample.ids.size - int((~masks[row]).sum()) for sample, row in zip(samples, rows, strict=True)]
+    places = np.array([*rows, *[rows[0]] * (size - len(rows))], np.int32)
+    slots, vision, features = engine.vision_slots(samples), None, None
+    if slots and view is not None:
+        vision, features = engine.call(pick, view.vision, view.features, engine.place(places), slots=slots)
+    given: Any = np.zeros((size, slots), np.float32)
+    limits: Any = None
+    if batch.cuts:
+        cut = batch.cuts[0]
+        assert cut.given is not None, "masks are given"
+        own = {name: getattr(cut.limits, name)[places] for name in ("cap_trigger", "cap", "floor", "fixed")}
+        given, limits = cut.given[places, :slots], dataclasses.replace(cut.limits, always=cut.limits.always[places, :slots], **own)
+    position = np.zeros(size, np.int32)
+    position[: len(rows)] = batch.next_positions[list(rows)]
+    given, limits, position = engine.split((given, limits, position), size)
+    prompt = engine.prompt(samples, size, length, 0)
+    return MaskedPrompt(vision, features, prompt, given, limits, position), ladders.kept_for(max(staying), length)
 
 
 def read_prompt(stages: Stages, prompt: MaskedPrompt, plan: Plan, length: int) -> Prefix:

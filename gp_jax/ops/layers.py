@@ -106,7 +106,7 @@ _lookup_16.defvjp(_keep_ids, _add_rows)
 
 
 class LowRank(nnx.Module):
-    """LoRA (arXiv 2106.09685): scale * B A dropout(x), in float32 beside weights of any type. A is (rank, in), B (out, rank), as PEFT has them."""
+    """LoRA (arXiv 2106.09685): scale * B A dropout(x), in float32 beside weights of any type. A (rank, in) and B (out, rank) as in PEFT."""
 
     def __init__(self, size_in: int, size_out: int, rank: int, scale: float, dropout: float, *, rngs: nnx.Rngs):
         bound = size_in**-0.5  # Kaiming's uniform distribution with a = sqrt(5), PEFT's choice

@@ -24,8 +24,8 @@ from gp_jax.training.build import plain
 from gp_jax.training.checkpoint import Checkpoints, run_folder
 from gp_jax.training.early import no_early_stops
 from gp_jax.training.meter import Meter
-from gp_jax.training.plus.settings import PlusConfig
 from gp_jax.training.places import alone, find_places
+from gp_jax.training.plus.settings import PlusConfig
 from gp_jax.training.run_log import RunLog, environment, memory_gib
 from gp_jax.training.settings import TrainConfig
 from gp_jax.training.stages import Stage, build_stage
@@ -157,7 +157,9 @@ class Loop:
     def advance(self, step: int, batches: Iterator, place: Placer, stop: Stop) -> bool:
         """One step. Returns: whether it was taken: a signal may end it early."""
         if self.stage.take is not None:
-            taken = self.stage.take(self.state, self.gathered, step, batches, self.progress.set_description, lambda: stop.signal is not None)
+            taken = self.stage.take(
+                self.state, self.gathered, step, batches, self.progress.set_description, lambda: stop.signal is not None
+            )
             if taken is None:
                 return False
             self.state, self.gathered, metrics = taken

@@ -9,10 +9,10 @@ import pytest
 
 from gp_jax import GlimpseError
 from gp_jax.evaluation.settings import JudgeConfig
-from gp_jax.training.rewards import rewarding as rewards as module
+from gp_jax.training.rewards import rewarding as module
 from gp_jax.training.rewards.functions import JUDGE, REWARDS, find_boxes, find_choice
-from gp_jax.training.rewards.settings import COLUMNS, RewardConfig, RewardTerm, check_terms, columns_of, find_function
 from gp_jax.training.rewards.rewarding import Completion, Rewarded, Rewards, Stopped, check_missing
+from gp_jax.training.rewards.settings import COLUMNS, RewardConfig, RewardTerm, check_terms, columns_of, find_function
 
 pytestmark = pytest.mark.quick
 

@@ -9,7 +9,7 @@ from judge_server import Server
 from gp_jax import GlimpseError
 from gp_jax.evaluation.settings import JudgeConfig
 from gp_jax.training.rewards import judge as reward_judge
-from gp_jax.training.rewards import rewarding as rewards as module
+from gp_jax.training.rewards import rewarding as module
 from gp_jax.training.rewards.rewarding import Completion, RewardConfig, Rewards, RewardTerm, Stopped, check_missing
 
 pytestmark = pytest.mark.quick

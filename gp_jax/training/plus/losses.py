@@ -5,6 +5,7 @@ B questions, G completions of each, C tokens of a completion.
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -75,10 +76,10 @@ def policy_losses(
 
     Returns: the loss, (metrics as sums, log-probabilities (B, G, C)).
     """
-    options = dict(mode=config.mode, temperature=config.temperature, attention=attention, remat=remat)
+    measure = partial(logprobs, mode=config.mode, temperature=config.temperature, attention=attention, remat=remat)
     if key is not None:
         with_dropout(model, jax.random.fold_in(key, batch.number[0]))
-    found = logprobs(model, batch.prompt, batch.completions, batch.plan, batch.length, **options)
+    found = measure(model, batch.prompt, batch.completions, batch.plan, batch.length)
     with_dropout(model, None)
     logp, entropy = found[..., 0], found[..., 1]
     terms, clipped = policy_terms(logp, batch, config)
@@ -86,7 +87,7 @@ def policy_losses(
     sums = {"policy_loss": jnp.sum(terms * batch.weight), "kl": jnp.float32(0)}
     loss = sums["policy_loss"]
     if config.beta:
-        reference = logprobs(without_adapter(model), batch.prompt, batch.completions, batch.plan, batch.length, reference=True, **options)[..., 0]
+        reference = measure(without_adapter(model), batch.prompt, batch.completions, batch.plan, batch.length, reference=True)[..., 0]
         kl = kl_terms(logp, jax.lax.stop_gradient(reference))
         loss = loss + config.beta * jnp.sum(kl * batch.weight)
         sums["kl"] = jnp.sum(jnp.where(valid, kl, 0)) / counts.tokens

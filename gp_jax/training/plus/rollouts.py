@@ -138,4 +138,3 @@ class Roller:
     def update(self, params: Mapping[str, Any]) -> None:
         """Takes new parameters of the policy, without compiling."""
         self.engine.update(params)
-

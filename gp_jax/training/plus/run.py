@@ -79,12 +79,12 @@ def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
     )
     steps = number_of_steps(config, feed.schedule)
     updates = steps * (config.policy.num_iterations if config.stage == "plus" else 1)
-    options = dict(remat=config.remat, attention=config.attention)
     plus = config.stage == "plus"
+    losses = partial(policy_losses, config=config.policy) if plus else answer_losses
     step = StepPrograms(
         made,
         is_trained(config),
-        partial(policy_losses, config=config.policy, **options) if plus else partial(answer_losses, **options),
+        partial(losses, remat=config.remat, attention=config.attention),
         METRICS if plus else SFT_METRICS,
         optimizer(config.optim, updates),
         learning_rate(config.optim, updates),
@@ -105,7 +105,9 @@ def trained(model: LVLM, config: PlusConfig, mesh: Mesh | None) -> LVLM:
     wanted = is_trained(config)
     chosen = [(path, v) for path, v in nnx.to_flat_state(nnx.state(model)) if wanted(path, v)]
     if not chosen:
-        raise GlimpseError(f"parameters: {', '.join(config.parameters)} names no parameter, such as {next(iter(flat_params(nnx.state(model))))}")
+        raise GlimpseError(
+            f"parameters: {', '.join(config.parameters)} names no parameter, such as {next(iter(flat_params(nnx.state(model))))}"
+        )
     state = nnx.from_flat_state([(path, v.replace(spread(v[...].astype(jnp.float32), replicated(mesh)))) for path, v in chosen])
     nnx.update(model, state)
     return model
@@ -154,7 +156,9 @@ def ladders_of(feeds: Sequence[Feed], unit: int, config: PlusConfig) -> Ladders:
 def identity(config: PlusConfig, feed: Feed, steps: int, weights: str) -> dict[str, Any]:
     """What a resumed run must share with the one it goes on from: all that changes its numbers; not the devices it runs on."""
     left_out = ("mesh", "out", "data", "remat", "attention", "compilation_cache")
-    chosen = {name: value for name, value in plain(config).items() if name not in left_out and not name.endswith("_every") and name != "keep"}
+    chosen = {
+        name: value for name, value in plain(config).items() if name not in left_out and not name.endswith("_every") and name != "keep"
+    }
     if config.stage == "sft":
         for name in ("policy", "rewards"):
             chosen.pop(name, None)

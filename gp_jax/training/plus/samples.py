@@ -98,10 +98,12 @@ def pictures(record: Record, grids: Sequence[tuple[int, int]], mask: np.ndarray,
 def page(lines: Sequence[dict[str, Any]]) -> str:
     """The page of some questions, the newest first."""
     cards = "".join(map(card, reversed(lines)))
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     title = "<title>Samples</title>"
     text = "What completions saw is bright; the bar beside each is green above the mean of its group and red below."
-    return f'{head}{title}<style>{CSS}{STYLE}</style></head><body><h1>Samples</h1><p class="caption">{escape(text)}</p>{cards}</body></html>\n'
+    return (
+        f'{head}{title}<style>{CSS}{STYLE}</style></head><body><h1>Samples</h1><p class="caption">{escape(text)}</p>{cards}</body></html>\n'
+    )
 
 
 def card(line: dict[str, Any]) -> str:

@@ -47,7 +47,13 @@ class PlusStep:
                 self.rewards.append(Rewards(run.config.rewards, [terms_of(source.rewards) for source in sources], cache, tell))
 
     def __call__(
-        self, state: TrainState, gathered: Gathered, step: int, batches: Iterator[LoadedQuestions], phase: Phase, stopped: Callable[[], bool]
+        self,
+        state: TrainState,
+        gathered: Gathered,
+        step: int,
+        batches: Iterator[LoadedQuestions],
+        phase: Phase,
+        stopped: Callable[[], bool],
     ) -> tuple[TrainState, Gathered, dict[str, Any]] | None:
         """One step. Returns: the new state and metrics; None when `stopped` ended it, with nothing changed."""
         compiled, start = COMPILES.count, time.perf_counter()
@@ -87,9 +93,11 @@ class PlusStep:
         policy, step, slots = self.config.policy, self.run.step, self.run.slots
         valid = np.arange(slots) < np.array([len(tokens) for tokens in rollout.tokens])[:, None]
         weighted = Weighted(found.values, token_weights(valid, found.counted, policy))
-        counts = Counts(np.float32(max(1, valid.sum())), np.float32(max(1, len(valid))))
-        engine, size = self.run.roller.engine, self.config.batch_size
-        built = [micro_batch(engine, rollout, members, size, slots, weighted) for members in parts if members]
+        engine, size, group = self.run.roller.engine, self.config.batch_size, policy.group_size
+        parts = without_idle(parts, found.counted.reshape(-1, group).any(axis=1), size)
+        measured = sum(int(valid[place * group : (place + 1) * group].sum()) for members in parts for place in members)
+        counts = Counts(np.float32(max(1, measured)), np.float32(max(1, found.counted.sum())))
+        built = [micro_batch(engine, rollout, members, size, slots, weighted) for members in parts]
         if policy.num_iterations > 1:
             built = [dataclasses.replace(batch, old=step.evaluate(state, batch, counts)[1]) for batch in built]
         first: dict[str, Any] = {}
@@ -159,7 +167,9 @@ class PlusStep:
         masks = roller.draw_masks(questions, step)
         batch = roller.batch(questions, masks)
         tokens = [question.sample.answer for question in questions]
-        rollout = Rollout(questions, masks, batch, roller.engine.view(batch), tokens, [np.zeros(t.size) for t in tokens], [False] * len(tokens))
+        rollout = Rollout(
+            questions, masks, batch, roller.engine.view(batch), tokens, [np.zeros(t.size) for t in tokens], [False] * len(tokens)
+        )
         valid = np.arange(slots) < np.array([answer.size for answer in tokens])[:, None]
         weighted = Weighted(np.ones(len(tokens), np.float32), (valid / valid.sum()).astype(np.float32))
         engine, size = roller.engine, self.config.batch_size
@@ -208,8 +218,17 @@ def questions_of(loaded: Sequence[LoadedQuestions], first: int = 0) -> tuple[lis
     parts: list[list[int]] = []
     for batch in loaded:
         parts.append(list(range(len(questions), len(questions) + len(batch.members))))
-        questions += [Question(record, sample, source, first + len(questions) + i) for i, (source, record, sample) in enumerate(batch.members)]
+        questions += [
+            Question(record, sample, source, first + len(questions) + i) for i, (source, record, sample) in enumerate(batch.members)
+        ]
     return questions, parts
+
+
+def without_idle(parts: Sequence[Sequence[int]], counted: np.ndarray, size: int) -> list[list[int]]:
+    """Micro-batches of the questions that count, as few as hold them: the others would add nothing to gradients. They stay in order, so
+    that those of one shape stand together. counted: by question. At least one micro-batch, so that every step is measured."""
+    left = [place for members in parts for place in members if counted[place]] or [place for members in parts for place in members][:size]
+    return [left[start : start + size] for start in range(0, len(left), size)]
 
 
 def steps_in(feed: Feed) -> int:

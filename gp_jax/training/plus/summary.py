@@ -13,7 +13,9 @@ from gp_jax.training.rewards.rewarding import Rewarded
 SUM, SQUARES, COUNT = "sum:", "squares:", "count:"  # prefixes of what `means` turns into mean and standard deviation
 
 
-def facts(rollout: Rollout, rewarded: Sequence[Rewarded], found: Advantages, sources: Sequence[str], config: PlusConfig) -> dict[str, float]:
+def facts(
+    rollout: Rollout, rewarded: Sequence[Rewarded], found: Advantages, sources: Sequence[str], config: PlusConfig
+) -> dict[str, float]:
     """Metrics of a step that the host knows. sources: names of the data sources."""
     group = config.policy.group_size
     lengths = [len(tokens) for tokens in rollout.tokens]
@@ -40,7 +42,11 @@ def facts(rollout: Rollout, rewarded: Sequence[Rewarded], found: Advantages, sou
         "decode_padding": rollout.padding,
     }
     for name, own_values in values.items():
-        out |= {f"{SUM}{name}": sum(own_values), f"{SQUARES}{name}": sum(v * v for v in own_values), f"{COUNT}{name}": float(len(own_values))}
+        out |= {
+            f"{SUM}{name}": sum(own_values),
+            f"{SQUARES}{name}": sum(v * v for v in own_values),
+            f"{COUNT}{name}": float(len(own_values)),
+        }
     return out
 
 
