@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,7 @@ def attach(model: LVLM, config: AdapterConfig, paths: Sequence[str] | None = Non
 
 def module_at(model: LVLM, path: str) -> Linear:
     """A linear layer by its dotted path."""
-    node = model
+    node: Any = model
     for name in path.split("."):
         node = node[int(name)] if name.isdigit() else getattr(node, name)
     return node
@@ -140,10 +141,14 @@ def merge(model: LVLM) -> LVLM:
     """The model with its adapter added to the weights, in float32 and rounded once. The given model stays as it is."""
     merged = nnx.clone(model, variables=False)
     for _, linear in list(adapted(merged)):
-        adapter = linear.adapter
-        assert adapter is not None, "it has an adapter"
-        added = adapter.scale * jnp.matmul(adapter.lora_B[...], adapter.lora_A[...], precision="highest")
-        weight = linear.weight[...]
-        linear.weight = nnx.Param((weight.astype(jnp.float32) + added).astype(weight.dtype))
-        linear.adapter = None
+        add(linear)
     return merged
+
+
+def add(linear: Linear) -> None:
+    """Adds a layer's adapter to its weight, in float32 and rounded once, and takes it away."""
+    adapter, weight = linear.adapter, linear.weight[...]
+    assert adapter is not None, "it has an adapter"
+    added = adapter.scale * jnp.matmul(adapter.lora_B[...], adapter.lora_A[...], precision="highest")
+    linear.weight = nnx.Param((weight.astype(jnp.float32) + added).astype(weight.dtype))
+    linear.adapter = None
