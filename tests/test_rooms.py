@@ -73,7 +73,7 @@ RANKS = {
         {"received"},
     ],
     "pretrained": [
-        {"fields", "known", "names", "pickles"},
+        {"fields", "known", "names", "pattern_worker", "pickles"},
         {"adapter_config", "llava", "misfits", "qwen", "stored"},
         {"torch_file"},
         {"sources"},

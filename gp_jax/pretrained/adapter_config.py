@@ -4,16 +4,19 @@ Plain LoRA of linear layers is read. What would compute something else is refuse
 and so are fields that PEFT will add with later versions, unless they switch a variant on (`use_...`).
 """
 
-import time
-from collections.abc import Mapping
-from typing import Annotated, Any, cast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-import regex
 from pydantic import Field
 
 from gp_jax.config.schema import AtLeastOne, FromNumpy
 from gp_jax.errors import GlimpseError, one_line, shown
 from gp_jax.models.adapter import ALL_LINEAR, AdapterConfig, forms, module_names
+from gp_jax.pretrained import pattern_worker
 from gp_jax.pretrained.fields import choice, refuse_if, value
 
 Alpha = Annotated[float, Field(gt=0, le=1e12), FromNumpy]
@@ -41,8 +44,8 @@ REFUSED = (
 )
 STARTS = ("gaussian", "eva", "orthogonal")  # values of init_lora_weights that leave the base's weights as they are
 LAYERS = "layers"  # the name of the list of decoder layers in every family
-MATCHING = 2.0  # seconds that one regular expression may take for all names together
-LONGEST = 1 << 16  # characters of a regular expression
+WAIT = 60.0  # seconds for `pattern_worker` on a busy machine; its own limit is a second of CPU time
+KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # environment variables that it gets
 
 
 def read_settings(hf: Mapping[str, Any], where: str) -> AdapterConfig:
@@ -79,15 +82,14 @@ def names_in(hf: Mapping[str, Any], name: str, where: str, default: Any = ...) -
 
 def meant(hf: Mapping[str, Any], layers: int, where: str) -> set[str]:
     """Dotted paths here of the decoder's linear layers that the file's fields name, by PEFT's rules. layers: of the decoder."""
+    known = dict(module_names(layers))
     targets, excluded = names_in(hf, "target_modules", where), names_in(hf, "exclude_modules", where, ())
-    chosen, left_out = Matcher(targets, f"{where}: target_modules"), Matcher(excluded, f"{where}: exclude_modules")
+    found = meant_by(targets, list(known), f"{where}: target_modules") - meant_by(excluded, list(known), f"{where}: exclude_modules")
     numbers = None if isinstance(targets, str) else layer_numbers(hf, where)
-
-    def is_meant(name: str) -> bool:
-        other_layer = numbers is not None and int(name.split(".")[2]) not in numbers and chosen.names.isdisjoint(forms(name))
-        return chosen(name) and not other_layer and not left_out(name)
-
-    return {path for name, path in module_names(layers) if is_meant(name)}
+    if numbers is not None:  # whole names are exempt
+        whole = frozenset(targets)
+        found = {name for name in found if int(name.split(".")[2]) in numbers or not whole.isdisjoint(forms(name))}
+    return {known[name] for name in found}
 
 
 def layer_numbers(hf: Mapping[str, Any], where: str) -> set[int] | None:
@@ -105,38 +107,34 @@ def layer_numbers(hf: Mapping[str, Any], where: str) -> set[int] | None:
     return set(numbers)
 
 
-class Matcher:
-    """Whether a module of the decoder is meant by a list of names or ends of names, by a regular expression for whole names, or by
-    "all-linear". Any name counts that transformers' versions have given the module: adapters are older than names."""
+def meant_by(names: tuple[str, ...] | str, known: Sequence[str], where: str) -> set[str]:
+    """Those of the known modules that are meant by a list of names or ends of names, by a regular expression for whole names, or by
+    "all-linear". Any name counts that transformers' versions have given a module: many adapters are older than today's names."""
+    if isinstance(names, str):
+        by_form = {form: name for name in known for form in forms(name)}
+        return set(known) if names.lower() == ALL_LINEAR else {by_form[form] for form in matching(names, list(by_form), where)}
+    ends = frozenset(names)
 
-    def __init__(self, names: tuple[str, ...] | str, where: str):
-        self.where, self.left, self.pattern = where, MATCHING, cast(Any, None)
-        self.all = isinstance(names, str) and names.lower() == ALL_LINEAR
-        self.names = frozenset(names if isinstance(names, tuple) else ())
-        if isinstance(names, str) and not self.all:
-            refuse_if(len(names) > LONGEST, f"{where}: a regular expression of {len(names)} characters")
-            try:
-                self.pattern = regex.compile(names)
-            except (regex.error, RecursionError, OverflowError, ValueError) as error:
-                raise GlimpseError(f"{where}: {shown(names)} is not a regular expression ({one_line(error)})") from error
+    def has_end(form: str) -> bool:
+        return any(form.split(".", count)[-1] in ends for count in range(form.count(".") + 1))
 
-    def __call__(self, name: str) -> bool:
-        """name: of `models.adapter.module_names`. Raises: GlimpseError for a regular expression that takes too long."""
-        if self.all:
-            return True
-        if self.pattern is not None:
-            return any(self.matches(form) for form in forms(name))
-        return any(form.split(".", count)[-1] in self.names for form in forms(name) for count in range(form.count(".") + 1))
+    return {name for name in known if any(map(has_end, forms(name)))}
 
-    def matches(self, form: str) -> bool:
-        """Whether the regular expression matches a whole name. It comes from a stranger: Python's own `re` could be kept busy for years."""
-        start = time.monotonic()
-        try:
-            found = self.pattern.fullmatch(form, timeout=max(self.left, 1e-3))
-        except (TimeoutError, RecursionError, MemoryError) as error:
-            raise GlimpseError(f"{self.where}: the regular expression takes too long") from error
-        self.left -= time.monotonic() - start
-        return found is not None
+
+def matching(expression: str, names: Sequence[str], where: str) -> list[str]:
+    """Those of the names that a regular expression matches whole. It may be anyone's, so `pattern_worker` does it.
+
+    Raises: GlimpseError when it is no regular expression or takes too much time or memory.
+    """
+    command, kept = [sys.executable, "-I", "-S", pattern_worker.__file__], {name: os.environ[name] for name in KEPT if name in os.environ}
+    try:
+        done = subprocess.run(command, input=json.dumps([expression, list(names)]), capture_output=True, text=True, timeout=WAIT, env=kept)
+        answer = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise GlimpseError(f"{where}: the regular expression {shown(expression)} takes too much time or memory") from error
+    if "found" not in answer:
+        raise GlimpseError(f"{where}: {shown(expression)} is not a regular expression ({one_line(answer['reason'])})")
+    return [names[number] for number in answer["found"]]
 
 
 def written(config: AdapterConfig, modules: list[str], base_name: str | None) -> dict[str, Any]:
