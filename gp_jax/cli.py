@@ -9,7 +9,7 @@ from gp_jax.config.files import exit_status
 from gp_jax.errors import GlimpseError
 from gp_jax.runtime.allocator import keep_memory
 
-COMMANDS = ("ask", "prepare", "compile", "export")  # modules of `gp_jax.commands`, each with parse(argv) and run(args)
+COMMANDS = ("ask", "prepare", "compile", "export", "merge")  # modules of `gp_jax.commands`, each with parse(argv) and run(args)
 USAGE = """usage: gp-jax COMMAND ...
 
 commands:
@@ -17,6 +17,7 @@ commands:
   prepare SOURCE [SOURCE ...] --images DIR --out DIR    check annotations and pictures, write them for training
   compile --model 7b --topology v5e:2x4                 compile generation (or --what train) for a TPU that is not here
   export MODEL --to DIR --platforms cpu,tpu,cuda        write a model as one program that runs without gp_jax
+  merge MODEL --adapter DIR_OR_ID --to DIR              add a LoRA adapter to a model's weights
 
 Training is `python train.py --help`. gp-jax COMMAND --help shows a command's options; gp-jax --version the version."""
 

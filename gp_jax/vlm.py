@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gp_jax.buckets import Ladders
 from gp_jax.config.schema import AtLeastOne, one
-from gp_jax.errors import GlimpseError, shown
+from gp_jax.errors import GlimpseError
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.function import fitting_inputs, inference_buckets, inference_inputs
@@ -22,23 +21,18 @@ from gp_jax.inference.requests import AUTO, Pruning, resolve, sampling_settings
 from gp_jax.inference.results import Answer, Generation, answers_of, outcome, per_token, split_tokens
 from gp_jax.inference.warmup import WarmUp
 from gp_jax.models.lvlm import LVLM
-from gp_jax.pretrained import files, params, saving
-from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
-from gp_jax.pretrained.misfits import check_quantised
-from gp_jax.pretrained.tower import base_source
+from gp_jax.pretrained import adapters, saving
+from gp_jax.pretrained.checkpoint import Checkpoint, dtype_of
 from gp_jax.processing.images import MAX_PIXELS, ImageLike
 from gp_jax.processing.layout import ARRAYS, Sample, read_samples
 from gp_jax.processing.qwen import Prepared, Processor, as_batch
 from gp_jax.processing.table import load_processor
 from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.clock import Clock
-from gp_jax.runtime.disk import read_json
 from gp_jax.trees import Prefix
 
 T = TypeVar("T")
 VIDEO_HINT = ": only still images are supported"
-DTYPES = ("float32", "bfloat16", "float16")
-ALL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.pt")
 
 
 class GlimpseVLM:
@@ -55,9 +49,11 @@ class GlimpseVLM:
         ladders: Ladders | None = None,
         attention: str = "auto",
         nested_keys: bool = False,
+        name: str | None = None,
     ):
+        """name: of the base, which files of an adapter refer to."""
         self.model, self.config, self.glimpse_config = model, model.config, model.glimpse_config
-        self.hf_config, self.processor, self.folder, self.nested_keys = hf_config, processor, folder, nested_keys
+        self.hf_config, self.processor, self.folder, self.nested_keys, self.name = hf_config, processor, folder, nested_keys, name
         self.engine = Engine(model, ladders, mesh, attention)
 
     def with_model(self, model: LVLM) -> "GlimpseVLM":
@@ -77,6 +73,7 @@ class GlimpseVLM:
         ladders: Ladders | None = None,
         attention: str = "auto",
         progress: bool = False,
+        adapter: str | os.PathLike | None = None,
     ) -> "GlimpseVLM":
         """Loads a Hugging Face checkpoint and a glimpse.
 
@@ -87,34 +84,26 @@ class GlimpseVLM:
             dtype: of the base's weights and activations, e.g. "bfloat16"; None: as stored. The glimpse is always float32.
             mesh: device mesh (`sharding.make_mesh`), None: one device.
             attention: implementation for long sequences, "auto" or a name of `ops.attention.KERNELS`.
+            adapter: folder or Hub repository of a LoRA adapter in PEFT's files. It stays beside the weights, in float32.
         Raises: GlimpseError that names the file, field or keys at fault.
         """
-        if dtype is not None and str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
-            raise GlimpseError(f"dtype={shown(dtype)} is not one of {', '.join(DTYPES)}")
-        folder = files.find_model(path_or_hub_id, ALL_FILES)
-        hf_config = read_config(folder)
-        check_quantised(hf_config, folder / "config.json")
-        generation = read_json(folder / "generation_config.json", required=False)
-        config = model_config(hf_config, generation, str(folder / "config.json"))
-        home = folder if glimpse is None else files.find_folder(glimpse, ("*.json", files.GLIMPSE_TENSORS, files.GLIMPSE_TORCH))
-        extra = settings = None
-        if glimpse is not None or files.has_glimpse(home):
-            extra = files.glimpse_source(home)
-            settings = glimpse_config(read_json(home / "config.json"), config, str(home / "config.json"))
-        processor = load_processor(folder, config)
-        base = base_source(folder, config)
-        dtype = None if dtype is None else jnp.dtype(dtype)
-        model = params.load(config, settings, base, extra, dtype=dtype, mesh=mesh, progress=_bar("loading weights", "tensor", progress))
-        nested = any(key.startswith("model.language_model.") for key in base.shapes)
-        return cls(model, hf_config, processor, folder=folder, mesh=mesh, ladders=ladders, attention=attention, nested_keys=nested)
+        dtype, stored = dtype_of(dtype), Checkpoint.find(path_or_hub_id, glimpse, adapter)
+        processor = load_processor(stored.folder, stored.config)
+        model = stored.load(dtype, mesh, _bar("loading weights", "tensor", progress))
+        engine: dict[str, Any] = dict(mesh=mesh, ladders=ladders, attention=attention)
+        return cls(model, stored.hf, processor, folder=stored.folder, **engine, nested_keys=stored.nested, name=stored.name)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes base, glimpse, config, tokenizer and processor files; see `pretrained.saving`."""
+        """Writes base, glimpse, config, tokenizer and processor files; see `pretrained.saving`. Raises: GlimpseError with an adapter."""
         saving.save_model(self.model, self.hf_config, Path(folder), source=self.folder, nested=self.nested_keys)
 
     def save_glimpse(self, folder: str | os.PathLike) -> None:
         """Writes the glimpse alone, as a released folder. Raises: GlimpseError without one."""
         saving.save_glimpse(self.model, self.hf_config, Path(folder))
+
+    def save_adapter(self, folder: str | os.PathLike) -> None:
+        """Writes the adapter alone, in PEFT's files; see `pretrained.adapters`. Raises: GlimpseError without one."""
+        adapters.save_adapter(self.model, Path(folder), self.name, self.engine.mesh)
 
     def update(self, params: Mapping[str, Any]) -> None:
         """Takes new parameters of the same structure, all or some of them: nothing is compiled, and no second copy is kept.

@@ -33,7 +33,7 @@ RANKS = {
     ],
     "ahead": [{"artifact", "hlo", "topology"}, {"compiling"}, {"generation", "training"}, {"report"}],
     "ahead/artifact": [{"names"}, {"facts", "readme"}, {"inputs", "write"}],
-    "commands": [{"ask", "compile", "export", "prepare"}],
+    "commands": [{"ask", "compile", "export", "merge", "prepare"}],
     "config": [{"choices", "families", "files", "schema"}, {"vision"}, {"model"}],
     "data": [
         {"collate", "formats", "record", "settings", "sources", "tally"},
@@ -62,11 +62,11 @@ RANKS = {
     "glimpse": [{"predictor", "prompt"}],
     "inference": [
         {"requests", "sampling", "shared_programs", "walk"},
-        {"engine", "traced"},
+        {"engine", "logprobs", "traced"},
         {"decoding", "results"},
         {"function", "warmup"},
     ],
-    "models": [{"clip", "decoder", "vision"}, {"lvlm"}],
+    "models": [{"clip", "decoder", "vision"}, {"lvlm"}, {"adapter"}],
     "ops": [
         {"blockwise", "dense", "kernels", "ranking", "target"},
         {"layers", "rope", "rows", "slices"},
@@ -74,14 +74,14 @@ RANKS = {
         {"received"},
     ],
     "pretrained": [
-        {"fields", "known", "names", "pickles"},
-        {"llava", "misfits", "qwen", "stored"},
+        {"fields", "known", "names", "pattern_worker", "pickles"},
+        {"adapter_config", "llava", "misfits", "qwen", "stored"},
         {"torch_file"},
         {"sources"},
         {"files", "params"},
-        {"tower"},
+        {"adapters", "tower"},
         {"hf_config", "identity"},
-        {"saving"},
+        {"checkpoint", "saving"},
     ],
     "processing": [
         {"library", "prompts", "template_worker", "tiff", "tokenizer_file", "views"},

@@ -36,6 +36,8 @@ class Ask:
     """Folder or Hugging Face Hub id of the base model."""
     glimpse: str | None = None
     """Folder or Hub id of the glimpse; by default the model folder's own, if it has one."""
+    adapter: str | None = None
+    """Folder or Hub id of a LoRA adapter in PEFT's files, which is used beside the weights."""
     config: Path | None = None
     """A Python file whose `ask` dict sets defaults for these options, e.g. configs/qwen2_5_vl_7b.py."""
     max_remain_ratio: float | None = None
@@ -96,7 +98,8 @@ def run(args: Ask) -> None:
     from gp_jax import GlimpseVLM
 
     start = time.perf_counter()
-    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=sys.stderr.isatty())
+    live_bar = sys.stderr.isatty()
+    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, adapter=args.adapter, dtype=args.dtype, progress=live_bar)
     loading = time.perf_counter() - start
     prune = pruning(args, vlm.glimpse_config)
     live = not args.json and sys.stdout.isatty()

@@ -107,7 +107,7 @@ def _evaluate(config: EvalConfig, first: bool) -> Path | None:
     if config.devices > len(devices):
         raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
     mesh = make_mesh(data=len(devices), devices=devices) if len(devices) > 1 else None
-    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, mesh)
+    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, mesh, adapter=config.adapter)
     plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks), path_of(config.out)
     if first:
         for line in claim(out, config.identity()):

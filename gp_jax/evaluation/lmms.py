@@ -64,7 +64,7 @@ class ChatModel:
     """Answers lmms-eval's requests.
 
     Model arguments: pretrained; glimpse; dtype; devices (number that share a batch, -1: all); prune (false: dense); max_visual_tokens and
-    min_visual_tokens (per picture); system_prompt; and the fields of the keep rule: reduce_threshold, max_remain_ratio,
+    min_visual_tokens (per picture); system_prompt; adapter; and the fields of the keep rule: reduce_threshold, max_remain_ratio,
     fixed_remain_ratio, min_remain_num, method, after, seed. --batch_size is the number of questions per batch.
     """
 
@@ -81,6 +81,7 @@ class ChatModel:
         max_visual_tokens: int | None = None,
         min_visual_tokens: int | None = None,
         system_prompt: str | None = None,
+        adapter: str | None = None,
         **options: Any,
     ):
         super().__init__()
@@ -93,7 +94,7 @@ class ChatModel:
 
         own = jax.local_devices()[: devices if devices > 0 else None]
         mesh = make_mesh(data=len(own), devices=own) if len(own) > 1 else None
-        self.vlm = GlimpseVLM.from_pretrained(pretrained, glimpse, dtype, mesh=mesh)
+        self.vlm = GlimpseVLM.from_pretrained(pretrained, glimpse, dtype, mesh=mesh, adapter=adapter)
         if max_visual_tokens or min_visual_tokens:
             self.vlm.processor = self.vlm.processor.limited(max_visual_tokens or 1 << 20, min_visual_tokens or 0)
         self.prune = prune_rule(self.vlm, prune, {name: options[name] for name in RULE if options.get(name) is not None})

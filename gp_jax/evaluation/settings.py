@@ -89,6 +89,8 @@ class EvalConfig:
     """Folder or Hugging Face Hub id of the base model; scenes: the bundled model."""
     glimpse: str | None = None
     """Folder or Hub id of the glimpse; by default the model folder's own."""
+    adapter: str | None = None
+    """Folder or Hub id of a LoRA adapter in PEFT's files, which is used beside the weights."""
     tasks: tuple[str, ...] = ("scenes",)
     """Tasks: scenes, scenes:SPLIT (val, test, test_ood); viscot:PATH, a released Visual-CoT benchmark file or a folder of them; PATH of
     your own .jsonl or .json (the formats of gp-jax prepare); FOLDER or FOLDER:SPLIT that gp-jax prepare wrote, a task per data set."""
@@ -170,20 +172,22 @@ class EvalConfig:
     @property
     def settings(self) -> dict:
         """The fields that predictions depend on."""
-        fields = ("model", "glimpse", "start", "max_new_tokens", "dtype")
+        fields = ("model", "glimpse", "adapter", "start", "max_new_tokens", "dtype")
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in fields} | {"suffix": self.ending}
 
     def identity(self) -> dict:
-        """Everything that must be equal for saved predictions to be reused: settings, digests of all files of model and glimpse that affect
-        an answer, and versions of the packages that read them."""
+        """Everything that must be equal for saved predictions to be reused: settings, digests of all files of model, glimpse and
+        adapter that affect an answer, and versions of the packages that read them."""
         from importlib.metadata import version
 
-        from gp_jax.pretrained.files import find_folder  # slow to import
+        from gp_jax.pretrained.adapters import ADAPTER_FILES  # slow to import
+        from gp_jax.pretrained.checkpoint import ALL_FILES
+        from gp_jax.pretrained.files import find_folder
         from gp_jax.pretrained.identity import folder_identity
-        from gp_jax.vlm import ALL_FILES
 
         files: dict[str, str] = {}
-        for part, name in (("model", self.model), ("glimpse", self.glimpse)):
+        parts = (("model", self.model, ALL_FILES), ("glimpse", self.glimpse, ALL_FILES), ("adapter", self.adapter, ADAPTER_FILES))
+        for part, name, patterns in parts:
             if name:
-                files |= {f"{part}/{file}": digest for file, digest in folder_identity(find_folder(name, ALL_FILES)).items()}
+                files |= {f"{part}/{file}": digest for file, digest in folder_identity(find_folder(name, patterns)).items()}
         return self.settings | {"gp_jax": __version__, "transformers": version("transformers"), "files": files}

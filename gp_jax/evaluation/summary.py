@@ -104,7 +104,8 @@ def notes(config: EvalConfig, vlm: GlimpseVLM, found: Found) -> list[str]:
     cut = f"cut after layer {vlm.glimpse_config.reduce_layer} of {layers} (counted from 0)" if vlm.glimpse_config else "no glimpse"
     settings = json.dumps({name: value for name, value in config.settings.items() if value not in (None, "", 0)})
     return [
-        f"model: {config.model}, {cut}; glimpse: {config.glimpse or 'of the model folder'}",
+        f"model: {config.model}, {cut}; glimpse: {config.glimpse or 'of the model folder'}"
+        + (f"; adapter: {config.adapter}" if config.adapter else ""),
         f"tasks: {', '.join(config.tasks)}, at most {config.limit} records each from record {config.start}"
         + (f", scenes of seed {config.scenes_seed}" if config.scenes_seed else ""),
         f"metrics: {'; '.join(f'{runner.task.name} {runner.task.metrics[0]}' for runner, _ in found)}",

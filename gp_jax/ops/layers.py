@@ -106,14 +106,15 @@ _lookup_16.defvjp(_keep_ids, _add_rows)
 
 
 class LowRank(nnx.Module):
-    """LoRA (arXiv 2106.09685): scale * B A dropout(x), in float32 beside weights of any type. A (rank, in) and B (out, rank) as in PEFT."""
+    """LoRA (arXiv 2106.09685): scale * B A dropout(x), in float32 beside weights of any type. A is (rank, in) and B (out, rank), as in
+    PEFT."""
 
     def __init__(self, size_in: int, size_out: int, rank: int, scale: float, dropout: float, *, rngs: nnx.Rngs):
         bound = size_in**-0.5  # Kaiming's uniform distribution with a = sqrt(5), PEFT's choice
         self.lora_A = nnx.Param(jax.random.uniform(rngs.params(), (rank, size_in), jnp.float32, -bound, bound))
         self.lora_B = nnx.Param(jnp.zeros((size_out, rank), jnp.float32))
         self.scale, self.dropout = scale, dropout
-        self.noise = nnx.data(None)  # () PRNG key while dropout is on
+        self.noise: Array | None = nnx.data(None)  # () PRNG key while dropout is on
 
     def __call__(self, x: Array) -> Array:
         """(..., in) -> (..., out) float32."""

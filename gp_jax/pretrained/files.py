@@ -23,6 +23,7 @@ from gp_jax.runtime.disk import kind_of, path_of, read_json, reading, writing
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+NOT_LORA = "non_lora_trainables.bin"  # LLaVA's own training writes other weights that it has changed beside an adapter
 CHOSEN = "transformers_weights"  # field of config.json that names another weights file
 TORCH_INDEX, TORCH_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 GLIMPSE_TENSORS = "glimpse.safetensors"
@@ -66,16 +67,21 @@ def find_model(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     return folder
 
 
+def check_merged(folder: Path) -> None:
+    """Raises: GlimpseError for the folder of an adapter where a model is needed."""
+    if kind_of(folder / ADAPTER) and any(kind_of(folder / name) for name in ADAPTER_WEIGHTS):
+        raise GlimpseError(
+            f"{folder}: holds a LoRA adapter ({ADAPTER}) that is not merged; name its base as the model and this folder as its adapter "
+            "(--adapter), or add it to the weights: gp-jax merge BASE --adapter FOLDER --to DIR"
+        )
+
+
 def base_source(folder: Path) -> TensorSource:
     """The base model's tensors, from the first of these that exists, as in transformers: the file that `config.json` names, one
     safetensors file, safetensors in shards, one file of `torch.save`, such files in shards. An index is ignored beside a single file.
 
     Raises: GlimpseError naming what is missing or damaged.
     """
-    if kind_of(folder / ADAPTER) and any(kind_of(folder / name) for name in ADAPTER_WEIGHTS):
-        raise GlimpseError(
-            f"{folder}: holds a LoRA adapter ({ADAPTER}) that is not merged; merge it into its base (peft: merge_and_unload)"
-        )
     if (chosen := read_json(folder / "config.json", required=False).get(CHOSEN)) is not None:
         return chosen_source(folder, chosen)
     for single, index, source in ((SINGLE, INDEX, SafetensorsSource), (TORCH_SINGLE, TORCH_INDEX, TorchSource)):
@@ -165,7 +171,7 @@ def _feed(digest: Any, path: Path, blocks: int, length: int) -> None:
 def side_files(folder: Path) -> list[Path]:
     """Tokenizer, processor, template and generation files beside the weights."""
     named = {path for pattern in SIDE_FILES for path in folder.glob(pattern) if path.is_file()}
-    return sorted(path for path in named if path.name not in ("config.json", INDEX, TORCH_INDEX))
+    return sorted(path for path in named if path.name not in ("config.json", INDEX, TORCH_INDEX, ADAPTER))
 
 
 @contextlib.contextmanager

@@ -43,5 +43,5 @@ def micro_batch(engine: Engine, rollout: Rollout, members: Sequence[int], size: 
     number = np.full(size, -1, np.int32)
     number[: len(asked)] = [question.number for question in asked]
     prompt, length = masked_prompt(engine, rollout.batch, rollout.masks, rollout.view, members, size)
-    placed = engine.split((Completions(ids, valid), weight, advantage, sampled), size)
-    return PlusBatch(prompt, *placed, None, engine.split(number, size), rollout.batch.plan, length)
+    placed = engine.split((Completions(ids, valid), weight, advantage, sampled, number), size)
+    return PlusBatch(prompt, *placed[:4], None, placed[4], rollout.batch.plan, length)

@@ -9,7 +9,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.tree_util import register_dataclass
 
 from gp_jax.inference.logprobs import EXACT, logprobs
@@ -18,7 +17,7 @@ from gp_jax.models.lvlm import LVLM
 from gp_jax.pruning.plan import Plan
 from gp_jax.training.plus.settings import PolicyConfig
 from gp_jax.training.step import LARGEST, Counts
-from gp_jax.trees import Completions, MaskedPrompt
+from gp_jax.trees import Array, Completions, MaskedPrompt
 
 METRICS = ("loss", "policy_loss", "kl", "entropy", "clip_share", "rollout_gap", f"{LARGEST}rollout_gap")
 SFT_METRICS = ("loss", "entropy")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Schedule
 from gp_jax.data.settings import DataSource
 from gp_jax.errors import GlimpseError
-from gp_jax.models.adapter import attach
+from gp_jax.models.adapter import adapted, attach
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_digest
 from gp_jax.pretrained.params import flat_params
@@ -60,7 +61,15 @@ class PlusRun:
 def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
     """Loads the model and plans the data. Raises: GlimpseError that names what is wrong."""
     mesh = build_mesh(config)
-    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse_from, config.dtype, mesh, attention=config.attention, progress=True)
+    vlm = GlimpseVLM.from_pretrained(
+        config.model,
+        config.glimpse_from,
+        config.dtype,
+        mesh,
+        attention=config.attention,
+        progress=True,
+        adapter=config.adapter_from,
+    )
     if vlm.processor.tokenizer is None:
         raise GlimpseError(f"{config.model}: has no tokenizer, which training needs")
     made = trained(vlm.model, config, mesh)
@@ -76,6 +85,7 @@ def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
         ladders=ladders_of([feed, *([validation] if validation else [])], vlm.config.vision.merge_unit, config),
         attention=config.attention,
         nested_keys=vlm.nested_keys,
+        name=vlm.name,
     )
     steps = number_of_steps(config, feed.schedule)
     updates = steps * (config.policy.num_iterations if config.stage == "plus" else 1)
@@ -90,7 +100,7 @@ def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
         learning_rate(config.optim, updates),
         seed=config.seed,
         mesh=mesh,
-        dropout=config.adapter is not None and config.adapter.lora_dropout > 0,
+        dropout=any(linear.adapter is not None and linear.adapter.dropout > 0 for _, linear in adapted(made)),
     )
     roller = Roller(vlm.engine, config.masks, config.seed)
     assert vlm.folder is not None, "it was loaded"
@@ -100,7 +110,7 @@ def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
 
 def trained(model: LVLM, config: PlusConfig, mesh: Mesh | None) -> LVLM:
     """The model with what is trained: an adapter, or some of its parameters in float32."""
-    if config.adapter is not None:
+    if config.adapter is not None and config.adapter_from is None:
         attach(model, config.adapter, seed=config.seed)
     wanted = is_trained(config)
     chosen = [(path, v) for path, v in nnx.to_flat_state(nnx.state(model)) if wanted(path, v)]
@@ -115,10 +125,9 @@ def trained(model: LVLM, config: PlusConfig, mesh: Mesh | None) -> LVLM:
 
 def is_trained(config: PlusConfig) -> Any:
     """nnx filter: whether a parameter is trained."""
-    from fnmatch import fnmatchcase
 
     def chosen(path: tuple, _: object = None) -> bool:
-        if config.adapter is not None:
+        if config.adapts:
             return "adapter" in path
         return any(fnmatchcase(".".join(map(str, path)), pattern) for pattern in config.parameters)
 

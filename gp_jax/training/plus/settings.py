@@ -165,6 +165,11 @@ class PlusConfig:
     compilation_cache: str | None = None
     """Folder of the cache of compiled programs. [default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gp_jax/compiled]"""
 
+    @property
+    def adapts(self) -> bool:
+        """Whether an adapter is trained, and not the model's own parameters."""
+        return self.adapter is not None or self.adapter_from is not None
+
     def check(self) -> "PlusConfig":
         """Checks everything that can be checked before anything is loaded. Returns: self. Raises: GlimpseError that names the field."""
         check_choice("stage", self.stage, ("plus", "sft"))
@@ -188,7 +193,7 @@ class PlusConfig:
             for kind in ("sources", "validation"):
                 for number, source in enumerate(getattr(self.data, kind)):
                     check_terms(terms_of(source.rewards), self.rewards.judge, f"data.{kind}[{number}].rewards")
-            if self.policy.beta and self.adapter is None and self.adapter_from is None:
+            if self.policy.beta and not self.adapts:
                 raise GlimpseError(f"policy.beta={self.policy.beta}: the KL term compares with the model without adapter; set it to 0")
         for name in ("batch_size", "accumulation", "epochs", "steps", "log_every", "validate_every", "save_every", "keep"):
             value = getattr(self, name)

@@ -43,7 +43,7 @@ def export_plus(run: PlusRun, state: TrainState, folder: epath.Path) -> str:
     """Writes `folder`/export: the adapter as PEFT has it, or the whole model; and orbax/ with the trained parameters. Returns: a text that
     names it."""
     model, tensors = run.step.model(state.params), nnx.to_pure_dict(state.params)
-    if run.config.adapter is not None:
+    if run.config.adapts:
         export(folder, lambda local: save_adapter(model, local, run.config.model), tensors)
         return "the adapter (adapter_model.safetensors as PEFT has it, orbax)"
     export(folder, lambda local: save_model(model, run.vlm.hf_config, local, source=run.vlm.folder, nested=run.vlm.nested_keys), tensors)
@@ -53,5 +53,5 @@ def export_plus(run: PlusRun, state: TrainState, folder: epath.Path) -> str:
 def begin_with(run: PlusRun, state: TrainState, folder: epath.Path) -> str:
     """Exports the last good state of a run that cannot continue. Returns: the option of train.py that starts from it."""
     export_plus(run, state, folder / LAST_GOOD)
-    name = "--adapter-from" if run.config.adapter is not None else "--model"
+    name = "--adapter-from" if run.config.adapts else "--model"
     return f"{name} {folder / LAST_GOOD / 'export'}"

@@ -94,7 +94,7 @@ class PlusStep:
         valid = np.arange(slots) < np.array([len(tokens) for tokens in rollout.tokens])[:, None]
         weighted = Weighted(found.values, token_weights(valid, found.counted, policy))
         engine, size, group = self.run.roller.engine, self.config.batch_size, policy.group_size
-        parts = without_idle(parts, found.counted.reshape(-1, group).any(axis=1), size)
+        parts = without_idle(parts, np.asarray(found.counted.reshape(-1, group).any(axis=1)), size)
         measured = sum(int(valid[place * group : (place + 1) * group].sum()) for members in parts for place in members)
         counts = Counts(np.float32(max(1, measured)), np.float32(max(1, found.counted.sum())))
         built = [micro_batch(engine, rollout, members, size, slots, weighted) for members in parts]
