@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax.buckets import Ladder, Ladders, octaves
+from gp_jax.data.collate import Shape
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Schedule
 from gp_jax.data.settings import DataSource
@@ -82,7 +83,7 @@ def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
         vlm.processor,
         folder=vlm.folder,
         mesh=mesh,
-        ladders=ladders_of([feed, *([validation] if validation else [])], vlm.config.vision.merge_unit, config),
+        ladders=ladders_of([b for own in (feed, validation) if own for b in own.schedule.buckets], vlm.config.vision.merge_unit, config),
         attention=config.attention,
         nested_keys=vlm.nested_keys,
         name=vlm.name,
@@ -148,9 +149,8 @@ def build_questions(config: PlusConfig, sources: Sequence[DataSource], maker: Sa
     return Feed(opened, schedule, LoadQuestions(opened, maker, schedule), config.data, config.accumulation)
 
 
-def ladders_of(feeds: Sequence[Feed], unit: int, config: PlusConfig) -> Ladders:
-    """The lengths of the records, so that few programs are needed. unit: patches of a visual token."""
-    buckets = [bucket for feed in feeds for bucket in feed.schedule.buckets]
+def ladders_of(buckets: Sequence[Shape], unit: int, config: PlusConfig) -> Ladders:
+    """The lengths of the records, so that few programs are needed. buckets: of all feeds; unit: patches of a visual token."""
     prompts = sorted({bucket.prompt for bucket in buckets})
     answers = max(bucket.tail for bucket in buckets) if config.stage == "sft" else config.policy.max_new_tokens
     return Ladders(
