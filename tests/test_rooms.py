@@ -62,8 +62,8 @@ RANKS = {
     "glimpse": [{"predictor", "prompt"}],
     "inference": [
         {"requests", "sampling", "shared_programs", "walk"},
-        {"engine", "logprobs", "traced"},
-        {"decoding", "results"},
+        {"engine", "traced"},
+        {"decoding", "logprobs", "results"},
         {"function", "warmup"},
     ],
     "models": [{"clip", "decoder", "vision"}, {"lvlm"}, {"adapter"}],
@@ -108,15 +108,23 @@ RANKS = {
         {"__main__", "feed"},
     ],
     "training": [
-        {"checkpoint", "early", "forward", "losses", "meter", "reward_functions", "reward_judge", "run_log", "settings"},
-        {"base_settings", "optim", "reward_settings", "step"},
-        {"base_losses", "build", "places", "rewards"},
+        {"checkpoint", "early", "forward", "losses", "meter", "rewards", "run_log", "settings"},
+        {"base_settings", "optim", "step"},
+        {"base_losses", "build"},
         {"export", "validation"},
-        {"scenes_base"},
-        {"stages"},
+        {"plus", "scenes_base"},
+        {"places", "stages"},
         {"loop"},
         {"command"},
     ],
+    "training/plus": [
+        {"questions", "settings"},
+        {"advantages", "losses", "rollouts"},
+        {"batches", "run", "samples", "summary"},
+        {"step"},
+        {"stage"},
+    ],
+    "training/rewards": [{"functions", "judge"}, {"settings"}, {"rewarding"}],
 }
 PATHS = [path for path in ROOT.rglob("*.py") if path.name != "__init__.py"]
 

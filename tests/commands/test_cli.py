@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from adapter_tools import tensors, write
 from PIL import Image
 
-from gp_jax import GlimpseError, cli
+from gp_jax import GlimpseError, GlimpseVLM, cli
 from gp_jax.commands import ask
 from gp_jax.tiny import make_checkpoint, make_picture
 
@@ -53,6 +54,16 @@ def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
     assert Image.open(out).size == (2 * 448 + 8, 336)
     cli.run(["ask", scene, "Which?", *options, "--no-prune"])
     assert json.loads(capsys.readouterr().out)["retention"] == 1.0
+
+
+def test_ask_with_an_adapter(home, capsys, tmp_path):
+    adapter = write(tmp_path / "adapter", tensors(GlimpseVLM.from_pretrained(home / "model")))
+    words = ["ask", str(home / "scene.png"), "What?", "--model", str(home / "model"), "--no-prune", "--json", "--max-new-tokens", "8"]
+    said = []
+    for more in ([], ["--adapter", str(adapter)]):
+        cli.run([*words, *more])
+        said.append(json.loads(capsys.readouterr().out)["answer"])
+    assert said[0] != said[1]
 
 
 @pytest.mark.quick

@@ -8,7 +8,10 @@ import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from tests.fuzz.good import (
+    EXPRESSIONS,
     FOLDER_FILES,
     OPCODES,
     PIECES,
@@ -134,6 +137,34 @@ def template(rng: random.Random, text: str) -> bytes:
         return flipped(rng, text.encode())
     at = rng.choice([0, len(text), *(n for n, letter in enumerate(text) if letter == "{")])
     return (text[:at] + rng.choice(STATEMENTS) + (text[at:] if rng.random() < 0.7 else "")).encode()
+
+
+@target(6)
+def adapter(rng: random.Random, folder: Path) -> Made:
+    """A LoRA adapter: its configuration or its tensors' names and shapes changed."""
+    from safetensors.numpy import save
+
+    from gp_jax.pretrained.adapters import StoredAdapter, linear_shapes
+
+    size_out, size_in = linear_shapes(model())["self_attn.q_proj"]
+    shapes, name = {"lora_A": (4, size_in), "lora_B": (size_out, 4)}, "base_model.model.model.layers.1.self_attn.q_proj"
+    data = save({f"{name}.{half}.weight": np.ones(shape, np.float32) for half, shape in shapes.items()})
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "bias": "none", "use_rslora": False, "use_dora": False}
+    settings |= {"target_modules": rng.choice((["layers.1.self_attn.q_proj"], r".*\.1\..*q_proj")), "exclude_modules": None}
+    settings |= {"layers_to_transform": rng.choice((None, [1])), "layers_pattern": None, "init_lora_weights": True, "rank_pattern": {}}
+    if rng.random() < 0.7:
+        settings = changed(rng, settings, rng.randint(1, 3))
+        if isinstance(settings, dict) and rng.random() < 0.1:
+            settings["target_modules"] = rng.choice(EXPRESSIONS)
+    elif rng.random() < 0.5:
+        data = flipped(rng, data)
+    else:
+        length = struct.unpack("<Q", data[:8])[0]
+        header = as_json(rng, changed(rng, json.loads(data[8 : 8 + length]), rng.randint(1, 3)))
+        data = struct.pack("<Q", len(header)) + header + data[8 + length :]
+    (folder / "adapter_config.json").write_bytes(as_json(rng, settings))
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    return lambda: StoredAdapter.open(folder, model()), len(data) + (folder / "adapter_config.json").stat().st_size
 
 
 @target(6)

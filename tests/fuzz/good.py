@@ -62,6 +62,18 @@ STATEMENTS = (
 )
 
 
+EXPRESSIONS = (
+    r"(\w+\.?)*!",
+    r"(?:a?){99999999}",
+    r"(?:(?:(?:.{0,999}){0,999}){0,999}){0,999}!",
+    "(" * 9999,
+    r"(?=.*(.+)+\1\1\1x)",
+    "[",
+    "\\",
+    "\x1b[2J\ud800",
+)
+
+
 REQUEST = "Please provide the bounding box coordinate of the region that can help you answer the question better."
 ROWS = (
     {

@@ -31,6 +31,8 @@ FORBIDDEN = (
     "pty.spawn",
 )
 
+WORKERS = ("template_worker", "pattern_worker")  # which run what strangers wrote, and die of bad things
+
 
 class TooSlow(BaseException):
     """Nothing that catches errors may catch it."""
@@ -59,7 +61,7 @@ class Guard:
     def _note(self, event: str, args: tuple) -> None:
         if not self.on:
             return
-        if event in FORBIDDEN and "template_worker" not in repr(args):  # which renders templates, and dies of bad ones
+        if event in FORBIDDEN and not any(worker in repr(args) for worker in WORKERS):
             self.seen.append(f"{event} {args!r:.120}")
         elif event == "open" and isinstance(args[0], str | bytes | os.PathLike) and args[2] & (os.O_WRONLY | os.O_RDWR):
             path = os.path.abspath(os.fsdecode(args[0]))

@@ -1,0 +1,84 @@
+"""Log-probabilities of completions: the released numbers, the sampler's own, and what must not change them."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import plus_tools as tools
+import pytest
+
+from gp_jax.inference.logprobs import logprobs
+from gp_jax.models.adapter import without_adapter
+from gp_jax.trees import Completions
+
+
+@pytest.fixture(scope="module")
+def golden_plus(shared):
+    return tools.load(shared)
+
+
+@pytest.mark.parametrize("mode", ["exact", "released"])
+@pytest.mark.parametrize("group", ["A", "B"])
+def test_released_numbers(golden_plus, group, mode):
+    vlm, golden = golden_plus
+    made, plan, length = tools.prompt(vlm, golden, group)
+    completions = Completions(golden[f"{group}.completion_ids"][None], golden[f"{group}.completion_mask"][None].astype(bool))
+    for model, reference, name in ((vlm.model, False, "logps"), (without_adapter(vlm.model), True, "ref_logps")):
+        found = np.asarray(logprobs(model, made, completions, plan, length, mode=mode, reference=reference))[0, ..., 0]
+        np.testing.assert_allclose(found, golden[f"{group}.{mode}.{name}"], atol=1e-4, rtol=0, err_msg=name)
+
+
+def test_predicted_masks(golden_plus):
+    """Under the mask that the frozen base's glimpse predicts."""
+    vlm, golden = golden_plus
+    for group in "AB":
+        predicted = golden | {f"{group}.ref_mask": golden[f"{group}.pred.keep"].reshape(golden[f"{group}.ref_mask"].shape)}
+        made, plan, length = tools.prompt(vlm, predicted, group)
+        completions = Completions(golden[f"{group}.completion_ids"][None], golden[f"{group}.completion_mask"][None].astype(bool))
+        for mode in ("exact", "released"):
+            found = np.asarray(logprobs(vlm.model, made, completions, plan, length, mode=mode))[0, ..., 0]
+            np.testing.assert_allclose(found, golden[f"{group}.pred.{mode}.logps"], atol=1e-4, rtol=0)
+
+
+def test_padding_and_rematerialisation_change_nothing(golden_plus):
+    vlm, golden = golden_plus
+    made, plan, length = tools.prompt(vlm, golden, "A")
+    ids, valid = golden["A.completion_ids"][None], golden["A.completion_mask"][None].astype(bool)
+    plain = np.asarray(logprobs(vlm.model, made, Completions(ids, valid), plan, length))
+    wide = Completions(np.pad(ids, ((0, 0), (0, 2), (0, 5))), np.pad(valid, ((0, 0), (0, 2), (0, 5))))
+    padded = np.asarray(logprobs(vlm.model, made, wide, plan, length + 16, remat=True))
+    np.testing.assert_allclose(padded[:, :4, :12], plain, atol=1e-5, rtol=0)
+    assert not padded[:, 4:].any() and not padded[:, :, 12:].any()
+
+
+def test_entropy_and_temperature(golden_plus):
+    """Of the first token, against its whole distribution."""
+    vlm, golden = golden_plus
+    made, plan, length = tools.prompt(vlm, golden, "B")
+    count = vlm.config.text.vocab_size
+    every = Completions(np.arange(count)[None, :, None], np.ones((1, count, 1), bool))
+    for temperature in (1.0, 0.5):
+        found = np.asarray(logprobs(vlm.model, made, every, plan, length, temperature=temperature))[0, :, 0]
+        assert np.exp(found[:, 0]).sum() == pytest.approx(1, abs=1e-5)
+        np.testing.assert_allclose(found[:, 1], -(np.exp(found[:, 0]) * found[:, 0]).sum(), rtol=1e-5)
+
+
+def test_sliced_logits_equal_whole_ones(golden_plus, monkeypatch):
+    from gp_jax.inference import logprobs as module
+
+    vlm, golden = golden_plus
+    made, plan, length = tools.prompt(vlm, golden, "A")
+    completions = Completions(golden["A.completion_ids"][None], golden["A.completion_mask"][None].astype(bool))
+    whole = np.asarray(logprobs(vlm.model, made, completions, plan, length))
+    monkeypatch.setattr(module, "LOGITS_BYTES", 4 * 600 * 4 * 3)
+    np.testing.assert_allclose(np.asarray(logprobs(vlm.model, made, completions, plan, length)), whole, atol=1e-6)
+
+
+def test_unpruned_is_the_plain_model(golden_plus):
+    """Without a cut: the logits of one pass over prompt and completion through the ordinary engine."""
+    vlm, golden = golden_plus
+    made, _, length = tools.prompt(vlm, golden, "A")
+    done = vlm.generate(**tools.inputs(golden, "A"), prune=None, max_new_tokens=6, eos_token_id=None)
+    completions = Completions(jnp.asarray(done.tokens)[None], jnp.ones((1, 1, 6), bool))
+    found = np.asarray(logprobs(vlm.model, dataclasses.replace(made), completions, (), length))[0, 0]
+    assert (found[:, 0] > -np.log(vlm.config.text.vocab_size)).all(), "greedy tokens are likelier than chance"

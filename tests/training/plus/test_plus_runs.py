@@ -1,0 +1,212 @@
+"""Whole runs of the stages `plus` and `sft`: what they leave, how they resume, on other devices, with rewards that are missing."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import run_tools as tools
+from safetensors.numpy import load_file
+
+CONFIG = """
+from gp_jax.data.settings import DataConfig, DataSource
+from gp_jax.models.adapter import AdapterConfig
+from gp_jax.training.plus.settings import MasksConfig, PlusConfig, PolicyConfig
+from gp_jax.training.rewards.settings import RewardConfig, RewardTerm
+from gp_jax.training.settings import OptimConfig
+train = PlusConfig(
+    model={folder!r} + "/model",
+    data=DataConfig(sources=(DataSource({folder!r} + "/data"),), validation=(DataSource({folder!r} + "/data", split="val"),), shapes=1),
+    adapter=AdapterConfig(r=4, lora_alpha=8),
+    masks=MasksConfig(predicted_share=0.25),
+    policy=PolicyConfig(group_size=4, max_new_tokens=6, cut_completions="keep", beta=0.01, num_iterations=2),
+    rewards=RewardConfig(terms=(RewardTerm({folder!r} + "/own_rewards.py:letters"), RewardTerm("exact_match"))),
+    optim=OptimConfig(learning_rate=1e-2, schedule="constant", warmup_ratio=0.0),
+    batch_size=2, accumulation=2, steps=6, log_every=1, validate_every=3, save_every=2, samples_every=2, keep=2,
+)
+"""
+REWARD = '''
+async def letters(prompts, completions, completion_ids, **columns):
+    """The share of small ids."""
+    assert len(prompts) == len(completions) == len(columns["answer"])
+    return [sum(id < 200 for id in ids) / len(ids) for ids in completion_ids]
+
+
+def often_missing(completions, **_):
+    return [None if i % 2 else 1.0 for i in range(len(completions))]
+'''
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    tools.prepare(folder)
+    (folder / "own_rewards.py").write_text(REWARD)
+    path = folder / "plus.py"
+    path.write_text(CONFIG.format(folder=str(folder)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+    """The uninterrupted run."""
+    out = home.parent / "whole"
+    tools.run(home, out)
+    return out
+
+
+def adapter(out: Path) -> dict[str, np.ndarray]:
+    return load_file(out / "export" / "adapter_model.safetensors")
+
+
+def assert_identical(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def samples(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(whole, home):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if line["group"] == "train"]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
+    for name in (
+        "reward",
+        "reward_std",
+        "reward/exact_match",
+        "reward/0_data",
+        "kl",
+        "entropy",
+        "completion_tokens",
+        "cut",
+        "flat",
+        "missing",
+    ):
+        assert name in training[-1], name
+    for name in ("clip_share", "rollout_gap", "largest_rollout_gap", "retention", "rollout_s", "reward_s", "update_s", "memory_gib"):
+        assert name in training[-1], name
+    assert max(line["largest_rollout_gap"] for line in training) < 1e-5
+    assert training[-1]["compilations"] == 0 and training[-1]["rollout_tokens_per_s"] > 0
+    assert [line["step"] for line in lines if line["group"] == "validation"] == [3, 6]
+    found = samples(whole)
+    assert {line["step"] for line in found} == {0, 2, 4} and all(len(line["completions"]) == 4 for line in found)
+    page = (whole / "samples.html").read_text()
+    assert page.count("<article") == len(found) and "data:image/jpeg" in page
+    assert adapter(whole) and json.loads((whole / "export" / "adapter_config.json").read_text())["r"] == 4
+    from gp_jax import GlimpseVLM
+
+    vlm = GlimpseVLM.from_pretrained(home.parent / "model", adapter=whole / "export")
+    assert any(np.abs(value).max() > 0 for name, value in adapter(whole).items() if "lora_B" in name)
+    assert vlm.model.decoder.layers[0].self_attn.q_proj.adapter is not None
+
+
+def test_it_learns(whole):
+    """The share of small ids grows."""
+    rewards = list(tools.losses(whole, field="reward").values())
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2])
+
+
+def test_killed_again_and_again(home, whole, tmp_path):
+    """SIGKILL in rollouts, rewards, updates and saves: bit-identical parameters and samples."""
+    out, rng, kills = tmp_path / "killed", random.Random(1), 0
+    while kills < 4:
+        process = subprocess.Popen(tools.command(home, out), env=tools.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        started = len(list((out / "checkpoints").glob("[0-9]*"))) if (out / "checkpoints").exists() else 0
+        while time.monotonic() < end and process.poll() is None:
+            now = len(list((out / "checkpoints").glob("[0-9]*"))) if (out / "checkpoints").exists() else 0
+            if now > started or kills % 2:
+                break
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 6 if kills % 2 else 0.8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    tools.run(home, out)
+    assert_identical(adapter(out), adapter(whole))
+    assert samples(out) == samples(whole)
+    assert tools.losses(out, field="reward") == tools.losses(whole, field="reward")
+
+
+def test_a_signal_stops_and_the_same_command_goes_on(home, whole, tmp_path):
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        tools.command(home, out), env=tools.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and re.search(r"stopped by signal 15 after step \d", said), said[-2000:]
+    tools.run(home, out)
+    assert_identical(adapter(out), adapter(whole))
+
+
+def test_missing_rewards_stop_the_run(home, tmp_path):
+    own = home.parent / "missing.py"
+    own.write_text(home.read_text().replace("own_rewards.py:letters", "own_rewards.py:often_missing"))
+    done = subprocess.run(tools.command(own, tmp_path / "missing"), env=tools.environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "8 of 16 completions have no reward" in done.stderr, done.stderr[-2000:]
+    assert not (tmp_path / "missing" / "export").exists()
+
+
+def test_supervised_answers(home, tmp_path):
+    """The stage sft: the loss falls, and parameters in full give a plain model."""
+    out = tmp_path / "sft"
+    tools.run(home, out, "--stage", "sft", "--steps", "8")
+    curve = tools.losses(out)
+    assert curve[8] < curve[1] and adapter(out)
+    full = home.parent / "full.py"
+    full.write_text(
+        home.read_text().replace("adapter=AdapterConfig(r=4, lora_alpha=8)", 'adapter=None, parameters=("decoder.layers.*.mlp.*",)')
+    )
+    tools.run(full, tmp_path / "full", "--stage", "sft", "--steps", "4")
+    from gp_jax import GlimpseVLM
+
+    found = GlimpseVLM.from_pretrained(tmp_path / "full" / "export").model.decoder.layers[0]
+    before = GlimpseVLM.from_pretrained(home.parent / "model").model.decoder.layers[0]
+    assert np.abs(found.mlp.up_proj.weight[...] - before.mlp.up_proj.weight[...]).max() > 0
+    np.testing.assert_array_equal(found.self_attn.q_proj.weight[...], before.self_attn.q_proj.weight[...])
+
+
+def test_two_processes_of_four_devices(home, whole, tmp_path):
+    """The same run on eight devices: within float32 noise."""
+    config = home.parent / "greedy.py"
+    config.write_text(
+        home.read_text().replace("batch_size=2, accumulation=2", "batch_size=8, accumulation=1").replace("steps=6", "steps=2")
+    )
+    tools.run(config, tmp_path / "one")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            tools.command(
+                config,
+                tmp_path / "two",
+                *("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2", "--mesh.coordinator", f"127.0.0.1:{port}"),
+                *("--mesh.processes", "2", "--mesh.process", str(number)),
+            ),
+            env=tools.environment(4) | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": os.environ.get("JAX_CPU_COLLECTIVES_IMPLEMENTATION", "gloo")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=400)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), said[0][-3000:] + said[1][-3000:]
+    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=2e-4, err_msg=name)
+    assert [line["completions"] for line in samples(tmp_path / "two")] == [line["completions"] for line in samples(tmp_path / "one")]
