@@ -153,13 +153,16 @@ def compile_plus(
     compiler, slots = Compiler(mesh, held, label, watch, {}), slots_of(ladders.patches.rungs[-1], config)
     engine = CompilingEngine(model, ladders, mesh, compiler, slots, [rows])
     compiler.begin()
+    phases: list[Phase] = []
     try:
         rollout = answer(engine, questions)
-        phases = (rollout_phase(compiler), *update_phases(engine, step, (state, gathered), rollout, questions, watch))
+        phases += [rollout_phase(compiler)]
+        phases += update_phases(engine, step, (state, gathered), rollout, questions, watch)
     except Exception as error:
         if (short := shortage(error)) is None:
             raise
-        raise GlimpseError(f"{topology}, program '{compiler.own.current}': {short}") from error
+        before = f"; the rollout needs {phases[0].total / GIB:.2f} GiB" if phases else ""
+        raise GlimpseError(f"{topology}, program '{compiler.own.current}': {short}{before}") from error
     return PlusFit(
         seconds=time.perf_counter() - start,
         mesh=dict(mesh.shape),
@@ -169,7 +172,7 @@ def compile_plus(
         beta=beta,
         rank=rank,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(step.params)),
-        phases=phases,
+        phases=tuple(phases),
         programs=compiler.programs_compiled(),
         **kept,
     )
