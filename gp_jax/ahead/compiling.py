@@ -90,13 +90,12 @@ def bytes_of(tree: Any) -> int:
     return sum(map(shard_bytes, jax.tree.leaves(tree)))
 
 
-def placed(model: LVLM, mesh: jax.sharding.Mesh, whole: Callable[[tuple], bool] = lambda path: False) -> LVLM:
-    """A model of shapes with their places on the mesh. whole: paths of parameters that every chip holds."""
+def placed(model: LVLM, mesh: jax.sharding.Mesh) -> LVLM:
+    """A model of shapes with their places on the mesh."""
     (graph, state), text = nnx.split(model), model.config.text
 
     def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-        table = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, text)
-        sharding = replicated(mesh) if whole(path) else table
+        sharding = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, text)
         return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
 
     return nnx.merge(graph, nnx.from_flat_state([(path, place(path, variable)) for path, variable in nnx.to_flat_state(state)]))

@@ -131,7 +131,7 @@ def compile_plus(
     mesh = training_mesh(topology, questions.batch, data, fsdp, tensor)
     assert settings.adapter is not None, "it is trained"
     model = attach(abstract_model(config, None, jnp.dtype(dtype)), settings.adapter, abstract=True)
-    model = placed(model, mesh, whole=is_trained(settings))
+    model = placed(model, mesh)
     step = StepPrograms(
         model,
         is_trained(settings),

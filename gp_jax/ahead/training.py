@@ -20,7 +20,7 @@ from gp_jax.errors import GlimpseError
 from gp_jax.ops.target import targeting
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.processing.layout import Sample, pack_windows, rope_positions
-from gp_jax.sharding import batch_sharding, make_mesh, mesh_sizes, replicated
+from gp_jax.sharding import batch_sharding, make_mesh, mesh_sizes
 from gp_jax.training.build import glimpse_config
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.settings import GlimpseSettings, LossConfig, OptimConfig
@@ -89,14 +89,10 @@ def training_mesh(topology: str, batch: int, data: int, fsdp: int, tensor: int) 
 
 def started(step: StepPrograms) -> tuple[TrainState, Gathered]:
     """What `StepPrograms.start` makes, as shapes with their places."""
-    whole = replicated(step.mesh)
-
-    def placed(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
-
-    params, (count, number, rng) = placed(step.params), placed((np.int32(0), np.float32(0), np.zeros(2, np.uint32)))
-    state = TrainState(params, placed(jax.eval_shape(step.optimizer.init, params)), count, count, rng)
-    return state, Gathered(params, dict.fromkeys(step.metrics, number))
+    count, number, rng = np.int32(0), np.float32(0), np.zeros(2, np.uint32)
+    state = TrainState(step.params, jax.eval_shape(step.optimizer.init, step.params), count, count, rng)
+    made = state, Gathered(step.params, dict.fromkeys(step.metrics, number))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), made, step.places)
 
 
 def compile_step(step: StepPrograms, state: TrainState, gathered: Gathered, batch: Any, watch: Callable[[str], Any] = quiet) -> list[Any]:

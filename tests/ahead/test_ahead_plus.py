@@ -19,11 +19,11 @@ from gp_jax.models.adapter import AdapterConfig, adapted, attach
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.hf_config import model_config
 from gp_jax.pretrained.params import abstract_model
-from gp_jax.sharding import make_mesh, replicated
+from gp_jax.sharding import make_mesh
 from gp_jax.tiny import CONFIG
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.plus.losses import METRICS, policy_losses
-from gp_jax.training.plus.run import is_trained
+from gp_jax.training.plus.run import is_trained, trained
 from gp_jax.training.plus.settings import PlusConfig, PolicyConfig
 from gp_jax.training.step import StepPrograms
 from tests.ahead.test_ahead import command_line
@@ -66,7 +66,7 @@ def test_what_is_on_a_chip(fits):
     pairs = [(width, heads), *[(width, text.num_key_value_heads * text.head_dim)] * 2, (heads, width)]
     pairs += [(width, text.intermediate_size)] * 3
     assert one.parameters == text.num_hidden_layers * RANK * sum(map(sum, pairs))
-    assert one.gradients == 4 * one.parameters and one.adapter == 2 * one.gradients, "whole on every chip"
+    assert 4 * one.parameters / 8 <= one.gradients < 4 * one.parameters / 3 and one.adapter == 2 * one.gradients, "split by the table"
     assert 2 * one.gradients < one.optimizer < 2.1 * one.gradients
     assert one.held == one.base + one.adapter + one.optimizer + one.gradients and one.base == two.base
     assert [phase.name for phase in one.phases] == ["rollout", "accumulate", "update"]
@@ -92,20 +92,17 @@ def test_the_state_is_that_of_a_run():
     """Shapes, types and places of what a run starts with."""
     mesh, settings = make_mesh(1, 4, 2), PlusConfig(adapter=AdapterConfig(r=RANK))
     config = model_config(CONFIG, {})
-    model = attach(LVLM(config, None, rngs=nnx.Rngs(0)), settings.adapter)
-    abstract = attach(abstract_model(config, None, np.float32), settings.adapter, abstract=True)
+    model = trained(LVLM(config, None, rngs=nnx.Rngs(0)), settings, mesh)
+    abstract = compiling.placed(attach(abstract_model(config, None, np.float32), settings.adapter, abstract=True), mesh)
     assert [path for path, _ in adapted(abstract)] == [path for path, _ in adapted(model)]
-    model = nnx.merge(nnx.graphdef(model), jax.device_put(nnx.state(model), replicated(mesh)))
     losses = partial(policy_losses, config=PolicyConfig(), remat=True, attention="auto")
     rest = METRICS, optimizer(settings.optim, 9), learning_rate(settings.optim, 9)
-    places = [
-        jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), made)
-        for made in (
-            StepPrograms(model, is_trained(settings), losses, *rest, mesh=mesh).start(),
-            training.started(StepPrograms(abstract, is_trained(settings), losses, *rest, mesh=mesh)),
-        )
-    ]
-    assert jax.tree.structure(places[0]) == jax.tree.structure(places[1]) and jax.tree.leaves(places[0]) == jax.tree.leaves(places[1])
+    steps = [StepPrograms(each, is_trained(settings), losses, *rest, mesh=mesh) for each in (model, abstract)]
+    made = steps[0].start(), training.started(steps[1])
+    found, expected = (jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), each) for each in made)
+    assert jax.tree.structure(found) == jax.tree.structure(expected) and jax.tree.leaves(found) == jax.tree.leaves(expected)
+    split = [place for place in jax.tree.leaves(steps[0].places) if not place.is_fully_replicated]
+    assert len(split) == 4 * len(jax.tree.leaves(steps[0].params)), "parameters, two moments and gradients"
 
 
 def test_what_does_not_fit_is_one_line(monkeypatch):

@@ -21,7 +21,7 @@ from gp_jax.models.adapter import adapted, attach
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_digest
 from gp_jax.pretrained.params import flat_params
-from gp_jax.sharding import replicated, spread
+from gp_jax.sharding import parameter_sharding, put
 from gp_jax.training.build import Feed, Progress, build_mesh, measured, number_of_steps, plain, records_identity
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.plus.losses import METRICS, SFT_METRICS, answer_losses, policy_losses
@@ -119,8 +119,13 @@ def trained(model: LVLM, config: PlusConfig, mesh: Mesh | None) -> LVLM:
         raise GlimpseError(
             f"parameters: {', '.join(config.parameters)} names no parameter, such as {next(iter(flat_params(nnx.state(model))))}"
         )
-    state = nnx.from_flat_state([(path, v.replace(spread(v[...].astype(jnp.float32), replicated(mesh)))) for path, v in chosen])
-    nnx.update(model, state)
+
+    def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        sharding = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, model.config.text)
+        value = variable[...].astype(jnp.float32)
+        return variable.replace(value if value.sharding == sharding else put(value, sharding))
+
+    nnx.update(model, nnx.from_flat_state([(path, place(path, variable)) for path, variable in chosen]))
     return model
 
 
