@@ -1,27 +1,31 @@
 """Compiles a step of the stage `plus` for a TPU topology on a machine without a TPU: the rollout by the engine, then the update.
 
 A step's arrays live as in `training.plus.step`: the rollout's pictures and all micro-batches stay until the update is done.
+
+The gradient is one program with all layers unrolled, which takes the compiler hours and tens of gigabytes for large models. Its memory
+grows by the same amount with every layer, so it is compiled for models of a few layers, and computed for the whole one.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, bytes_of, placed, plain, quiet, shortage
-from gp_jax.ahead.generation import Request, blank_batch, blank_sample, decode, label
+from gp_jax.ahead.compiling import Compiler, CompilingEngine, bytes_of, placed, plain, quiet, shortage
+from gp_jax.ahead.generation import blank_batch, blank_sample, decode, label
+from gp_jax.ahead.plus_fit import GIB, Phase, PlusFit, Questions
 from gp_jax.ahead.topology import hbm_bytes
 from gp_jax.ahead.training import STEPS, compile_step, needed, shape_of, started, training_mesh
 from gp_jax.config.model import ModelConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.models.adapter import AdapterConfig, attach
+from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.processing.layout import slots_of
 from gp_jax.pruning.plan import make_plan
@@ -32,76 +36,10 @@ from gp_jax.training.plus.losses import METRICS, policy_losses
 from gp_jax.training.plus.rollouts import Question, Rollout
 from gp_jax.training.plus.run import is_trained, ladders_of
 from gp_jax.training.plus.settings import PlusConfig, PolicyConfig
-from gp_jax.training.step import Gathered, StepPrograms, TrainState
+from gp_jax.training.step import StepPrograms
 
 ROLLOUT, ACCUMULATE, UPDATE = "rollout", "accumulate", "update"
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Questions(Request):
-    """A step of equal questions. batch: of a micro-batch; accumulation: micro-batches of a step, all of whose questions are answered
-    together; group: completions of a question; after: last layer that sees every visual token, None: nothing is cut."""
-
-    accumulation: int = 1
-    group: int = 8
-    after: int | None = None
-
-    @property
-    def kept(self) -> int:
-        """Visual tokens that completions see."""
-        return self.visual_tokens if self.after is None else int(self.retention * self.visual_tokens)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What is on a chip in a part of a step, in bytes, beside weights and trained parameters."""
-
-    name: str
-    values: int  # what the program reads and what is kept for later programs
-    temporary: int
-    total: int  # weights and trained parameters too
-    most: str = ""  # the program at which it is most
-
-
-@dataclass(frozen=True)
-class PlusFit:
-    """The memory that a step needs, in bytes per chip."""
-
-    seconds: float
-    mesh: dict[str, int]
-    limit: int
-    questions: Questions
-    lengths: dict[str, int]  # rows of a question that the programs are for
-    beta: float
-    rank: int
-    parameters: int  # of the adapter, of all chips
-    base: int
-    adapter: int  # two copies: as it was at the start, which `StepPrograms.params` holds, and as it is now
-    optimizer: int
-    gradients: int
-    phases: tuple[Phase, ...]
-    programs: tuple[Program, ...]  # of the rollout
-
-    @property
-    def chips(self) -> int:
-        """Number of chips."""
-        return math.prod(self.mesh.values())
-
-    @property
-    def held(self) -> int:
-        """What stays on a chip through all steps."""
-        return self.base + self.adapter + self.optimizer + self.gradients
-
-    @property
-    def total(self) -> int:
-        """The most that is on a chip at any time."""
-        return max(phase.total for phase in self.phases)
-
-    @property
-    def fits(self) -> bool:
-        """Whether it fits the chip's memory."""
-        return self.total <= self.limit
+FEW = 2  # layers of each kind (in front of the cut, behind it) by which the small models differ
 
 
 def compile_plus(
@@ -116,11 +54,13 @@ def compile_plus(
     tensor: int = 1,
     dtype: str = "bfloat16",
     remat: bool = True,
+    all_layers: bool = False,
     watch: Callable[[str], Any] = quiet,
 ) -> PlusFit:
     """Compiles what a step runs, with an adapter on all linear layers of the decoder and the other settings as `PlusConfig` has them.
 
-    Args: beta: of the KL term, 0: without its pass; rank: of the adapter; watch: program's name -> context around its compilation.
+    Args: beta: of the KL term, 0: without its pass; rank: of the adapter; all_layers: compile the update for the whole model; watch:
+        program's name -> context around its compilation.
     Raises: GlimpseError when the topology is unknown, the batch does not divide over the devices, or a program cannot fit a chip at all.
     """
     policy = PolicyConfig(group_size=questions.group, max_new_tokens=questions.answer_tokens, beta=beta)
@@ -129,18 +69,7 @@ def compile_plus(
     )
     policy.check()
     mesh = training_mesh(topology, questions.batch, data, fsdp, tensor)
-    assert settings.adapter is not None, "it is trained"
-    model = attach(abstract_model(config, None, jnp.dtype(dtype)), settings.adapter, abstract=True)
-    model = placed(model, mesh)
-    step = StepPrograms(
-        model,
-        is_trained(settings),
-        partial(policy_losses, config=policy, remat=remat, attention=settings.attention),
-        METRICS,
-        optimizer(settings.optim, STEPS),
-        learning_rate(settings.optim, STEPS),
-        mesh=mesh,
-    )
+    model, step = policy_step(config, settings, mesh, dtype)
     state, gathered = started(step)
     kept = dict(base=bytes_of(step.frozen), adapter=bytes_of((step.params, state.params)), optimizer=bytes_of(state.opt))
     kept |= dict(gradients=bytes_of(gathered.grads))
@@ -157,7 +86,8 @@ def compile_plus(
     try:
         rollout = answer(engine, questions)
         phases += [rollout_phase(compiler)]
-        phases += update_phases(engine, step, (state, gathered), rollout, questions, watch)
+        models = [(config.text.num_hidden_layers, questions.after)] if all_layers else small_models(config, questions.after)
+        phases += update_phases(engine, rollout, questions, models, lambda config: policy_step(config, settings, mesh, dtype)[1], watch)
     except Exception as error:
         if (short := shortage(error)) is None:
             raise
@@ -173,9 +103,26 @@ def compile_plus(
         rank=rank,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(step.params)),
         phases=tuple(phases),
+        layers=tuple(depth for depth, _ in models),
         programs=compiler.programs_compiled(),
         **kept,
     )
+
+
+def policy_step(config: ModelConfig, settings: PlusConfig, mesh: Mesh, dtype: str) -> tuple[LVLM, StepPrograms]:
+    """A model of shapes with an adapter, and the step that trains it, as `run.build_plus` makes them."""
+    assert settings.adapter is not None, "it is trained"
+    model = placed(attach(abstract_model(config, None, jnp.dtype(dtype)), settings.adapter, abstract=True), mesh)
+    step = StepPrograms(
+        model,
+        is_trained(settings),
+        partial(policy_losses, config=settings.policy, remat=settings.remat, attention=settings.attention),
+        METRICS,
+        optimizer(settings.optim, STEPS),
+        learning_rate(settings.optim, STEPS),
+        mesh=mesh,
+    )
+    return model, step
 
 
 def answer(engine: CompilingEngine, questions: Questions) -> Rollout:
@@ -204,53 +151,57 @@ def rollout_phase(compiler: Compiler) -> Phase:
     return Phase(ROLLOUT, most.resident - compiler.weights - most.temporary, most.temporary, most.resident, most.name)
 
 
+def small_models(config: ModelConfig, after: int | None) -> list[tuple[int, int | None]]:
+    """Depth and last layer in front of the cut of the models from whose memory that of a whole one is computed: the smallest, and one more
+    for each kind of layers that the whole one has more of. A model that is small itself: that one."""
+    depth = config.text.num_hidden_layers
+    front, behind = (depth, 0) if after is None else (after + 1, depth - after - 1)
+    if depth <= 4 * FEW:
+        return [(depth, after)]
+    least = min(front, FEW), min(behind, FEW)
+    sizes = [least] + [(least[0] + FEW, least[1])] * (front > FEW) + [(least[0], least[1] + FEW)] * (behind > FEW)
+    return [(sum(size), None if after is None else size[0] - 1) for size in sizes]
+
+
+def whole(found: list[int], models: list[tuple[int, int | None]], depth: int, after: int | None) -> int:
+    """What a whole model needs. found: what the models of `small_models` need."""
+
+    def kinds(depth: int, after: int | None) -> np.ndarray:
+        return np.array([1, depth if after is None else after + 1, 0 if after is None else depth - after - 1])
+
+    # The least-squares solution of least norm: exact for the small models, and a kind of which all have the same number stays as it is.
+    at = np.stack([kinds(*model) for model in models])
+    change = np.linalg.lstsq((at - at[0])[:, 1:], np.array(found) - found[0], rcond=None)[0]
+    return int(found[0] + (kinds(depth, after) - at[0])[1:] @ change)
+
+
 def update_phases(
     engine: CompilingEngine,
-    step: StepPrograms,
-    start: tuple[TrainState, Gathered],
     rollout: Rollout,
     questions: Questions,
+    models: list[tuple[int, int | None]],
+    make: Callable[[ModelConfig], StepPrograms],
     watch: Callable[[str], Any],
 ) -> list[Phase]:
-    """Compiles the two programs of an update, with all micro-batches of the step in memory as in `step.PlusStep.updates`."""
-    compiler, count = engine.call, len(rollout.tokens)
+    """Compiles the two programs of an update, with all micro-batches of the step in memory as in `step.PlusStep.updates`. models: depth and
+    last layer in front of the cut of those to compile for; make: config -> their step."""
+    compiler, count, config = engine.call, len(rollout.tokens), engine.config
     weighted = Weighted(np.zeros(count, np.float32), np.zeros((count, questions.answer_tokens), np.float32))
     parts = np.arange(len(rollout.questions)).reshape(-1, questions.batch).tolist()
     built = [micro_batch(engine, rollout, members, questions.batch, questions.answer_tokens, weighted) for members in parts]
+    memories = []
+    for depth, after in models:
 
-    def watched(name: str) -> Any:
-        compiler.own.current = name
-        return watch(name)
+        def watched(name: str, depth: int = depth) -> Any:
+            compiler.own.current = f"{name}, {depth} layers"
+            return watch(compiler.own.current)
 
-    memories, phases = compile_step(step, *start, plain(built[0]), watched), []
-    for name, memory in zip((ACCUMULATE, UPDATE), memories, strict=True):
-        total, temporary = compiler.held + needed(memory), memory.temp_size_in_bytes
+        plan = () if after is None else (dataclasses.replace(built[0].plan[0], after=after),)
+        step = make(dataclasses.replace(config, text=dataclasses.replace(config.text, num_hidden_layers=depth)))
+        memories.append(compile_step(step, *started(step), plain(dataclasses.replace(built[0], plan=plan)), watched))
+    phases, size = [], (models, config.text.num_hidden_layers, questions.after)
+    for name, own in zip((ACCUMULATE, UPDATE), zip(*memories, strict=True), strict=True):
+        total = compiler.held + whole([needed(memory) for memory in own], *size)
+        temporary = whole([memory.temp_size_in_bytes for memory in own], *size)
         phases.append(Phase(name, total - compiler.weights - temporary, temporary, total))
     return phases
-
-
-def facts(fit: PlusFit) -> dict:
-    """The facts as JSON values."""
-    return dataclasses.asdict(fit) | {"held": fit.held, "total": fit.total, "fits": fit.fits}
-
-
-def report(fit: PlusFit) -> str:
-    """The facts as text."""
-    asked, mesh = fit.questions, " ".join(f"{axis}={size}" for axis, size in fit.mesh.items())
-    rows = f"{fit.lengths['visual']} visual, {fit.lengths['prompt']} prompt, {fit.lengths['kept']} kept, {asked.answer_tokens} answer"
-    step = f"{asked.batch} questions" + (f" x {asked.accumulation} micro-batches" if asked.accumulation > 1 else "")
-    kl = f"with the KL pass (beta {fit.beta})" if fit.beta else "without a KL pass"
-    lines = [
-        f"compiled for {fit.chips} chips ({mesh}) in {fit.seconds:.0f} s; rows per question: {rows}",
-        f"a step: {step} x {asked.group} completions, {kl}; adapter of rank {fit.rank}, {fit.parameters / 1e6:.1f} M parameters",
-        f"HBM per chip  {fit.total / GIB:.2f} GiB of {fit.limit / GIB:.2f} GiB: {'fits' if fit.fits else 'DOES NOT FIT'}",
-        "  always",
-        f"    base weights               {fit.base / GIB:.2f} GiB",
-        f"    adapter, twice             {fit.adapter / GIB:.2f} GiB",
-        f"    optimiser, gradients       {(fit.optimizer + fit.gradients) / GIB:.2f} GiB",
-    ]
-    for phase in fit.phases:
-        words = f" (most while '{phase.most}' runs)" if phase.most else ""
-        sizes = f"{phase.values / GIB:.2f} GiB of values, {phase.temporary / GIB:.2f} GiB temporary"
-        lines.append(f"  {phase.name:<11} {phase.total / GIB:.2f} GiB: {sizes}{words}")
-    return "\n".join(lines)

@@ -67,6 +67,9 @@ class Compile:
     """Plus: weight of the KL term; 0: without its pass."""
     rank: int = 32
     """Plus: rank of the adapter, on all linear layers of the decoder."""
+    all_layers: bool = False
+    """Plus: compile the update for all layers, which takes hours and much memory; otherwise what it needs is computed from models of a few
+    layers."""
     mesh: str = ""
     """Mesh, such as data=2,fsdp=1,tensor=4; -1: all that remain. [default: chosen for generation; train, plus: data=1,fsdp=-1,tensor=1]"""
     data: int | None = None
@@ -179,11 +182,12 @@ def train(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes:
 
 def plus(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
     """Compiles a step of the stage plus and reports it: masks are the records' own, cut where the glimpse cuts."""
-    from gp_jax.ahead.plus import Questions, compile_plus, facts, report
+    from gp_jax.ahead.plus import compile_plus
+    from gp_jax.ahead.plus_fit import Questions, facts, report
 
     after = glimpse.reduce_layer if args.plan == "glimpse" else None
     given = lengths(args, config, 128) | {name: getattr(args, name) for name in ("retention", "group", "accumulation")}
-    options = {name: getattr(args, name) for name in ("beta", "rank", "dtype", "remat")}
+    options = {name: getattr(args, name) for name in ("beta", "rank", "dtype", "remat", "all_layers")}
     fit = compile_plus(config, args.topology, Questions(**given, after=after), **options, **training_mesh(sizes), watch=ticking)
     show(args, facts(fit), report(fit))
     if not fit.fits:

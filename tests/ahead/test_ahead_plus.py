@@ -13,11 +13,13 @@ from flax import nnx
 
 from gp_jax import GlimpseError
 from gp_jax.ahead import compiling, plus, training
-from gp_jax.ahead.plus import Questions, compile_plus
+from gp_jax.ahead.plus import compile_plus, small_models, whole
+from gp_jax.ahead.plus_fit import Questions, facts, report
 from gp_jax.commands import compile as command
 from gp_jax.models.adapter import AdapterConfig, adapted, attach
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.hf_config import model_config
+from gp_jax.pretrained.known import SIZES
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.sharding import make_mesh
 from gp_jax.tiny import CONFIG
@@ -78,14 +80,30 @@ def test_what_is_on_a_chip(fits):
     assert two.phases[1].temporary >= one.phases[1].temporary, "the KL pass reads the prompts once more"
 
 
+def test_a_whole_model_from_small_ones():
+    config = SIZES["7b"]
+    assert small_models(config, 18) == [(4, 1), (6, 3), (6, 1)] and small_models(config, None) == [(2, None), (4, None)]
+    assert small_models(config, 26) == [(3, 1), (5, 3)], "the one layer behind the cut is in both"
+    assert small_models(model_config(CONFIG, {}), 3) == [(6, 3)]
+
+    def bytes_needed(depth, after):
+        front = depth if after is None else after + 1
+        return 1000 + 70 * front + 20 * (depth - front)
+
+    for after in (18, None, 26):
+        models = small_models(config, after)
+        assert whole([bytes_needed(*model) for model in models], models, 28, after) == pytest.approx(bytes_needed(28, after), abs=1)
+    assert whole([77], [(28, 18)], 28, 18) == 77
+
+
 def test_reports(fits):
-    one, two = map(plus.report, fits)
+    one, two = map(report, fits)
     assert "8 chips (data=1 fsdp=4 tensor=2)" in one and "160 visual, 176 prompt, 64 kept, 8 answer" in one
     assert "4 questions x 2 completions, without a KL pass; adapter of rank 4" in one and "GiB of 15.75 GiB: fits" in one
     assert "4 questions x 2 micro-batches x 2 completions, with the KL pass (beta 0.04)" in two
-    facts = json.loads(json.dumps(plus.facts(fits[0])))
-    assert facts["fits"] is True and facts["phases"][0]["most"] in {p["name"] for p in facts["programs"]}
-    assert facts["total"] == fits[0].total and facts["questions"]["group"] == 2
+    found = json.loads(json.dumps(facts(fits[0])))
+    assert found["fits"] is True and found["phases"][0]["most"] in {p["name"] for p in found["programs"]}
+    assert found["total"] == fits[0].total and found["questions"]["group"] == 2
 
 
 def test_the_state_is_that_of_a_run():
