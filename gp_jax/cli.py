@@ -15,7 +15,7 @@ USAGE = """usage: gp-jax COMMAND ...
 commands:
   ask PHOTO [PHOTO ...] "question" --model DIR_OR_ID    answer a question about photographs
   prepare SOURCE [SOURCE ...] --images DIR --out DIR    check annotations and pictures, write them for training
-  compile --model 7b --topology v5e:2x4                 compile generation (or --what train) for a TPU that is not here
+  compile --model 7b --topology v5e:2x4                 compile generation (or --what train, plus) for a TPU that is not here
   export MODEL --to DIR --platforms cpu,tpu,cuda        write a model as one program that runs without gp_jax
   merge MODEL --adapter DIR_OR_ID --to DIR              add a LoRA adapter to a model's weights
 

@@ -31,7 +31,7 @@ RANKS = {
         {"cli"},
         {"__main__"},
     ],
-    "ahead": [{"artifact", "hlo", "topology"}, {"compiling"}, {"generation", "training"}, {"report"}],
+    "ahead": [{"artifact", "hlo", "topology"}, {"compiling"}, {"generation", "training"}, {"plus", "report"}],
     "ahead/artifact": [{"names"}, {"facts", "readme"}, {"inputs", "write"}],
     "commands": [{"ask", "compile", "export", "merge", "prepare"}],
     "config": [{"choices", "families", "files", "schema"}, {"vision"}, {"model"}],

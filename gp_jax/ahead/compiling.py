@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from gp_jax.ahead.hlo import Facts, read
 from gp_jax.buckets import Ladders
@@ -23,7 +24,7 @@ from gp_jax.inference.shared_programs import Kind, Parts, Programs, signature
 from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.target import targeting
 from gp_jax.processing.layout import Sample
-from gp_jax.sharding import batch_sharding, replicated
+from gp_jax.sharding import batch_sharding, parameter_sharding, replicated
 from gp_jax.trees import DecodeState, VisionFeatures
 
 VISION, PREFILL, FIRST, DECODE = STAGES = ("vision", "decoder prefill", "first token", "decode token")
@@ -72,16 +73,37 @@ class Value(jax.ShapeDtypeStruct):
         memory.take(size)
         weakref.finalize(self, memory.take, -size)
 
-    @property
-    def plain(self) -> jax.ShapeDtypeStruct:
-        """The same as JAX accepts it."""
-        return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.sharding)
+
+def plain(tree: T) -> T:
+    """The same with values as JAX accepts them."""
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding) if isinstance(v, Value) else v, tree)
 
 
 def shard_bytes(value: Any) -> int:
     """Bytes of a value on one chip."""
     shape = value.sharding.shard_shape(value.shape)
     return int(np.prod(shape)) * getattr(value.dtype, "itemsize", 8)
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes on one chip of all values in a tree."""
+    return sum(map(shard_bytes, jax.tree.leaves(tree)))
+
+
+def placed(model: LVLM, mesh: jax.sharding.Mesh) -> LVLM:
+    """A model of shapes with their places on the mesh."""
+    (graph, state), text = nnx.split(model), model.config.text
+
+    def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        sharding = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, text)
+        return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
+
+    return nnx.merge(graph, nnx.from_flat_state([(path, place(path, variable)) for path, variable in nnx.to_flat_state(state)]))
+
+
+def quiet(name: str) -> contextlib.AbstractContextManager:
+    """Prints nothing during a compilation."""
+    return contextlib.nullcontext()
 
 
 class Compiler(Parts):
@@ -114,6 +136,11 @@ class Compiler(Parts):
     def memory(self) -> "Memory":
         return self.own.memory
 
+    @property
+    def held(self) -> int:
+        """Bytes on a chip between programs: weights, values and the code of what has run."""
+        return self.weights + self.memory.held + sum(p.code for p in {id(p): p for p in self.own.ran}.values())
+
     def take(self, part: Any) -> tuple[Kind, tuple]:
         with self.lock:
             return super().take(part)
@@ -140,8 +167,7 @@ class Compiler(Parts):
                 future.set_exception(error)
         record, outputs = future.result()
         self.own.ran.append(record)
-        code = sum(p.code for p in {id(p): p for p in self.own.ran}.values())
-        record.resident = max(record.resident, self.weights + self.memory.held + code + record.temporary + record.outputs)
+        record.resident = max(record.resident, self.held + record.temporary + record.outputs)
         return jax.tree.map(lambda out: Value(out.shape, out.dtype, out.sharding, self.memory), outputs)
 
     def programs_compiled(self) -> tuple[Program, ...]:
@@ -150,7 +176,7 @@ class Compiler(Parts):
 
     def compile(self, name: str, program: Any, function: Callable, kind: Kind | None, leaves: tuple, args: tuple, static: dict) -> tuple:
         """Returns: the record and the outputs as shapes with shardings."""
-        args = jax.tree.map(lambda v: v.plain if isinstance(v, Value) else v, args)
+        args = plain(args)
         start = time.perf_counter()
         with self.watch(name), targeting("tpu"):
             lowered = program.lower(leaves, *args, kind=kind, **static)

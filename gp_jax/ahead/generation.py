@@ -1,12 +1,10 @@
 """The programs of generation, compiled for a topology: what the engine runs for a batch of equal requests, dense and pruned."""
 
-import contextlib
 import re
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, shard_bytes, shortage
+from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, bytes_of, placed, quiet, shortage
 from gp_jax.ahead.topology import hbm_bytes, inference_mesh
 from gp_jax.buckets import Ladders
 from gp_jax.config.model import GlimpseConfig, ModelConfig
@@ -28,10 +26,10 @@ from gp_jax.inference.requests import Batch, CutInput, sampling_settings
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.processing.layout import Sample
-from gp_jax.pruning.plan import Plan
+from gp_jax.pruning.plan import SCORERS, Plan
 from gp_jax.pruning.scorers.scorer import Cut
-from gp_jax.sharding import batch_sharding, parameter_sharding
-from gp_jax.trees import KeepLimits
+from gp_jax.sharding import batch_sharding
+from gp_jax.trees import KeepLimits, Prefix
 
 LONG = 512  # for sequences of at least this length, no program may store rows x rows scores
 
@@ -95,17 +93,6 @@ class GenerationReport:
         return next(p for p in self.programs if p.name == name)
 
 
-def placed(model: LVLM, mesh: Mesh) -> LVLM:
-    """A model of shapes with their places on the mesh."""
-    (graph, state), text = nnx.split(model), model.config.text
-
-    def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-        sharding = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, text)
-        return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
-
-    return nnx.merge(graph, nnx.from_flat_state([(path, place(path, variable)) for path, variable in nnx.to_flat_state(state)]))
-
-
 def weight_bytes(model: LVLM) -> int:
     """Bytes of all parameters."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model)))
@@ -146,11 +133,6 @@ def label(function: Callable, args: tuple, static: dict) -> str:
 def words(name: str) -> str:
     """ "ClipBlock.run" -> "clip block run"."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|[._]+", " ", name.removesuffix(".__call__")).lower().strip()
-
-
-def quiet(name: str) -> AbstractContextManager:
-    """Prints nothing during a compilation."""
-    return contextlib.nullcontext()
 
 
 def explained(lengths: set[int], model: LVLM, batch: int, mesh: Mesh) -> dict[int, int]:
@@ -204,7 +186,7 @@ def compile_generation(
     lengths = padded(request, config, glimpse, plans, ladders)
     mesh = mesh or inference_mesh(topology, sizes or {}, config.text, lengths["batch"], weight_bytes(abstract))
     model = placed(abstract, mesh)
-    weights = sum(shard_bytes(leaf) for leaf in jax.tree.leaves(nnx.state(model)))
+    weights = bytes_of(nnx.state(model))
     if weights > hbm:
         raise GlimpseError(f"{topology}: the weights alone need {weights / 2**30:.2f} GiB of {hbm / 2**30:.2f} GiB per chip")
     work = request.workload(config.vision, ladders)
@@ -212,10 +194,7 @@ def compile_generation(
     long = {r for r in (lengths["prompt"], ladders.prompt.fit(n), slots, lengths["patches"]) if r >= LONG}
     rows = explained(long, model, lengths["batch"], mesh)
     compiler = Compiler(mesh, weights, label, watch, rows)
-    blank = Sample(
-        np.zeros(n, np.int32), np.zeros((config.position_axes, n), np.int32), np.full(n, -1), (),
-        np.zeros((0, config.vision.patch_dim), np.float32), *(np.zeros(0, np.int32),) * 3,
-    )  # fmt: skip
+    blank = [blank_sample(config, n)] * request.batch
 
     def compiled(name: str) -> Compiled:
         plan: Plan = (Cut(glimpse.reduce_layer, "glimpse"),) if name == "glimpse" else ()
@@ -223,7 +202,8 @@ def compile_generation(
         engine = CompilingEngine(model, ladders, mesh, compiler, slots, kept)
         compiler.begin()
         try:
-            cache = walk(engine, plan, [blank] * request.batch, slots, lengths["decode"])
+            filled = engine.prefill(blank_batch(engine, plan, blank, slots))
+            cache = decode(engine, engine.prefix(filled), lengths["decode"])
         except Exception as error:
             if (short := shortage(error)) is None:
                 raise
@@ -249,21 +229,32 @@ def compile_generation(
         hbm=hbm,
         programs=compiler.programs_compiled(),
         plans=found,
-        scores=shard_bytes(scores),
+        scores=bytes_of(scores),
         seconds=start,
         cpu_seconds=processor,
     )
 
 
-def walk(engine: CompilingEngine, plan: Plan, samples: list[Sample], slots: int, new: int) -> int:
-    """Prefill, the first token, and decoding, as `GlimpseVLM.generate` calls them. Returns: bytes of the caches on a chip."""
+def blank_sample(config: ModelConfig, tokens: int) -> Sample:
+    """A prompt of so many tokens; what its pictures are is said elsewhere, since only shapes matter."""
+    rest = np.zeros((0, config.vision.patch_dim), np.float32), *(np.zeros(0, np.int32),) * 3
+    return Sample(np.zeros(tokens, np.int32), np.zeros((config.position_axes, tokens), np.int32), np.full(tokens, -1), (), *rest)
+
+
+def blank_batch(engine: CompilingEngine, plan: Plan, samples: list[Sample], slots: int) -> Batch:
+    """Samples as the engine takes them, with keep rules that say nothing."""
     batch = engine.ladders.batch.fit(len(samples))
-    zeros = np.zeros(batch, np.int32)
+    zeros, given = np.zeros(batch, np.int32), np.zeros((batch, slots), np.float32)
     limits = KeepLimits(np.float32(0), zeros, zeros, zeros, zeros, np.zeros((batch, slots), bool))
-    filled = engine.prefill(Batch(samples, plan, [CutInput(limits, None) for _ in plan], zeros, batch, slots))
-    settings = sampling_settings(engine.config, 0.0, 0, 1.0, 0, "auto", batch)
-    rows = Rows.behind(engine, engine.prefix(filled), settings, new, np.zeros(batch, bool), new)
-    caches = [array for layer in rows.kv for array in (layer.key, layer.value)] + [array for pair in rows.state.new_kv for array in pair]
-    size = sum(shard_bytes(array) for array in caches)
+    return Batch(samples, plan, [CutInput(limits, given if SCORERS[cut.scorer].given else None) for cut in plan], zeros, batch, slots)
+
+
+def decode(engine: CompilingEngine, prefix: Prefix, new: int, group: int = 1, logprobs: bool = False) -> int:
+    """The first token and the others, for `group` rows behind every prompt, as `GlimpseVLM.generate` calls them. Returns: bytes of the
+    caches on a chip."""
+    count = prefix.logits.shape[0] * group
+    settings = sampling_settings(engine.config, 0.0, 0, 1.0, 0, "auto", count)
+    rows = Rows.behind(engine, prefix, settings, new, np.zeros(count, bool), new, logprobs)
+    size = bytes_of([rows.state.new_kv, [(layer.key, layer.value) for layer in rows.kv]])
     rows.generate()
     return size

@@ -2,15 +2,16 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.sharding import Mesh
 
-from gp_jax.ahead.compiling import shortage
+from gp_jax.ahead.compiling import bytes_of, placed, quiet, shortage
 from gp_jax.ahead.topology import hbm_bytes, topology_devices
 from gp_jax.config.model import ModelConfig
 from gp_jax.data.collate import Shape, TrainSample, train_batch
@@ -19,11 +20,11 @@ from gp_jax.errors import GlimpseError
 from gp_jax.ops.target import targeting
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.processing.layout import Sample, pack_windows, rope_positions
-from gp_jax.sharding import batch_sharding, make_mesh, mesh_sizes, parameter_sharding, replicated
+from gp_jax.sharding import batch_sharding, make_mesh, mesh_sizes
 from gp_jax.training.build import glimpse_config
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.settings import GlimpseSettings, LossConfig, OptimConfig
-from gp_jax.training.step import METRICS, Counts, Gathered, TrainingStep, TrainState
+from gp_jax.training.step import Counts, Gathered, StepPrograms, TrainingStep, TrainState
 from gp_jax.trees import TrainBatch
 
 STEPS = 1000  # length of the learning-rate schedule, which no shape depends on
@@ -47,19 +48,16 @@ class Fit:
         return self.total <= self.limit
 
 
-def example(
-    config: ModelConfig, batch: int, visual_tokens: int, prompt_tokens: int, answer_tokens: int, rows: int
-) -> tuple[TrainBatch, Shape]:
-    """A batch of abstract arrays, with shapes and no values."""
+def shape_of(config: ModelConfig, visual_tokens: int, prompt_tokens: int, tail: int) -> Shape:
+    """The lengths of a sample with one picture, as records are padded to them. tail: rows behind the prompt."""
     side = config.vision.window_side
     columns = max(side, int(visual_tokens**0.5) // side * side)
-    grid = (-(-visual_tokens // columns), columns)
-    slots, _ = pack_windows([grid], side)
-    shape = Shape(
-        round_up(max(slots.size, visual_tokens), side * side),
-        round_up(visual_tokens + prompt_tokens),
-        round_up(max(1, rows) + answer_tokens),
-    )
+    slots, _ = pack_windows([(-(-visual_tokens // columns), columns)], side)
+    return Shape(round_up(max(slots.size, visual_tokens), side * side), round_up(visual_tokens + prompt_tokens), round_up(tail))
+
+
+def example(config: ModelConfig, batch: int, shape: Shape, rows: int) -> TrainBatch:
+    """A batch of abstract arrays, with shapes and no values. rows: of the glimpse."""
     image_token = np.full(3, -1)  # the shapes come from `shape`, so a sample without pictures suffices
     sample = Sample(
         np.zeros(3, np.int32),
@@ -76,7 +74,47 @@ def example(
         axis = 1 if path[-1].name == "positions" else 0
         return jax.ShapeDtypeStruct((*leaf.shape[:axis], batch, *leaf.shape[axis + 1 :]), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(widen, batched), shape
+    return jax.tree_util.tree_map_with_path(widen, batched)
+
+
+def training_mesh(topology: str, batch: int, data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh over a topology. Raises: GlimpseError when it is unknown, or the batch does not divide over the devices."""
+    devices = topology_devices(topology)
+    mesh = make_mesh(*mesh_sizes(data, fsdp, tensor, len(devices)), devices=devices)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch % parts:
+        raise GlimpseError(f"--batch {batch} is not a multiple of data x fsdp = {parts}")
+    return mesh
+
+
+def started(step: StepPrograms) -> tuple[TrainState, Gathered]:
+    """What `StepPrograms.start` makes, as shapes with their places."""
+    count, number, rng = np.int32(0), np.float32(0), np.zeros(2, np.uint32)
+    state = TrainState(step.params, jax.eval_shape(step.optimizer.init, step.params), count, count, rng)
+    made = state, Gathered(step.params, dict.fromkeys(step.metrics, number))
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), made, step.places)
+
+
+def compile_step(step: StepPrograms, state: TrainState, gathered: Gathered, batch: Any, watch: Callable[[str], Any] = quiet) -> list[Any]:
+    """Compiles both programs of a step. Returns: what each needs of a chip's memory, `accumulate` first. Raises: the compiler's errors."""
+    assert step.mesh is not None, "a topology has a mesh"
+    number, found = next(iter(gathered.sums.values())), []
+    arguments = {
+        "accumulate": (gathered, state.params, step.frozen, batch, Counts(number, number), state.step, state.rng),
+        "update": (state, gathered),
+    }
+    for name, given in arguments.items():
+        with watch(name), targeting("tpu"), jax.set_mesh(step.mesh):
+            memory = step.programs[name].lower(*given).compile().memory_analysis()
+        assert memory is not None, "the TPU compiler reports memory"
+        found.append(memory)
+    return found
+
+
+def needed(memory: Any) -> int:
+    """Bytes on a chip that a program needs beside its arguments: temporary ones, outputs that take no argument's place, and its code."""
+    unaliased = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.temp_size_in_bytes + unaliased + memory.generated_code_size_in_bytes
 
 
 def compile_training(
@@ -97,64 +135,31 @@ def compile_training(
 
     Raises: GlimpseError when the topology is unknown, the batch does not divide over the devices, or the programs do not fit the memory.
     """
-    devices = topology_devices(topology)
-    mesh = make_mesh(*mesh_sizes(data, fsdp, tensor, len(devices)), devices=devices)
+    mesh = training_mesh(topology, batch, data, fsdp, tensor)
     glimpse = glimpse_config(GlimpseSettings(), config)
-    model = abstract_model(config, glimpse, jnp.dtype(dtype))
+    model = placed(abstract_model(config, glimpse, jnp.dtype(dtype)), mesh)
     optim = OptimConfig()
     step = TrainingStep(model, optimizer(optim, STEPS), learning_rate(optim, STEPS), LossConfig(), mesh=mesh, remat=remat)
-    whole = replicated(mesh)
-
-    def placed(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
-
-    params = placed(step.params)
-
-    def sharded(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-        sharding = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, config.text)
-        return variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding))
-
-    frozen = [(path, sharded(path, variable)) for path, variable in nnx.to_flat_state(step.frozen)]
-    scalar = {kind: jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (jnp.int32, jnp.float32)}
-    rng = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=whole)
-    state = TrainState(params, placed(jax.eval_shape(step.optimizer.init, params)), scalar[jnp.int32], scalar[jnp.int32], rng)
-    gathered = Gathered(params, dict.fromkeys(METRICS, scalar[jnp.float32]))
-    abstract, shape = example(config, batch, visual_tokens, prompt_tokens, answer_tokens, glimpse.rows)
+    state, gathered = started(step)
+    shape = shape_of(config, visual_tokens, prompt_tokens, max(1, glimpse.rows) + answer_tokens)
 
     def split(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         axis = 1 if path[-1].name == "positions" else 0
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh, batch, axis))
 
-    parts = int(np.prod([mesh.shape[axis] for axis in ("data", "fsdp")]))
-    if batch % parts:
-        raise GlimpseError(f"--batch {batch} is not a multiple of data x fsdp = {parts}")
-    counts = Counts(scalar[jnp.float32], scalar[jnp.float32])
     start = time.perf_counter()
     try:
-        with targeting("tpu"), jax.set_mesh(mesh):
-            lowered = step.programs["accumulate"].lower(
-                gathered,
-                params,
-                nnx.from_flat_state(frozen),
-                jax.tree_util.tree_map_with_path(split, abstract),
-                counts,
-                state.step,
-                state.rng,
-            )
-            compiled = lowered.compile()
-            step.programs["update"].lower(state, gathered).compile()
+        memory = compile_step(step, state, gathered, jax.tree_util.tree_map_with_path(split, example(config, batch, shape, glimpse.rows)))[
+            0
+        ]
     except Exception as error:
         if (short := shortage(error)) is None:
             raise
         raise GlimpseError(f"the training step on {topology} {short}") from error
-    memory = compiled.memory_analysis()
-    assert memory is not None, "the TPU compiler reports memory"
-    opt_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt))
-    arguments = memory.argument_size_in_bytes + opt_bytes  # the optimiser's state stays in memory while gradients are accumulated
-    unaliased = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = arguments + memory.temp_size_in_bytes + unaliased + memory.generated_code_size_in_bytes
-    seconds = time.perf_counter() - start
-    return Fit(seconds, arguments, memory.temp_size_in_bytes, total, hbm_bytes(topology), mesh.size, shape)
+    # The optimiser's state stays in memory while gradients are accumulated.
+    arguments = memory.argument_size_in_bytes + bytes_of(state.opt)
+    seconds, limit = time.perf_counter() - start, hbm_bytes(topology)
+    return Fit(seconds, arguments, memory.temp_size_in_bytes, arguments + needed(memory), limit, mesh.size, shape)
 
 
 def facts(fit: Fit) -> dict:

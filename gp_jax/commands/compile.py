@@ -36,28 +36,39 @@ class Compile:
 
     gp-jax compile --model 7b --topology v5e:2x4 --batch 8 --visual-tokens 4096
     gp-jax compile --what train --model 7b --topology v5e:4x4 --batch 16 --visual-tokens 2048
+    gp-jax compile --what plus --model 7b --topology v5e:4x4 --batch 4 --tensor 4
     """
 
-    what: Literal["generate", "train"] = "generate"
-    """What to compile: the programs of generation, or the training step of the glimpse with the released settings."""
+    what: Literal["generate", "train", "plus"] = "generate"
+    """What to compile: the programs of generation; the training step of the glimpse with the released settings; or a step of fine-tuning
+    under pruning (the stage plus of train.py), rollout and update."""
     model: str = ""
     """3b, 7b, 32b or 72b (Qwen2.5-VL), llava-1.5-7b, llava-1.5-13b, or a model folder, of which only config.json is read."""
     topology: str = "v5e:4x4"
     """TPU generation (v4, v5e, v5p, v6e) and chips, e.g. v5e:1x1, v5e:2x4, v6e:4x4, v5p:2x2x4."""
     batch: int | None = None
-    """Samples over all chips together. [default: 8; train: 16 per micro-batch]"""
+    """Samples over all chips together. [default: 8; train, plus: 16 per micro-batch]"""
     visual_tokens: int | None = None
-    """Visual tokens of a sample. [default: 4096, train: 2048; LLaVA: those of its largest pictures]"""
+    """Visual tokens of a sample. [default: 4096, train, plus: 2048; LLaVA: those of its largest pictures]"""
     prompt_tokens: int = 64
     """Text tokens of a prompt."""
     answer_tokens: int | None = None
-    """Tokens of an answer. [default: 128; train: 32]"""
+    """Tokens of an answer, plus: of a completion. [default: 128; train: 32]"""
     plan: Literal["glimpse", "dense"] = "glimpse"
-    """Generation: glimpse compiles the pruning programs and compares them with the dense ones; dense compiles only the dense ones."""
+    """Generation: glimpse compiles the pruning programs and compares them with the dense ones; dense compiles only the dense ones. Plus:
+    dense compiles a step in which nothing is cut."""
     retention: float = 0.111
-    """Generation: share of the visual tokens that the cut keeps."""
+    """Generation, plus: share of the visual tokens that the cut keeps."""
+    group: int = 8
+    """Plus: completions of a question."""
+    accumulation: int = 1
+    """Plus: micro-batches of a step; all their questions are answered together."""
+    beta: float = 0.0
+    """Plus: weight of the KL term; 0: without its pass."""
+    rank: int = 32
+    """Plus: rank of the adapter, on all linear layers of the decoder."""
     mesh: str = ""
-    """Mesh, such as data=2,fsdp=1,tensor=4; -1: all that remain. [default: chosen for generation; train: data=1,fsdp=-1,tensor=1]"""
+    """Mesh, such as data=2,fsdp=1,tensor=4; -1: all that remain. [default: chosen for generation; train, plus: data=1,fsdp=-1,tensor=1]"""
     data: int | None = None
     """Mesh: number of copies of the model; samples are split over them."""
     fsdp: int | None = None
@@ -67,7 +78,7 @@ class Compile:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the base model's weights."""
     remat: bool = True
-    """Train: recompute attention in the backward pass."""
+    """Train, plus: recompute attention in the backward pass."""
     json: Path | None = None
     """Write the report as JSON to this file; -: to standard output, in place of the text."""
 
@@ -77,7 +88,7 @@ class Compile:
 
         if not self.model:
             raise GlimpseError(f"--model is missing: {', '.join(SIZES)} or a model folder")
-        for name in ("batch", "visual_tokens", "prompt_tokens", "answer_tokens"):
+        for name in ("batch", "visual_tokens", "prompt_tokens", "answer_tokens", "accumulation", "rank"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise GlimpseError(f"--{name.replace('_', '-')} {value} must be positive")
         if not 0 <= self.retention <= 1:
@@ -126,7 +137,7 @@ def run(args: Compile) -> None:
     model = model_named(args.model)
     with warnings.catch_warnings():
         warnings.showwarning = note
-        (train if args.what == "train" else generate)(args, *model, sizes)
+        {"generate": generate, "train": train, "plus": plus}[args.what](args, *model, sizes)
 
 
 def note(
@@ -157,16 +168,39 @@ def train(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes:
     """Compiles the training step and reports it. The settings are the released ones, not those of the folder's glimpse."""
     from gp_jax.ahead.training import compile_training, facts, report
 
-    mesh: dict[str, Any] = {"data": 1, "fsdp": -1 if -1 not in sizes.values() else 1, "tensor": 1} | sizes
-    visual_tokens = args.visual_tokens or config.vision.most_tokens or 2048
-    options: dict[str, Any] = {"batch": args.batch or 16, "visual_tokens": visual_tokens, "answer_tokens": args.answer_tokens or 32}
-    options |= {"prompt_tokens": args.prompt_tokens, "dtype": args.dtype, "remat": args.remat}
+    options = lengths(args, config, 32) | {"dtype": args.dtype, "remat": args.remat}
     with ticking(f"the training step of {args.model} for {args.topology} (minutes)"):
-        fit = compile_training(config, args.topology, **options, **mesh)
+        fit = compile_training(config, args.topology, **options, **training_mesh(sizes))
     show(args, facts(fit), report(fit))
     if not fit.fits:
         needs = f"needs {fit.total / 2**30:.2f} GiB of {fit.limit / 2**30:.2f} GiB per chip"
         raise GlimpseError(f"the training step of {args.model} on {args.topology} {needs}")
+
+
+def plus(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
+    """Compiles a step of the stage plus and reports it: masks are the records' own, cut where the glimpse cuts."""
+    from gp_jax.ahead.plus import Questions, compile_plus, facts, report
+
+    after = glimpse.reduce_layer if args.plan == "glimpse" else None
+    given = lengths(args, config, 128) | {name: getattr(args, name) for name in ("retention", "group", "accumulation")}
+    options = {name: getattr(args, name) for name in ("beta", "rank", "dtype", "remat")}
+    fit = compile_plus(config, args.topology, Questions(**given, after=after), **options, **training_mesh(sizes), watch=ticking)
+    show(args, facts(fit), report(fit))
+    if not fit.fits:
+        needs = f"needs {fit.total / 2**30:.2f} GiB of {fit.limit / 2**30:.2f} GiB per chip"
+        raise GlimpseError(f"a step of the stage plus of {args.model} on {args.topology} {needs}")
+
+
+def lengths(args: Compile, config: "ModelConfig", answer: int) -> dict[str, Any]:
+    """Sizes of a micro-batch of training. answer: tokens, where none are given."""
+    visual_tokens = args.visual_tokens or config.vision.most_tokens or 2048
+    given = {"batch": args.batch or 16, "visual_tokens": visual_tokens, "answer_tokens": args.answer_tokens or answer}
+    return given | {"prompt_tokens": args.prompt_tokens}
+
+
+def training_mesh(sizes: dict[str, int]) -> dict[str, Any]:
+    """The requested sizes of the mesh and, for the other axes, those of `train.py`."""
+    return {"data": 1, "fsdp": -1 if -1 not in sizes.values() else 1, "tensor": 1} | sizes
 
 
 def show(args: Compile, facts: dict, text: str) -> None:

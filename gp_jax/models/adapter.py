@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -93,8 +94,9 @@ def forms(name: str) -> tuple[str, ...]:
     return name, f"model.language_model.{rest}", f"language_model.model.{rest}"
 
 
-def attach(model: LVLM, config: AdapterConfig, paths: Sequence[str] | None = None, seed: int = 0) -> LVLM:
-    """Gives a model an adapter, which changes nothing until it is trained: B is 0. paths: of its layers; None: those of the config.
+def attach(model: LVLM, config: AdapterConfig, paths: Sequence[str] | None = None, seed: int = 0, abstract: bool = False) -> LVLM:
+    """Gives a model an adapter, which changes nothing until it is trained: B is 0. paths: of its layers; None: those of the config;
+    abstract: shapes instead of arrays, as `pretrained.params.abstract_model` has them.
 
     Returns: the model itself. Raises: GlimpseError.
     """
@@ -103,7 +105,8 @@ def attach(model: LVLM, config: AdapterConfig, paths: Sequence[str] | None = Non
     for path in chosen(config.target_modules, model.config.text.num_hidden_layers) if paths is None else paths:
         linear = module_at(model, path)
         size_out, size_in = linear.weight.shape
-        linear.adapter = nnx.data(LowRank(size_in, size_out, config.r, config.scale, config.lora_dropout, rngs=rngs))
+        make = partial(LowRank, size_in, size_out, config.r, config.scale, config.lora_dropout)
+        linear.adapter = nnx.data(nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0))) if abstract else make(rngs=rngs))
     return model
 
 

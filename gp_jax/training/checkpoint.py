@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import folder_of, kind_of, writing
+from gp_jax.sharding import fetch
 
 policies = ocp.training.preservation_policies
 
@@ -38,10 +39,11 @@ def run_folder(out: str) -> epath.Path:
 
 
 def checksum(tree: Any) -> int:
-    """Checksum of all values of a tree, in order. Arrays must be replicated, as all trainable ones are."""
+    """Checksum of all values of a tree, in order. Every process must call it."""
     total = 0
     for leaf in jax.tree.leaves(tree):
-        total = zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).tobytes(), total)
+        whole = fetch(leaf, getattr(getattr(leaf, "sharding", None), "mesh", None))
+        total = zlib.crc32(np.ascontiguousarray(whole).tobytes(), total)
     return total
 
 

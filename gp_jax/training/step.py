@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import register_dataclass
 
 from gp_jax.models.lvlm import LVLM
@@ -109,12 +109,14 @@ class StepPrograms:
         mesh: Mesh | None = None,
         dropout: bool = False,
     ):
-        """Args: trains: nnx filter of the trained parameters; losses: (module, batch, counts, key) -> loss, (metric sums, one array per
-        sample); dropout: whether `losses` takes a key."""
+        """Args: trains: nnx filter of the trained parameters, which stay where the module has them on the mesh, with their gradients and
+        moments; losses: (module, batch, counts, key) -> loss, (metric sums, one array per sample); dropout: whether `losses` takes a
+        key."""
         self.mesh, self.optimizer, self.schedule, self.metrics, self.seed = mesh, optimizer, schedule, tuple(metrics), seed
         graph, *states = nnx.split(module, trains, ...)
         self.params, self.frozen = states
         self.graph = graph
+        self.places = self._places()
 
         def forward(params, frozen, batch, counts, key):
             return losses(nnx.merge(graph, params, frozen), batch, counts, key)
@@ -130,13 +132,31 @@ class StepPrograms:
             return sums, jax.lax.with_sharding_constraint(logits, batch_sharding(mesh, logits.shape[0]))
 
         self.programs = {
-            "accumulate": jax.jit(accumulate, donate_argnums=0),
+            "accumulate": jax.jit(accumulate, donate_argnums=0, out_shardings=self.places[1]),
             "evaluate": jax.jit(evaluate),
-            "update": jax.jit(self._update, donate_argnums=(0, 1)),
+            "update": jax.jit(self._update, donate_argnums=(0, 1), out_shardings=(*self.places, replicated(mesh))),
         }
         add, validate, self.update = (self._on_mesh(program) for program in self.programs.values())
         self.accumulate = lambda gathered, state, *rest: add(gathered, state.params, self.frozen, *rest, state.step, state.rng)
         self.evaluate = lambda state, batch, counts: validate(state.params, self.frozen, batch, counts)
+
+    def _places(self) -> tuple[TrainState, Gathered]:
+        """The sharding of every array of a state and of an unfinished step."""
+        whole = replicated(self.mesh)
+
+        def own(value: Any) -> jax.sharding.Sharding:
+            found = getattr(value, "sharding", None)
+            return found if isinstance(found, NamedSharding) and found.mesh == self.mesh else whole
+
+        params = jax.tree.map(own, self.params)
+        by_path = dict(jax.tree_util.tree_leaves_with_path(params))
+
+        def beside(path: tuple, leaf: Any) -> jax.sharding.Sharding:
+            """A moment's path ends with that of its parameter."""
+            return next((by_path[path[start:]] for start in range(len(path)) if path[start:] in by_path), whole)
+
+        opt = jax.tree_util.tree_map_with_path(beside, jax.eval_shape(self.optimizer.init, self.params))
+        return TrainState(params, opt, whole, whole, whole), Gathered(params, dict.fromkeys(self.metrics, whole))
 
     def _on_mesh(self, program: Callable) -> Callable:
         def run(*args):
@@ -173,12 +193,18 @@ class StepPrograms:
 
     def start(self) -> tuple[TrainState, Gathered]:
         """The state before the first step, on the devices."""
-        whole = replicated(self.mesh)
-        params = spread(self.params, whole)  # copies: the state is donated
-        opt = jax.jit(self.optimizer.init, out_shardings=whole)(params)
+        state, gathered = self.places
+
+        def copied(value: Any, place: jax.sharding.Sharding) -> jax.Array:
+            """The state is donated, the module's arrays are not."""
+            return jnp.copy(value) if getattr(value, "sharding", None) == place else spread(value, place)
+
+        params = jax.tree.map(copied, self.params, state.params)
+        opt = jax.jit(self.optimizer.init, out_shardings=state.opt)(params)
         rng = np.asarray(jax.random.key_data(jax.random.key(self.seed)))
-        step, bad, rng, sums = spread((np.int32(0), np.int32(-1), rng, dict.fromkeys(self.metrics, np.float32(0))), whole)
-        grads = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=whole)(params)
+        numbers = np.int32(0), np.int32(-1), rng, dict.fromkeys(self.metrics, np.float32(0))
+        step, bad, rng, sums = spread(numbers, replicated(self.mesh))
+        grads = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=gathered.grads)(params)
         return TrainState(params, opt, step, bad, rng), Gathered(grads, sums)
 
     def model(self, params: Any) -> Any:

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gp_jax.buckets import Ladder, Ladders, octaves
+from gp_jax.data.collate import Shape
 from gp_jax.data.samples import SampleMaker
 from gp_jax.data.schedule import Schedule
 from gp_jax.data.settings import DataSource
@@ -20,7 +21,7 @@ from gp_jax.models.adapter import adapted, attach
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_digest
 from gp_jax.pretrained.params import flat_params
-from gp_jax.sharding import replicated, spread
+from gp_jax.sharding import parameter_sharding, put
 from gp_jax.training.build import Feed, Progress, build_mesh, measured, number_of_steps, plain, records_identity
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.plus.losses import METRICS, SFT_METRICS, answer_losses, policy_losses
@@ -82,7 +83,7 @@ def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
         vlm.processor,
         folder=vlm.folder,
         mesh=mesh,
-        ladders=ladders_of([feed, *([validation] if validation else [])], vlm.config.vision.merge_unit, config),
+        ladders=ladders_of([b for own in (feed, validation) if own for b in own.schedule.buckets], vlm.config.vision.merge_unit, config),
         attention=config.attention,
         nested_keys=vlm.nested_keys,
         name=vlm.name,
@@ -118,8 +119,13 @@ def trained(model: LVLM, config: PlusConfig, mesh: Mesh | None) -> LVLM:
         raise GlimpseError(
             f"parameters: {', '.join(config.parameters)} names no parameter, such as {next(iter(flat_params(nnx.state(model))))}"
         )
-    state = nnx.from_flat_state([(path, v.replace(spread(v[...].astype(jnp.float32), replicated(mesh)))) for path, v in chosen])
-    nnx.update(model, state)
+
+    def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        sharding = parameter_sharding(".".join(map(str, path)), variable.shape, mesh, model.config.text)
+        value = variable[...].astype(jnp.float32)
+        return variable.replace(value if value.sharding == sharding else put(value, sharding))
+
+    nnx.update(model, nnx.from_flat_state([(path, place(path, variable)) for path, variable in chosen]))
     return model
 
 
@@ -148,9 +154,8 @@ def build_questions(config: PlusConfig, sources: Sequence[DataSource], maker: Sa
     return Feed(opened, schedule, LoadQuestions(opened, maker, schedule), config.data, config.accumulation)
 
 
-def ladders_of(feeds: Sequence[Feed], unit: int, config: PlusConfig) -> Ladders:
-    """The lengths of the records, so that few programs are needed. unit: patches of a visual token."""
-    buckets = [bucket for feed in feeds for bucket in feed.schedule.buckets]
+def ladders_of(buckets: Sequence[Shape], unit: int, config: PlusConfig) -> Ladders:
+    """The lengths of the records, so that few programs are needed. buckets: of all feeds; unit: patches of a visual token."""
     prompts = sorted({bucket.prompt for bucket in buckets})
     answers = max(bucket.tail for bucket in buckets) if config.stage == "sft" else config.policy.max_new_tokens
     return Ladders(

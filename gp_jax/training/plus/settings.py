@@ -149,7 +149,7 @@ class PlusConfig:
     seed: int = 0
     """Seed of the adapter, of sampling, of the choice of masks and of dropout."""
     remat: bool = True
-    """Store only matrix products for the backward pass and recompute the rest; --no-remat stores everything."""
+    """Store only the inputs of layers for the backward pass and compute the layers again; --no-remat stores everything."""
     attention: str = "auto"
     """Implementation of attention over long sequences."""
     log_every: int = 1
