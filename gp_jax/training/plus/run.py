@@ -73,6 +73,8 @@ def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
     )
     if vlm.processor.tokenizer is None:
         raise GlimpseError(f"{config.model}: has no tokenizer, which training needs")
+    if not config.adapts and jax.process_count() > 1:
+        raise GlimpseError("parameters: are trained in full by one process only; several processes train an adapter")
     made = trained(vlm.model, config, mesh)
     maker = SampleMaker(vlm.processor, 1, config.data.max_visual_tokens, config.data.released_boxes)
     feed = build_questions(config, config.data.sources, maker, progress)
