@@ -161,7 +161,7 @@ def test_supervised_answers(home, tmp_path):
     full.write_text(
         home.read_text().replace("adapter=AdapterConfig(r=4, lora_alpha=8)", 'adapter=None, parameters=("decoder.layers.*.mlp.*",)')
     )
-    tools.run(full, tmp_path / "full", "--stage", "sft", "--steps", "4")
+    tools.run(full, tmp_path / "full", "--stage", "sft", "--steps", "2")
     from gp_jax import GlimpseVLM
 
     found = GlimpseVLM.from_pretrained(tmp_path / "full" / "export").model.decoder.layers[0]
