@@ -22,7 +22,7 @@ train = PlusConfig(
     data=DataConfig(
         sources=(DataSource(f"scenes:6000:{SMALL}"), DataSource("scenes:10000")),
         validation=(DataSource("scenes:192", split="val"),),
-        shapes=4,
+        shapes=2,
     ),
     masks=MasksConfig(kind="reference", predicted_share=0.5),
     policy=PolicyConfig(group_size=8, max_new_tokens=16),

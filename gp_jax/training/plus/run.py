@@ -31,7 +31,7 @@ from gp_jax.training.plus.settings import PlusConfig
 from gp_jax.training.step import StepPrograms
 from gp_jax.vlm import GlimpseVLM
 
-LEAST_ROWS = 16  # the first rung of rows that stay
+LEAST_ROWS = 32  # the first rung of rows that stay
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def ladders_of(buckets: Sequence[Shape], unit: int, config: PlusConfig) -> Ladde
     return Ladders(
         patches=Ladder("patches", tuple(sorted({max(1, bucket.slots) * unit for bucket in buckets}))),
         prompt=Ladder("prompt", tuple(prompts)),
-        kept=octaves("kept", min(LEAST_ROWS, prompts[-1]), prompts[-1], parts=2, multiple=16),
+        kept=octaves("kept", min(LEAST_ROWS, prompts[-1]), prompts[-1], parts=1, multiple=16),
         decode=Ladder("decode", (answers,)),
         batch=Ladder("batch", (config.batch_size * config.accumulation,)),
     )

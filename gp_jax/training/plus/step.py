@@ -12,6 +12,7 @@ from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from gp_jax.errors import GlimpseError
 from gp_jax.runtime.clock import COMPILES
 from gp_jax.runtime.disk import path_of
 from gp_jax.training.build import Feed, Progress
@@ -58,6 +59,8 @@ class PlusStep:
         """One step. Returns: the new state and metrics; None when `stopped` ended it, with nothing changed."""
         compiled, start = COMPILES.count, time.perf_counter()
         questions, parts = questions_of([next(batches) for _ in range(self.config.accumulation)])
+        if not questions:
+            raise GlimpseError(f"none of the records of step {step + 1} can be read")
         if self.config.stage == "sft":
             return self._supervised(state, gathered, step, questions, parts, phase)
         phase("rollouts")
