@@ -42,8 +42,8 @@ def row(label: str, own: dict[str, tuple[float, int, int]], base: dict[str, tupl
     ratio = 100 * score.mean() / baseline.mean()
     low, high = (100 + end / baseline.mean() for end in (difference.low, difference.high))
     return (
-        f"| {label} | {len(names)} | {mean.mean:.1f} ({mean.low:.1f} to {mean.high:.1f}) | {difference.mean:+.1f} ({difference.low:+.1f} to "
-        f"{difference.high:+.1f}) | {ratio:.1f} ({low:.1f} to {high:.1f}) | {100 - 100 * kept / total:.1f} |"
+        f"| {label} | {len(names)} | {mean.mean:.1f} ({mean.low:.1f} to {mean.high:.1f}) | {difference.mean:+.1f} "
+        f"({difference.low:+.1f} to {difference.high:+.1f}) | {ratio:.1f} ({low:.1f} to {high:.1f}) | {100 - 100 * kept / total:.1f} |"
     )
 
 
