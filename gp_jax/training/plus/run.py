@@ -49,11 +49,6 @@ class PlusRun:
     identity: dict[str, Any]
 
     @property
-    def together(self) -> int:
-        """Questions that are answered together."""
-        return self.config.batch_size * self.config.accumulation
-
-    @property
     def slots(self) -> int:
         """Tokens of a completion, with padding."""
         return self.roller.engine.ladders.decode.rungs[-1]
@@ -165,8 +160,13 @@ def ladders_of(buckets: Sequence[Shape], unit: int, config: PlusConfig) -> Ladde
         prompt=Ladder("prompt", tuple(prompts)),
         kept=octaves("kept", min(LEAST_ROWS, prompts[-1]), prompts[-1], parts=1, multiple=16),
         decode=Ladder("decode", (answers,)),
-        batch=Ladder("batch", (config.batch_size * config.accumulation,)),
+        batch=Ladder("batch", tuple(config.batch_size * count for count in doublings(config.accumulation))),
     )
+
+
+def doublings(last: int) -> list[int]:
+    """1, 2, 4, ... and the last."""
+    return sorted({*(1 << power for power in range(last.bit_length())), last})
 
 
 def identity(config: PlusConfig, feed: Feed, steps: int, weights: str) -> dict[str, Any]:

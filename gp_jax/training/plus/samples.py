@@ -16,7 +16,8 @@ from gp_jax.evaluation.reporting.page import CSS
 from gp_jax.processing.images import decode
 from gp_jax.processing.qwen import Processor
 from gp_jax.runtime.disk import MAX_JSON, kind_of, parse_json, read_bytes, write_text, writing
-from gp_jax.training.plus.rollouts import Question, Rollout
+from gp_jax.training.plus.questions import Question
+from gp_jax.training.plus.rollouts import Rollout
 from gp_jax.training.rewards.rewarding import Rewarded
 
 ON_PAGE = 60  # newest questions that samples.html shows
@@ -76,7 +77,8 @@ class Samples:
 
     def _draw(self, name: str, question: Question, mask: np.ndarray, processor: Processor) -> list[str]:
         """Writes every picture of a record, or view of one, with what was dropped dimmed. Returns: the files' names in the run folder."""
-        record, names, first = question.record, [], 0
+        record, first = question.record, 0
+        names: list[str] = []
         views = [view for encoded in record.images for view in processor.views(decode(encoded, record.id))]
         for image, (rows, columns) in zip(views, question.sample.prompt.grids, strict=True):
             if min(image.size) > 0:
