@@ -1,4 +1,11 @@
-"""python train.py --config configs/scenes_plus.py"""
+"""python train.py --config configs/scenes_plus.py
+
+GlimpsePrune+ on the bundled model: its answers are rewarded by exact match while it sees the annotated evidence only, or, for half of the
+questions, what its own glimpse keeps. Then, as docs/plus.md has it, a glimpse for the merged model:
+
+    gp-jax merge scenes --adapter runs/scenes_plus/export --to runs/scenes_plus/merged
+    python train.py --config configs/scenes_plus_glimpse.py
+"""
 
 from gp_jax.data.settings import DataConfig, DataSource
 from gp_jax.models.adapter import AdapterConfig
@@ -8,25 +15,26 @@ from gp_jax.training.settings import OptimConfig
 
 SMALL = "64-121"  # visual tokens: a third of the time of a usual picture
 
-
 train = PlusConfig(
     model="scenes",
     out="runs/scenes_plus",
     adapter=AdapterConfig(r=16, lora_alpha=32),
     data=DataConfig(
-        sources=(DataSource(f"scenes:4000:{SMALL}"), DataSource("scenes:4000")),
-        validation=(DataSource("scenes:96", split="val"),),
-        shapes=4,
+        sources=(DataSource(f"scenes:6000:{SMALL}"), DataSource("scenes:10000")),
+        validation=(DataSource("scenes:192", split="val"),),
+        shapes=3,
     ),
-    masks=MasksConfig(kind="reference", after=4),
-    policy=PolicyConfig(max_new_tokens=16, group_size=8),
+    masks=MasksConfig(kind="reference", predicted_share=0.5),
+    policy=PolicyConfig(group_size=8, max_new_tokens=16),
     rewards=RewardConfig(terms=(RewardTerm("exact_match"),)),
-    optim=OptimConfig(learning_rate=1e-3, schedule="constant", warmup_ratio=0.05, clip_norm=1.0),
+    optim=OptimConfig(learning_rate=5e-4, schedule="linear", warmup_ratio=0.02, end_ratio=0.1, clip_norm=1.0),
     batch_size=8,
-    accumulation=4,
-    steps=200,
+    accumulation=8,
+    steps=360,
     remat=False,
-    validate_every=50,
-    save_every=50,
+    log_every=10,
+    samples_every=25,
+    validate_every=60,
+    save_every=25,
     keep=1,
 )

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from gp_jax.buckets import Ladders
 from gp_jax.config.schema import AtLeastOne, one
-from gp_jax.errors import GlimpseError
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.function import fitting_inputs, inference_buckets, inference_inputs
-from gp_jax.inference.requests import AUTO, Pruning, resolve, sampling_settings
+from gp_jax.inference.logprobs import score_completions
+from gp_jax.inference.requests import AUTO, Pruning, check_names, resolve, sampling_settings
 from gp_jax.inference.results import Answer, Generation, answers_of, outcome, per_token, split_tokens
 from gp_jax.inference.warmup import WarmUp
 from gp_jax.models.lvlm import LVLM
@@ -32,7 +32,6 @@ from gp_jax.runtime.clock import Clock
 from gp_jax.trees import Prefix
 
 T = TypeVar("T")
-VIDEO_HINT = ": only still images are supported"
 
 
 class GlimpseVLM:
@@ -148,7 +147,7 @@ class GlimpseVLM:
             mm_token_type_ids: accepted, as processors return it, and not needed.
         Raises: GlimpseError that names the argument at fault, before anything runs.
         """
-        _check_names("generate", unknown)
+        check_names("generate", unknown)
         pruning = self._shortest(prune)
         choose = partial(sampling_settings, self.config, temperature, top_k, top_p, seed, eos_token_id)
         choose()  # raises before anything runs
@@ -171,8 +170,26 @@ class GlimpseVLM:
 
         Args: prune, inputs: as for `generate`. Raises: GlimpseError likewise.
         """
-        _check_names("prefill", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
+        check_names("prefill", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
         return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self._shortest(prune))))
+
+    def logprobs(
+        self,
+        *,
+        completion_ids: np.ndarray,
+        completion_mask: np.ndarray | None = None,
+        prune: Prune | None = None,
+        mode: str = "exact",
+        temperature: float = 1.0,
+        **inputs: Any,
+    ) -> np.ndarray:
+        """Log-probabilities of completions under pruning, in nats: of the distribution that `generate` samples from.
+
+        Args: completion_ids: (B, G, C), G of every prompt; completion_mask: 1 on their tokens; mode: see `inference.logprobs`; inputs: as
+            for `generate`. Returns: (B, G, C) float32, 0 on padding. Raises: GlimpseError that names the argument.
+        """
+        check_names("logprobs", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
+        return score_completions(self.engine, self._read(inputs), self._resolve(prune), completion_ids, completion_mask, mode, temperature)
 
     def answer(
         self,
@@ -281,9 +298,3 @@ class GlimpseVLM:
 
 def _bar(label: str, unit: str, progress: bool) -> Callable[[list[T]], Iterable[T]]:
     return lambda items: tqdm(items, desc=label, unit=unit, disable=not progress)
-
-
-def _check_names(function: str, unknown: Iterable[str]) -> None:
-    """Raises: GlimpseError that names arguments that a function does not take."""
-    if unknown := sorted(unknown):
-        raise GlimpseError(f"{function} does not take {', '.join(unknown)}{VIDEO_HINT if any('video' in k for k in unknown) else ''}")

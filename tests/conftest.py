@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Files that take longest, in seconds of the processor 20 to 180: begun first, they do not leave one worker alone at the end.
 LONGEST = (
+    "training/plus/test_plus_runs.py",
     "training/test_train_runs.py",
     "training/test_scenes_training.py",
     "training/test_training_step.py",

@@ -20,14 +20,20 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from gp_jax.config.choices import check_choice
+from gp_jax.config.schema import one
+from gp_jax.errors import GlimpseError
 from gp_jax.inference.engine import Engine, View
-from gp_jax.inference.requests import Batch
+from gp_jax.inference.requests import Batch, Pruning, Temperature
 from gp_jax.inference.walk import Route, Scores, Stages
 from gp_jax.models.decoder import Decoder, Layer, behind
 from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.layers import at_once
 from gp_jax.ops.slices import in_slices
+from gp_jax.processing.layout import Sample
+from gp_jax.processing.views import numeric
 from gp_jax.pruning.plan import Plan
+from gp_jax.pruning.rule import reference_mask
 from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.sharding import constrained
 from gp_jax.trees import Completions, LayerKV, MaskedPrompt, Prefix, Stream, VisionFeatures, VisionInput
@@ -102,6 +108,41 @@ def masked_prompt(
     given, limits, position = engine.split((given, limits, position), size)
     prompt = engine.prompt(samples, size, length, 0)
     return MaskedPrompt(vision, features, prompt, given, limits, position), ladders.kept_for(max(staying), length)
+
+
+def score_completions(
+    engine: Engine, samples: Sequence[Sample], pruning: Pruning, ids: object, mask: object, mode: str, temperature: float
+) -> np.ndarray:
+    """Log-probabilities of given completions. ids: (B, G, C) int; mask: (B, G, C), 1 on their tokens, None: all; see `logprobs`.
+
+    Returns: (B, G, C) float32, 0 on padding. Raises: GlimpseError that names the argument at fault.
+    """
+    check_choice("mode", mode, MODES)
+    temperature = one(Temperature, temperature, "temperature")
+    rule, count = pruning.rule, len(samples)
+    if not temperature:
+        raise GlimpseError("temperature=0: log-probabilities are those of a distribution, so it must be above 0")
+    if pruning.plan and (rule is None or rule.reference_masks is None):
+        raise GlimpseError("prune: log-probabilities need Prune(reference_masks=...), for example the `keep` of a Generation; or None")
+    tokens = numeric("completion_ids", ids)
+    if tokens.ndim != 3 or len(tokens) != count or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
+        raise GlimpseError(f"completion_ids must be a (prompts, completions, tokens) integer array of {count} prompts, not {tokens.shape}")
+    if not ((tokens >= 0) & (tokens < engine.config.text.vocab_size)).all():
+        raise GlimpseError(f"completion_ids holds ids outside 0..{engine.config.text.vocab_size - 1}")
+    valid = np.ones(tokens.shape, bool) if mask is None else numeric("completion_mask", mask).astype(bool)
+    if valid.shape != tokens.shape or (valid[..., 1:] & ~valid[..., :-1]).any():
+        raise GlimpseError(f"completion_mask {valid.shape} must fit completion_ids {tokens.shape}, with 1 before 0 in every row")
+    batch = engine.batch(samples, pruning)
+    given = rule.reference_masks if batch.plan and rule is not None else None
+    masks = [np.ones(sample.count, bool) for sample in samples]
+    if given is not None:
+        masks = [reference_mask(given[b], sample.grids, f"reference_masks[{b}]") for b, sample in enumerate(samples)]
+    prompt, length = masked_prompt(engine, batch, masks, engine.view(batch), range(count), batch.size)
+    rows = ((0, batch.size - count), (0, 0), (0, 0))
+    completions = engine.split(Completions(np.pad(tokens, rows).astype(np.int32), np.pad(valid, rows)), batch.size)
+    shared: dict[str, Any] = dict(mode=mode, temperature=temperature, attention=engine.attention)
+    found = engine.call(logprobs, engine.model, prompt, completions, plan=batch.plan, length=length, **shared)
+    return engine.fetch(found)[:count, ..., 0]
 
 
 def read_prompt(stages: Stages, prompt: MaskedPrompt, plan: Plan, length: int) -> Prefix:

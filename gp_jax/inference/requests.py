@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -18,6 +18,7 @@ from gp_jax.pruning.rule import Prune, anchor_indices, limits, reference_mask
 from gp_jax.trees import KeepLimits, Sampling
 
 AUTO = "auto"
+VIDEO_HINT = ": only still images are supported"
 EOS_MULTIPLE = 8  # end-of-sequence ids are padded to a multiple of this, so that their number does not change a program's shapes
 GREEDY = 1e-30  # lower temperatures count as 0: logits divided by them overflow float32
 Temperature = Annotated[float, Field(ge=0, le=1e12), FromNumpy]
@@ -144,3 +145,9 @@ def sampling_settings(
         eos=ending(ends),
         pad=np.int32(config.pad_token_id),
     )
+
+
+def check_names(function: str, unknown: Iterable[str]) -> None:
+    """Raises: GlimpseError that names arguments that a function does not take."""
+    if unknown := sorted(unknown):
+        raise GlimpseError(f"{function} does not take {', '.join(unknown)}{VIDEO_HINT if any('video' in k for k in unknown) else ''}")

@@ -7,6 +7,7 @@ import numpy as np
 import plus_tools as tools
 import pytest
 
+from gp_jax import GlimpseError
 from gp_jax.inference.logprobs import logprobs
 from gp_jax.models.adapter import without_adapter
 from gp_jax.trees import Completions
@@ -82,3 +83,41 @@ def test_unpruned_is_the_plain_model(golden_plus):
     completions = Completions(jnp.asarray(done.tokens)[None], jnp.ones((1, 1, 6), bool))
     found = np.asarray(logprobs(vlm.model, dataclasses.replace(made), completions, (), length))[0, 0]
     assert (found[:, 0] > -np.log(vlm.config.text.vocab_size)).all(), "greedy tokens are likelier than chance"
+
+
+def test_the_front_door(golden_plus):
+    """Prompts of different length together, and the sampler's own log-probabilities of what it sampled."""
+    from gp_jax import Prune
+    from gp_jax.inference.decoding import Rows
+    from gp_jax.inference.requests import sampling_settings
+
+    vlm, golden = golden_plus
+    for name in "AB":
+        given, mask = tools.inputs(golden, name), [golden[f"{name}.ref_mask"]]
+        ids, valid = golden[f"{name}.completion_ids"][None], golden[f"{name}.completion_mask"][None]
+        found = vlm.logprobs(**given, completion_ids=ids, completion_mask=valid, prune=Prune(reference_masks=mask))
+        np.testing.assert_allclose(found[0], golden[f"{name}.exact.logps"], atol=1e-4, rtol=0)
+        settings = sampling_settings(vlm.config, 0.7, 0, 1.0, 3, None, rows=4)
+        rows = Rows.behind(vlm.engine, vlm.prefill(**given, prune=Prune(reference_masks=mask)), settings, 7, logprobs=True)
+        rows.generate(6)
+        tokens, sampled = rows.read("tokens", "logprobs")
+        exact = vlm.logprobs(**given, completion_ids=tokens[None, :, :7], prune=Prune(reference_masks=mask), temperature=0.7)
+        np.testing.assert_allclose(exact[0], sampled[0][:, :7], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"completion_ids": np.zeros((2, 3), int)}, "completion_ids must be"),
+        ({"completion_ids": np.full((1, 2, 3), 10**6)}, "ids outside"),
+        ({"completion_mask": np.array([[[0, 1, 1], [1, 1, 1]]])}, "completion_mask"),
+        ({"mode": "exakt"}, "mode"),
+        ({"temperature": 0}, "temperature=0"),
+        ({"prune": "auto"}, "reference_masks"),
+        ({"completion": 1}, "logprobs does not take completion"),
+    ],
+)
+def test_bad_arguments(golden_plus, changes, said):
+    vlm, golden = golden_plus
+    with pytest.raises(GlimpseError, match=said):
+        vlm.logprobs(**tools.inputs(golden, "A"), **{"completion_ids": np.ones((1, 2, 3), int)} | changes)

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from gp_jax.pretrained.torch_file import read_torch
 
-KILLS = 6
+KILLS = 4
 
 
 @pytest.fixture(scope="module")

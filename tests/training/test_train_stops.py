@@ -86,7 +86,8 @@ def make(out: Path, **changes) -> loop.Loop:
     config = TrainConfig(out=str(out), batch_size=1, accumulation=1, steps=STEPS, log_every=3, validate_every=2, save_every=4, keep=2)
     config = dataclasses.replace(config, **changes)
     run = SimpleNamespace(config=config, step=step, feed=Feed(), steps=STEPS, mesh=None, identity={"a": 1})
-    stage = SimpleNamespace(run=run, validate=validate, summary=dict, shown=("loss",), validation_shown=("loss",), losses=("loss",))
+    shown = dict(shown=("loss",), validation_shown=("loss",), losses=("loss",))
+    stage = SimpleNamespace(run=run, validate=validate, summary=dict, take=None, **shown)
     return loop.Loop(stage)
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gp_jax.data.collate import TrainSample
-from gp_jax.data.record import Record
 from gp_jax.errors import GlimpseError
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine, View
@@ -20,19 +18,10 @@ from gp_jax.models.adapter import adapted, without_adapter
 from gp_jax.processing.layout import Sample
 from gp_jax.pruning.plan import make_plan, middle_layer
 from gp_jax.pruning.rule import Prune
+from gp_jax.training.plus.questions import Question
 from gp_jax.training.plus.settings import MasksConfig, PolicyConfig
 
 MASK_SEED, SAMPLE_SEED = 1, 2  # what a step's seed is used for
-
-
-@dataclass(frozen=True)
-class Question:
-    """A record with the tokens and pictures of its prompt. number: in its step."""
-
-    record: Record
-    sample: TrainSample
-    source: int
-    number: int
 
 
 @dataclass(frozen=True)
@@ -138,3 +127,13 @@ class Roller:
     def update(self, params: Mapping[str, Any]) -> None:
         """Takes new parameters of the policy, without compiling."""
         self.engine.update(params)
+
+
+def joined(rollouts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of several buckets one behind the other, without what only one has."""
+    lists: dict[str, Any] = {
+        name: [value for own in rollouts for value in getattr(own, name)] for name in ("questions", "masks", "tokens", "sampled", "cut")
+    }
+    weights = [len(own.tokens) for own in rollouts]
+    padding = float(np.average([own.padding for own in rollouts], weights=weights))
+    return Rollout(**lists, batch=rollouts[0].batch, view=None, padding=padding)

@@ -31,7 +31,7 @@ from gp_jax.training.plus.settings import PlusConfig
 from gp_jax.training.step import StepPrograms
 from gp_jax.vlm import GlimpseVLM
 
-LEAST_ROWS = 16  # the first rung of rows that stay
+LEAST_ROWS = 32  # the first rung of rows that stay
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,6 @@ class PlusRun:
     step: StepPrograms
     steps: int
     identity: dict[str, Any]
-
-    @property
-    def together(self) -> int:
-        """Questions that are answered together."""
-        return self.config.batch_size * self.config.accumulation
 
     @property
     def slots(self) -> int:
@@ -73,6 +68,8 @@ def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
     )
     if vlm.processor.tokenizer is None:
         raise GlimpseError(f"{config.model}: has no tokenizer, which training needs")
+    if not config.adapts and jax.process_count() > 1:
+        raise GlimpseError("parameters: are trained in full by one process only; several processes train an adapter")
     made = trained(vlm.model, config, mesh)
     maker = SampleMaker(vlm.processor, 1, config.data.max_visual_tokens, config.data.released_boxes)
     feed = build_questions(config, config.data.sources, maker, progress)
@@ -161,10 +158,15 @@ def ladders_of(buckets: Sequence[Shape], unit: int, config: PlusConfig) -> Ladde
     return Ladders(
         patches=Ladder("patches", tuple(sorted({max(1, bucket.slots) * unit for bucket in buckets}))),
         prompt=Ladder("prompt", tuple(prompts)),
-        kept=octaves("kept", min(LEAST_ROWS, prompts[-1]), prompts[-1], parts=2, multiple=16),
+        kept=octaves("kept", min(LEAST_ROWS, prompts[-1]), prompts[-1], parts=1, multiple=16),
         decode=Ladder("decode", (answers,)),
-        batch=Ladder("batch", (config.batch_size * config.accumulation,)),
+        batch=Ladder("batch", tuple(config.batch_size * count for count in doublings(config.accumulation))),
     )
+
+
+def doublings(last: int) -> list[int]:
+    """1, 2, 4, ... and the last."""
+    return sorted({*(1 << power for power in range(last.bit_length())), last})
 
 
 def identity(config: PlusConfig, feed: Feed, steps: int, weights: str) -> dict[str, Any]:

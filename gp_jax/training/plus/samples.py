@@ -1,5 +1,6 @@
 """What a run said: samples.jsonl, and samples.html with pictures of what completions saw."""
 
+import base64
 import json
 from collections.abc import Sequence
 from html import escape
@@ -9,13 +10,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from gp_jax.data.record import Record
 from gp_jax.errors import GlimpseError
 from gp_jax.evaluation.reporting.gallery import picture_uri, safe
 from gp_jax.evaluation.reporting.page import CSS
 from gp_jax.processing.images import decode
 from gp_jax.processing.qwen import Processor
 from gp_jax.runtime.disk import MAX_JSON, kind_of, parse_json, read_bytes, write_text, writing
+from gp_jax.training.plus.questions import Question
 from gp_jax.training.plus.rollouts import Rollout
 from gp_jax.training.rewards.rewarding import Rewarded
 
@@ -35,7 +36,7 @@ class Samples:
     """The samples of one run folder, written by the first process. A resumed run forgets those of steps that it takes again."""
 
     def __init__(self, folder: epath.Path, step: int):
-        self.file, self.page, self.lines = folder / "samples.jsonl", folder / "samples.html", []
+        self.folder, self.file, self.page, self.lines = folder, folder / "samples.jsonl", folder / "samples.html", []
         if jax.process_index() or kind_of(self.file) is None:
             return
         for line in read_bytes(self.file, MAX_JSON).decode("utf-8", "replace").splitlines():
@@ -71,28 +72,29 @@ class Samples:
             record = question.record
             entry = {"step": step, "id": record.id, "dataset": record.dataset, "question": record.question, "answer": record.answer}
             entry |= {"kept": int(mask.sum()), "visual": int(mask.size), "completions": said}
-            self.lines.append(entry | {"pictures": pictures(record, question.sample.prompt.grids, mask, processor)})
+            self.lines.append(entry | {"pictures": self._draw(f"{step:07d}_{place}", question, mask, processor)})
         self._write()
 
+    def _draw(self, name: str, question: Question, mask: np.ndarray, processor: Processor) -> list[str]:
+        """Writes every picture of a record, or view of one, with what was dropped dimmed. Returns: the files' names in the run folder."""
+        record, first = question.record, 0
+        names: list[str] = []
+        views = [view for encoded in record.images for view in processor.views(decode(encoded, record.id))]
+        for image, (rows, columns) in zip(views, question.sample.prompt.grids, strict=True):
+            if min(image.size) > 0:
+                uri = picture_uri(image, mask[first : first + rows * columns].reshape(rows, columns))
+                path = self.folder / "samples" / f"{name}_{len(names)}.jpg"
+                with writing(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(base64.b64decode(uri.partition(",")[2]))
+                names.append(f"samples/{path.name}")
+            first += rows * columns
+        return names
+
     def _write(self) -> None:
-        kept = [{name: value for name, value in line.items() if name != "pictures"} for line in self.lines]
-        write_text(self.file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
-        shown = [line for line in self.lines if "pictures" in line][-ON_PAGE:]
-        self.lines = [line if line in shown else {n: v for n, v in line.items() if n != "pictures"} for line in self.lines]
-        if shown:
-            with writing(self.page):
-                write_text(self.page, page(shown))
-
-
-def pictures(record: Record, grids: Sequence[tuple[int, int]], mask: np.ndarray, processor: Processor) -> list[str]:
-    """Every picture of a record, or view of one, with what was dropped dimmed, as data URIs."""
-    found, first = [], 0
-    views = [view for encoded in record.images for view in processor.views(decode(encoded, record.id))]
-    for image, (rows, columns) in zip(views, grids, strict=True):
-        if min(image.size) > 0:
-            found.append(picture_uri(image, mask[first : first + rows * columns].reshape(rows, columns)))
-        first += rows * columns
-    return found
+        write_text(self.file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines))
+        if self.lines:
+            write_text(self.page, page(self.lines[-ON_PAGE:]))
 
 
 def page(lines: Sequence[dict[str, Any]]) -> str:
@@ -108,7 +110,7 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
 
 def card(line: dict[str, Any]) -> str:
     """One question with its completions."""
-    images = "".join(f'<img loading="lazy" alt="what completions saw" src="{uri}">' for uri in line["pictures"])
+    images = "".join(f'<img loading="lazy" alt="what completions saw" src="{name}">' for name in line["pictures"])
     said = "".join(map(completion, line["completions"]))
     kept = f"{line['kept']} of {line['visual']} visual tokens"
     return (

@@ -204,7 +204,8 @@ class PlusConfig:
         return self._with_own_data()
 
     def _with_own_data(self) -> "PlusConfig":
-        own = DataSource(self.data.own or "", suffix=self.data.sources[0].suffix if self.data.sources else "")
+        first = self.data.sources[0] if self.data.sources else DataSource("")
+        own = DataSource(self.data.own or "", suffix=first.suffix, rewards=first.rewards)
         if self.data.own and self.data.sources != (own,):
             return dataclasses.replace(self, data=dataclasses.replace(self.data, sources=(own,))).check()
         if not self.data.sources:

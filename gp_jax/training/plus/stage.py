@@ -4,11 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 
 from gp_jax.pretrained.adapters import save_adapter
 from gp_jax.pretrained.saving import save_model
+from gp_jax.sharding import replicated
 from gp_jax.training.build import Progress
 from gp_jax.training.export import export
 from gp_jax.training.plus.run import PlusRun, build_plus, describe_plus
@@ -42,12 +45,18 @@ def plus_stage(config: PlusConfig, progress: Progress, tell: Callable[[str], Non
 def export_plus(run: PlusRun, state: TrainState, folder: epath.Path) -> str:
     """Writes `folder`/export: the adapter as PEFT has it, or the whole model; and orbax/ with the trained parameters. Returns: a text that
     names it."""
-    model, tensors = run.step.model(state.params), nnx.to_pure_dict(state.params)
+    params = everywhere(state.params, run.mesh)
+    model, tensors = run.step.model(params), nnx.to_pure_dict(params)
     if run.config.adapts:
         export(folder, lambda local: save_adapter(model, local, run.config.model), tensors)
         return "the adapter (adapter_model.safetensors as PEFT has it, orbax)"
     export(folder, lambda local: save_model(model, run.vlm.hf_config, local, source=run.vlm.folder, nested=run.vlm.nested_keys), tensors)
     return "the model (Hugging Face layout, orbax)"
+
+
+def everywhere(params: Any, mesh: Mesh | None) -> Any:
+    """Parameters whole on every device: one process writes them."""
+    return params if mesh is None else jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
 
 
 def begin_with(run: PlusRun, state: TrainState, folder: epath.Path) -> str:

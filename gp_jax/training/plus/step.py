@@ -12,14 +12,15 @@ from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from gp_jax.errors import GlimpseError
 from gp_jax.runtime.clock import COMPILES
 from gp_jax.runtime.disk import path_of
-from gp_jax.training.build import Feed, Progress
+from gp_jax.training.build import Progress
 from gp_jax.training.checkpoint import run_folder
 from gp_jax.training.plus.advantages import Advantages, advantages, token_weights
 from gp_jax.training.plus.batches import Weighted, micro_batch
-from gp_jax.training.plus.questions import LoadedQuestions
-from gp_jax.training.plus.rollouts import Question, Rollout
+from gp_jax.training.plus.questions import LoadedQuestions, Together, in_steps, steps_in, together
+from gp_jax.training.plus.rollouts import Rollout, joined
 from gp_jax.training.plus.run import PlusRun
 from gp_jax.training.plus.samples import Samples
 from gp_jax.training.plus.settings import terms_of
@@ -57,47 +58,57 @@ class PlusStep:
     ) -> tuple[TrainState, Gathered, dict[str, Any]] | None:
         """One step. Returns: the new state and metrics; None when `stopped` ended it, with nothing changed."""
         compiled, start = COMPILES.count, time.perf_counter()
-        questions, parts = questions_of([next(batches) for _ in range(self.config.accumulation)])
+        groups = together([next(batches) for _ in range(self.config.accumulation)])
+        if not groups:
+            raise GlimpseError(f"none of the records of step {step + 1} can be read")
         if self.config.stage == "sft":
-            return self._supervised(state, gathered, step, questions, parts, phase)
+            return self._supervised(state, gathered, step, groups, phase)
         phase("rollouts")
         policy, roller = self.config.policy, self.run.roller
         roller.update(nnx.to_pure_dict(state.params))
-        masks = roller.draw_masks(questions, step)
-        rollout = roller.answer(questions, masks, step, policy, policy.group_size)
+        rollouts = [roller.answer(own.questions, roller.draw_masks(own.questions, step), step, policy, policy.group_size) for own in groups]
+        whole = joined(rollouts)
         rolled = time.perf_counter()
         phase("rewards")
         try:
-            texts, rewarded = self.reward(rollout, 0, stopped)
+            texts, rewarded = self.reward(whole, 0, stopped)
         except Stopped:
             return None
         check_missing(rewarded, self.config.rewards.most_missing)
         rated = time.perf_counter()
-        groups = [place // policy.group_size for place in range(len(texts))]
-        found = advantages([r.total for r in rewarded], groups, rollout.cut, policy)
+        places = [place // policy.group_size for place in range(len(texts))]
+        found = advantages([r.total for r in rewarded], places, whole.cut, policy)
         phase("update")
-        state, gathered, metrics = self.updates(state, gathered, rollout, found, parts)
+        state, gathered, metrics = self.updates(state, gathered, rollouts, found, groups)
         jax.block_until_ready(metrics)
         if self.config.samples_every and step % self.config.samples_every == 0:
-            self.write(step, rollout, texts, rewarded, found)
+            self.write(step, whole, texts, rewarded, found)
         spent = {"rollout_s": rolled - start, "reward_s": rated - rolled, "update_s": time.perf_counter() - rated}
-        generated = sum(map(len, rollout.tokens))
+        generated = sum(map(len, whole.tokens))
         spent |= {"rollout_tokens_per_s": generated / spent["rollout_s"], "compilations": float(COMPILES.count - compiled)}
         names = [source.path for source in self.config.data.sources]
-        return state, gathered, metrics | facts(rollout, rewarded, found, names, self.config) | spent
+        return state, gathered, metrics | facts(whole, rewarded, found, names, self.config) | spent
 
     def updates(
-        self, state: TrainState, gathered: Gathered, rollout: Rollout, found: Advantages, parts: Sequence[Sequence[int]]
+        self, state: TrainState, gathered: Gathered, rollouts: Sequence[Rollout], found: Advantages, groups: Sequence[Together]
     ) -> tuple[TrainState, Gathered, dict[str, Any]]:
         """Updates with the completions of a step; nothing is updated where none of them counts."""
         policy, step, slots = self.config.policy, self.run.step, self.run.slots
-        valid = np.arange(slots) < np.array([len(tokens) for tokens in rollout.tokens])[:, None]
-        weighted = Weighted(found.values, token_weights(valid, found.counted, policy))
-        engine, size, group = self.run.roller.engine, self.config.batch_size, policy.group_size
-        parts = without_idle(parts, np.asarray(found.counted.reshape(-1, group).any(axis=1)), size)
-        measured = sum(int(valid[place * group : (place + 1) * group].sum()) for members in parts for place in members)
+        valid = np.arange(slots) < np.array([len(tokens) for own in rollouts for tokens in own.tokens])[:, None]
+        weight, size, group = token_weights(valid, found.counted, policy), self.config.batch_size, policy.group_size
+        start, chosen, measured = 0, [], 0
+        for rollout, own in zip(rollouts, groups, strict=True):
+            part = slice(start, start + len(rollout.tokens))
+            counted = np.asarray(found.counted[part].reshape(-1, group).any(axis=1))
+            for members in without_idle(own.parts, counted, size):
+                chosen.append((rollout, members, Weighted(found.values[part], weight[part])))
+                measured += sum(len(rollout.tokens[place * group + turn]) for place in members for turn in range(group))
+            start = part.stop
+        if not chosen:  # every step is measured
+            chosen = [(rollouts[0], groups[0].parts[0][:size] or [0], Weighted(found.values, weight))]
+            measured = sum(len(tokens) for tokens in rollouts[0].tokens[: len(chosen[0][1]) * group])
         counts = Counts(np.float32(max(1, measured)), np.float32(max(1, found.counted.sum())))
-        built = [micro_batch(engine, rollout, members, size, slots, weighted) for members in parts]
+        built = [micro_batch(self.run.roller.engine, rollout, members, size, slots, weighted) for rollout, members, weighted in chosen]
         if policy.num_iterations > 1:
             built = [dataclasses.replace(batch, old=step.evaluate(state, batch, counts)[1]) for batch in built]
         first: dict[str, Any] = {}
@@ -152,29 +163,29 @@ class PlusStep:
         self.samples.add(step, rollout, texts, rewarded, found.values, self.run.vlm.processor)
 
     def _supervised(
-        self, state: TrainState, gathered: Gathered, step: int, questions: Sequence[Question], parts: Sequence[Sequence[int]], phase: Phase
+        self, state: TrainState, gathered: Gathered, step: int, groups: Sequence[Together], phase: Phase
     ) -> tuple[TrainState, Gathered, dict[str, Any]]:
         phase("update")
-        built, counts, kept = self.answers(questions, parts, step)
+        built, counts, kept = self.answers(groups, step)
         for batch in built:
             gathered = self.run.step.accumulate(gathered, state, batch, counts)
         state, gathered, metrics = self.run.step.update(state, gathered)
         return state, gathered, metrics | {"retention": kept}
 
-    def answers(self, questions: Sequence[Question], parts: Sequence[Sequence[int]], step: int) -> tuple[list[Any], Counts, float]:
+    def answers(self, groups: Sequence[Together], step: int) -> tuple[list[Any], Counts, float]:
         """Micro-batches of the records' own answers under their masks, and the share of the visual tokens that is kept."""
-        roller, slots = self.run.roller, self.run.slots
-        masks = roller.draw_masks(questions, step)
-        batch = roller.batch(questions, masks)
-        tokens = [question.sample.answer for question in questions]
-        rollout = Rollout(
-            questions, masks, batch, roller.engine.view(batch), tokens, [np.zeros(t.size) for t in tokens], [False] * len(tokens)
-        )
-        valid = np.arange(slots) < np.array([answer.size for answer in tokens])[:, None]
-        weighted = Weighted(np.ones(len(tokens), np.float32), (valid / valid.sum()).astype(np.float32))
-        engine, size = roller.engine, self.config.batch_size
-        built = [micro_batch(engine, rollout, members, size, slots, weighted) for members in parts if members]
-        return built, Counts(np.float32(valid.sum()), np.float32(len(tokens))), kept_share(masks)
+        roller, slots, built, kept = self.run.roller, self.run.slots, [], []
+        every = [question.sample.answer for own in groups for question in own.questions]
+        total = sum(answer.size for answer in every)
+        for own in groups:
+            masks, tokens = roller.draw_masks(own.questions, step), [question.sample.answer for question in own.questions]
+            batch, nothing = roller.batch(own.questions, masks), [np.zeros(answer.size) for answer in tokens]
+            rollout = Rollout(own.questions, masks, batch, roller.engine.view(batch), tokens, nothing, [False] * len(tokens))
+            valid = np.arange(slots) < np.array([answer.size for answer in tokens])[:, None]
+            weighted = Weighted(np.ones(len(tokens), np.float32), (valid / total).astype(np.float32))
+            built += [micro_batch(roller.engine, rollout, part, self.config.batch_size, slots, weighted) for part in own.parts if part]
+            kept += masks
+        return built, Counts(np.float32(total), np.float32(len(every))), kept_share(kept)
 
     def validate(
         self, state: TrainState, step: int, folder: epath.Path, log: RunLog, progress: Progress, stopped: Callable[[], bool]
@@ -187,24 +198,25 @@ class PlusStep:
         assert feed is not None, "there are records to validate on"
         self.run.roller.update(nnx.to_pure_dict(state.params))
         totals: dict[str, list[float]] = {}
-        for questions, parts in progress(in_steps(feed), "validating", steps_in(feed)):
+        for groups in progress(in_steps(feed), "validating", steps_in(feed)):
             if stopped():
                 return None
+            count = sum(len(own.questions) for own in groups)
             if self.config.stage == "sft":
-                built, counts, kept = self.answers(questions, parts, 0)
+                built, counts, kept = self.answers(groups, 0)
                 loss = sum(float(self.run.step.evaluate(state, batch, counts)[0]["loss"]) for batch in built)
-                found = {"loss": [loss] * len(questions), "retention": [kept] * len(questions)}
+                found = {"loss": [loss] * count, "retention": [kept] * count}
             else:
                 greedy = dataclasses.replace(self.config.policy, temperature=0.0, top_k=0, top_p=1.0)
-                masks = self.run.roller.draw_masks(questions, 0)
-                rollout = self.run.roller.answer(questions, masks, 0, greedy, 1)
+                roller = self.run.roller
+                rollout = joined([roller.answer(own.questions, roller.draw_masks(own.questions, 0), 0, greedy, 1) for own in groups])
                 try:
                     _, rewarded = self.reward(rollout, 1, stopped)
                 except Stopped:
                     return None
                 rewards = [r.total for r in rewarded if r.total is not None]
                 found = {"reward": rewards, "loss": [-r for r in rewards], "cut": list(map(float, rollout.cut))}
-                found["retention"] = [float(mask.mean()) for mask in masks if mask.size]
+                found["retention"] = [float(mask.mean()) for mask in rollout.masks if mask.size]
             for name, values in found.items():
                 totals.setdefault(name, []).extend(values)
         means = {name: float(np.mean(values)) if values else math.nan for name, values in totals.items()}
@@ -212,38 +224,10 @@ class PlusStep:
         return means
 
 
-def questions_of(loaded: Sequence[LoadedQuestions], first: int = 0) -> tuple[list[Question], list[list[int]]]:
-    """The questions of a step, and the places of those of every micro-batch."""
-    questions: list[Question] = []
-    parts: list[list[int]] = []
-    for batch in loaded:
-        parts.append(list(range(len(questions), len(questions) + len(batch.members))))
-        questions += [
-            Question(record, sample, source, first + len(questions) + i) for i, (source, record, sample) in enumerate(batch.members)
-        ]
-    return questions, parts
-
-
 def without_idle(parts: Sequence[Sequence[int]], counted: np.ndarray, size: int) -> list[list[int]]:
-    """Micro-batches of the questions that count, as few as hold them: the others would add nothing to gradients. They stay in order, so
-    that those of one shape stand together. counted: by question. At least one micro-batch, so that every step is measured."""
-    left = [place for members in parts for place in members if counted[place]] or [place for members in parts for place in members][:size]
+    """Micro-batches of the questions that count, as few as hold them: the others would add nothing to gradients. counted: by question."""
+    left = [place for members in parts for place in members if counted[place]]
     return [left[start : start + size] for start in range(0, len(left), size)]
-
-
-def steps_in(feed: Feed) -> int:
-    """Groups of micro-batches in one pass over the data."""
-    return -(-feed.schedule.epoch_end(1) // feed.accumulation)
-
-
-def in_steps(feed: Feed) -> Iterator[tuple[list[Question], list[list[int]]]]:
-    """One pass over the data, as many questions at a time as in a step."""
-    end = feed.schedule.epoch_end(1)
-    batches = feed.load(0, end)
-    for start in range(0, end, feed.accumulation):
-        questions, parts = questions_of([next(batches) for _ in range(min(feed.accumulation, end - start))], start)
-        if questions:
-            yield questions, parts
 
 
 def kept_share(masks: Sequence[np.ndarray]) -> float:

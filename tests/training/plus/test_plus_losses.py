@@ -80,6 +80,18 @@ def test_six_released_steps(golden_plus):
         assert np.linalg.norm(found - wanted) <= 0.02 * np.linalg.norm(wanted - start[name]), name
 
 
+def test_an_update_makes_better_completions_likelier(golden_plus):
+    vlm, golden = golden_plus
+    step = make_step(vlm, config := PolicyConfig(**tools.PRESET | {"beta": 0.0, "loss": "dapo"}))
+    (batch,), counts = tools.step_batches(vlm, golden, ["A"], config)
+    state, gathered = step.start()
+    before = np.asarray(step.evaluate(state, batch, counts)[1]).sum(axis=-1)
+    for _ in range(3):
+        state, gathered, _ = step.update(state, step.accumulate(gathered, state, batch, counts))
+    change = np.asarray(step.evaluate(state, batch, counts)[1]).sum(axis=-1) - before
+    assert (change * batch.advantage).sum() > 0.1
+
+
 def test_other_groups(golden_plus):
     """Equal rewards, and two score functions."""
     vlm, golden = golden_plus

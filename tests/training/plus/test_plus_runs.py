@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ train = PlusConfig(
     policy=PolicyConfig(group_size=4, max_new_tokens=6, cut_completions="keep", beta=0.01, num_iterations=2),
     rewards=RewardConfig(terms=(RewardTerm({folder!r} + "/own_rewards.py:letters"), RewardTerm("exact_match"))),
     optim=OptimConfig(learning_rate=1e-2, schedule="constant", warmup_ratio=0.0),
-    batch_size=2, accumulation=2, steps=6, log_every=1, validate_every=3, save_every=2, samples_every=2, keep=2,
+    batch_size=2, accumulation=2, steps=5, log_every=1, validate_every=4, save_every=2, samples_every=2, keep=2,
 )
 """
 REWARD = '''
@@ -79,7 +80,7 @@ def samples(out: Path) -> list[dict]:
 def test_a_run_leaves_what_it_promises(whole, home):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if line["group"] == "train"]
-    assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5]
     for name in (
         "reward",
         "reward_std",
@@ -96,12 +97,12 @@ def test_a_run_leaves_what_it_promises(whole, home):
     for name in ("clip_share", "rollout_gap", "largest_rollout_gap", "retention", "rollout_s", "reward_s", "update_s", "memory_gib"):
         assert name in training[-1], name
     assert max(line["largest_rollout_gap"] for line in training) < 1e-5
-    assert training[-1]["compilations"] == 0 and training[-1]["rollout_tokens_per_s"] > 0
-    assert [line["step"] for line in lines if line["group"] == "validation"] == [3, 6]
+    assert training[-1]["compilations"] < training[0]["compilations"] / 10 and training[-1]["rollout_tokens_per_s"] > 0
+    assert [line["step"] for line in lines if line["group"] == "validation"] == [4, 5]
     found = samples(whole)
     assert {line["step"] for line in found} == {0, 2, 4} and all(len(line["completions"]) == 4 for line in found)
     page = (whole / "samples.html").read_text()
-    assert page.count("<article") == len(found) and "data:image/jpeg" in page
+    assert page.count("<article") == len(found) and all((whole / name).stat().st_size for line in found for name in line["pictures"])
     assert adapter(whole) and json.loads((whole / "export" / "adapter_config.json").read_text())["r"] == 4
     from gp_jax import GlimpseVLM
 
@@ -110,46 +111,36 @@ def test_a_run_leaves_what_it_promises(whole, home):
     assert vlm.model.decoder.layers[0].self_attn.q_proj.adapter is not None
 
 
-def test_it_learns(whole):
-    """The share of small ids grows."""
-    rewards = list(tools.losses(whole, field="reward").values())
-    assert np.mean(rewards[-2:]) > np.mean(rewards[:2])
+def start(home: Path, out: Path) -> subprocess.Popen:
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(tools.command(home, out), env=tools.environment(), **pipes)
 
 
-def test_killed_again_and_again(home, whole, tmp_path):
-    """SIGKILL in rollouts, rewards, updates and saves: bit-identical parameters and samples."""
-    out, rng, kills = tmp_path / "killed", random.Random(1), 0
-    while kills < 4:
-        process = subprocess.Popen(tools.command(home, out), env=tools.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 60
-        started = len(list((out / "checkpoints").glob("[0-9]*"))) if (out / "checkpoints").exists() else 0
-        while time.monotonic() < end and process.poll() is None:
-            now = len(list((out / "checkpoints").glob("[0-9]*"))) if (out / "checkpoints").exists() else 0
-            if now > started or kills % 2:
-                break
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, 6 if kills % 2 else 0.8))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
+def wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 200
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_stopped_and_killed(home, whole, tmp_path):
+    """SIGTERM after a step, then SIGKILL after a checkpoint at a moment that differs from time to time: bit-identical in the end."""
+    out = tmp_path / "stopped"
+    process = start(home, out)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and bool((out / "metrics.jsonl").read_text()))
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and re.search(r"stopped by signal 15 after step \d", said), said[-2000:]
+    before = {path.name for path in (out / "checkpoints").iterdir()}
+    process = start(home, out)
+    wait_for(lambda: process.poll() is not None or bool({path.name for path in (out / "checkpoints").iterdir()} - before))
+    time.sleep(random.uniform(0, 1.0))
+    process.kill()
+    process.communicate()
     tools.run(home, out)
     assert_identical(adapter(out), adapter(whole))
     assert samples(out) == samples(whole)
     assert tools.losses(out, field="reward") == tools.losses(whole, field="reward")
-
-
-def test_a_signal_stops_and_the_same_command_goes_on(home, whole, tmp_path):
-    out = tmp_path / "stopped"
-    process = subprocess.Popen(
-        tools.command(home, out), env=tools.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and re.search(r"stopped by signal 15 after step \d", said), said[-2000:]
-    tools.run(home, out)
-    assert_identical(adapter(out), adapter(whole))
 
 
 def test_missing_rewards_stop_the_run(home, tmp_path):
@@ -170,7 +161,7 @@ def test_supervised_answers(home, tmp_path):
     full.write_text(
         home.read_text().replace("adapter=AdapterConfig(r=4, lora_alpha=8)", 'adapter=None, parameters=("decoder.layers.*.mlp.*",)')
     )
-    tools.run(full, tmp_path / "full", "--stage", "sft", "--steps", "4")
+    tools.run(full, tmp_path / "full", "--stage", "sft", "--steps", "2")
     from gp_jax import GlimpseVLM
 
     found = GlimpseVLM.from_pretrained(tmp_path / "full" / "export").model.decoder.layers[0]
@@ -209,4 +200,5 @@ def test_two_processes_of_four_devices(home, whole, tmp_path):
     one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
     for name in one:
         np.testing.assert_allclose(two[name], one[name], atol=2e-4, err_msg=name)
-    assert [line["completions"] for line in samples(tmp_path / "two")] == [line["completions"] for line in samples(tmp_path / "one")]
+    texts = [[[said["text"] for said in line["completions"]] for line in samples(tmp_path / out)] for out in ("one", "two")]
+    assert texts[0] == texts[1]
