@@ -33,7 +33,8 @@ from gp_jax.pruning.rule import Prune
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.plus.batches import Weighted, micro_batch
 from gp_jax.training.plus.losses import METRICS, policy_losses
-from gp_jax.training.plus.rollouts import Question, Rollout
+from gp_jax.training.plus.questions import Question
+from gp_jax.training.plus.rollouts import Rollout
 from gp_jax.training.plus.run import is_trained, ladders_of
 from gp_jax.training.plus.settings import PlusConfig, PolicyConfig
 from gp_jax.training.step import StepPrograms
