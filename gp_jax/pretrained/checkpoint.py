@@ -17,7 +17,7 @@ from gp_jax.pretrained.adapters import ADAPTER_FILES, StoredAdapter
 from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
 from gp_jax.pretrained.misfits import check_quantised
 from gp_jax.pretrained.tower import base_source
-from gp_jax.runtime.disk import kind_of, path_of, read_json
+from gp_jax.runtime.disk import read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 ALL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.pt")
@@ -41,10 +41,6 @@ class Checkpoint:
         cls, name: str | os.PathLike, glimpse: str | os.PathLike | None = None, adapter: str | os.PathLike | None = None
     ) -> "Checkpoint":
         """Args: as of `GlimpseVLM.from_pretrained`. Raises: GlimpseError that names the file, field or keys at fault."""
-        given = str(name)
-        if given in files.TUNED and kind_of(path_of(name)) is None:
-            name, own = files.TUNED[given]
-            glimpse, adapter = glimpse or own, adapter or own
         folder = files.find_model(name, ALL_FILES)
         beside = None if adapter is None else files.find_folder(adapter, ADAPTER_FILES)
         if beside is None or beside.resolve() != folder.resolve():
@@ -59,7 +55,7 @@ class Checkpoint:
             source = files.glimpse_source(home)
             settings = glimpse_config(read_json(home / "config.json"), config, str(home / "config.json"))
         added = None if beside is None else StoredAdapter.open(beside, config)
-        return cls(given, folder, hf, config, base_source(folder, config), settings, source, added)
+        return cls(str(name), folder, hf, config, base_source(folder, config), settings, source, added)
 
     def load(self, dtype: jnp.dtype | None = None, mesh: Mesh | None = None, progress: Callable[[list], Iterable] = iter) -> LVLM:
         """The model, with its adapter beside the weights. Args: as of `params.load`."""

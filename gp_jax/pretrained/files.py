@@ -32,7 +32,6 @@ SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_template
 SHARD_BYTES = 5 * 10**9
 
 BUNDLED = {"scenes": Path(__file__).parent / "bundled" / "scenes"}
-TUNED = {"scenes-plus": ("scenes", Path(__file__).parent / "bundled" / "scenes_plus")}  # name -> its base; its adapter and its glimpse
 
 
 def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
