@@ -99,8 +99,9 @@ def test_a_whole_model_from_small_ones():
 def test_reports(fits):
     one, two = map(report, fits)
     assert "8 chips (data=1 fsdp=4 tensor=2)" in one and "160 visual, 176 prompt, 64 kept, 8 answer" in one
-    assert "4 questions x 2 completions, without a KL pass; adapter of rank 4" in one and "GiB of 15.75 GiB: fits" in one
-    assert "4 questions x 2 micro-batches x 2 completions, with the KL pass (beta 0.04)" in two
+    assert "4 questions x 2 completions; adapter of rank 4" in one and "GiB of 15.75 GiB: fits" in one
+    assert "update without a KL pass\n" in one and "update with the KL pass (beta 0.04)\n" in two, "of the whole model, a small one"
+    assert "4 questions x 2 micro-batches x 2 completions" in two
     found = json.loads(json.dumps(facts(fits[0])))
     assert found["fits"] is True and found["phases"][0]["most"] in {p["name"] for p in found["programs"]}
     assert found["total"] == fits[0].total and found["questions"]["group"] == 2
@@ -166,7 +167,7 @@ def test_the_tpu_compiler_takes_every_program(tmp_path):
     options = ["--model", tmp_path, "--topology", "v5e:2x2", "--batch", "2", "--visual-tokens", "600", "--json", tmp_path / "report.json"]
     done = command_line("--what", "plus", *options, "--tensor", "2", "--beta", "0.04", "--group", "2", "--answer-tokens", "16")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert ": fits" in done.stdout and "compiled accumulate in" in done.stderr and "compiled update in" in done.stderr
+    assert ": fits" in done.stdout and "compiled accumulate, 2 layers in" in done.stderr and "compiled update, 2 layers in" in done.stderr
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2} and math.isclose(found["limit"], 15.75 * 2**30)
     layers = [p for p in found["programs"] if p["name"].startswith("layer, ")]
