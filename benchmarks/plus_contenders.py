@@ -65,12 +65,14 @@ def run_ours(folder: Path, masks: str) -> None:
     questions, parts = questions_of(loaded)
 
     # The same completions for everybody, whose log-probabilities are compared, and on which the pass alone is timed.
-    roller, tokens = run.roller, list(np.load(folder / "completions.npy"))
+    roller, given = run.roller, np.load(folder / "completions.npy").reshape(args["questions"], args["group"], -1)
+    asked = [json.loads(row)["question"] for row in (folder / "rows.jsonl").read_text().splitlines()]  # training shuffles them
+    tokens = [own for question in questions for own in given[asked.index(question.record.question)]]
     drawn = roller.draw_masks(questions, 0)
     batch = roller.batch(questions, drawn)
-    given = Rollout(questions, drawn, batch, roller.engine.view(batch), tokens, [np.zeros(t.size) for t in tokens], [False] * len(tokens))
+    answers = Rollout(questions, drawn, batch, roller.engine.view(batch), tokens, [np.zeros(t.size) for t in tokens], [False] * len(tokens))
     ones = np.ones((len(tokens), run.slots), np.float32)
-    built = [micro_batch(roller.engine, given, members, config.batch_size, run.slots, Weighted(ones[:, 0], ones)) for members in parts]
+    built = [micro_batch(roller.engine, answers, members, config.batch_size, run.slots, Weighted(ones[:, 0], ones)) for members in parts]
     counts = Counts(np.float32(ones.size), np.float32(len(tokens)))
 
     def logprobs() -> np.ndarray:
@@ -80,15 +82,15 @@ def run_ours(folder: Path, masks: str) -> None:
 
     def request() -> dict[str, float]:
         nonlocal state, gathered, number
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         taken = take(state, gathered, number, iter(loaded), lambda text: None, lambda: False)
         assert taken is not None, "nobody stops it"
         state, gathered, found = taken
-        end, number = time.perf_counter(), number + 1
+        end, number, spent = time.perf_counter(), number + 1, time.process_time() - spent
         logprobs()
         stages = dict(rollout=found["rollout_s"], rewards=found["reward_s"], update=found["update_s"], logprobs=time.perf_counter() - end)
         ready.update(retention=float(found["retention"]), tokens=float(found["completion_tokens"]))
-        return stages | dict(step=end - start, compiled=found["compilations"], gap=float(found["rollout_gap"]))
+        return stages | dict(step=end - start, cpu=spent, compiled=found["compilations"], gap=float(found["rollout_gap"]))
 
     request()
     text = questions[0].sample.prompt.ids.size - questions[0].sample.prompt.count
@@ -120,11 +122,11 @@ def run_torch(folder: Path, once: str) -> None:
     warm = time.perf_counter()
 
     def request() -> dict[str, float]:
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         stages = step()
-        end = time.perf_counter()
+        end, spent = time.perf_counter(), time.process_time() - spent
         step.logprobs(completions)
-        return stages | dict(step=end - start, logprobs=time.perf_counter() - end)
+        return stages | dict(step=end - start, cpu=spent, logprobs=time.perf_counter() - end)
 
     request()
     serve(ready | dict(first=time.perf_counter() - warm), request)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.plus_step import Args
 
 STAGES = ("rollout", "update", "step", "logprobs")
+TIMES = (*STAGES, "cpu")  # of the processor in a step, which other work on the machine changes less
 
 
 def read(args: "Args") -> tuple[ModelConfig, GlimpseConfig]:
@@ -79,20 +80,20 @@ def report(args: "Args", field: list[Contender], ends: dict[str, dict], first: d
         f"tokens, {args.kept} kept ({args.kept / visual:.1%}), rank {args.rank}, beta {args.beta:g}, float32"
     )
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}; {args.rounds} interleaved rounds, medians")
-    print(f"{'':16}" + "".join(f"{stage + ' s':>12}" for stage in STAGES) + f"{'compl./s':>10}{'spread':>8}{'peak MiB':>10}{'TFLOP':>8}")
+    print(f"{'':16}" + "".join(f"{stage + ' s':>12}" for stage in TIMES) + f"{'compl./s':>10}{'spread':>8}{'peak MiB':>10}{'TFLOP':>8}")
     for c in field:
-        seconds = "".join(f"{c.median(stage):12.3f}" for stage in STAGES)
+        seconds = "".join(f"{c.median(stage):12.3f}" for stage in TIMES)
         rest = f"{rows / c.median('step'):10.2f}{c.spread('step'):8.1%}{ends[c.name]['peak']:10.0f}{flops[c.name]['step'] / 1e12:8.3f}"
         print(f"{c.name:16}{seconds}{rest}")
     print("logprobs: a pass without gradient; not part of a step, whose update makes its own")
     ratios: dict[str, dict[str, float]] = {}
     for one, other in (("pruned", "dense"), ("dense", "torch"), ("pruned", "torch"), ("dense", "torch, tuned"), ("pruned", "torch, tuned")):
         if one in named and other in named:
-            times = {stage: named[one].median(stage) / named[other].median(stage) for stage in STAGES}
+            times = {stage: named[one].median(stage) / named[other].median(stage) for stage in TIMES}
             memory, work = ends[one]["peak"] / ends[other]["peak"], {s: flops[one][s] / flops[other][s] for s in STAGES}
             ratios[f"{one} / {other}"] = times | dict(memory=memory) | {f"{stage} flops": share for stage, share in work.items()}
             shown = "   ".join(f"{stage} {times[stage]:.2f} (FLOPs {work[stage]:.2f})" for stage in STAGES)
-            print(f"{one + ' / ' + other:22} {shown}   memory {memory:.2f}")
+            print(f"{one + ' / ' + other:22} {shown}   cpu {times['cpu']:.2f}   memory {memory:.2f}")
     for c in field:
         found = ", ".join(f"{name} {c.ready[name]:.1f} s" for name in ("load", "first"))
         compiled = f"; compiling first: {first[c.name]:.1f} s" if c.name in first else ""
