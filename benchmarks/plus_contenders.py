@@ -114,6 +114,7 @@ def run_torch(folder: Path, once: str) -> None:
     torch.manual_seed(0)
     args, python = json.loads((folder / "args.json").read_text()), resident()
     base = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32)
+    base.generation_config.eos_token_id = None  # -1 would do, with a warning for every step
     linear = r".*language_model\.layers\..*\.(q|k|v|o|gate|up|down)_proj"
     model = get_peft_model(base, LoraConfig(r=args["rank"], lora_alpha=2 * args["rank"], lora_dropout=0.0, target_modules=linear))
     step = TorchStep(model, folder, args, LEARNING_RATE, reward, once == "1")

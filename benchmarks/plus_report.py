@@ -38,12 +38,13 @@ def attention_flops(config: ModelConfig, pairs: int) -> int:
     return 4 * pairs * config.text.num_attention_heads * config.text.head_dim
 
 
-def step_flops(args: "Args", text: int, pruned: bool, shared: bool = True) -> dict[str, float]:
+def step_flops(args: "Args", text: int, pruned: bool, shared: bool = True, again: int = 0) -> dict[str, float]:
     """FLOPs of the stages of a step, from sizes alone: products of linear layers, attention and adapters; what remat computes again and
     padding are not counted.
 
     The backward pass of a frozen linear layer is one product, of attention and of an adapter two.
-    Args: text: tokens of a prompt beside the visual ones; shared: a prompt is read once for its group, else once for every completion.
+    Args: text: tokens of a prompt beside the visual ones; shared: a prompt is read once for its group, else once for every completion;
+        again: how often every pass shows a picture to the tower again.
     """
     config, glimpse = read(args)
     depth, side, after = config.text.num_hidden_layers, args.side, glimpse.reduce_layer
@@ -61,19 +62,18 @@ def step_flops(args: "Args", text: int, pruned: bool, shared: bool = True) -> di
     seen = sum(prompts * n * n + rows * fed * short + rows * fed * (fed + 1) // 2 for n in lengths)
     adapter = sum(2 * args.rank * (a + b) for a, b in linear_sizes(config)) * sum(prompts * n + rows * fed for n in lengths)
     forward = reading["decoder prefill"].flops + behind["decode"].flops + adapter
-    first = rows if not shared else prompts  # logits of the first token, which both read
-    head = 2 * config.text.hidden_size * config.text.vocab_size * (rows * fed + first)
     backward = forward + attention_flops(config, seen) + adapter
-    rollout, logprobs = vision + forward, forward * (1 + bool(args.beta))
+    rollout, logprobs = vision + forward, (forward + again * vision) * (1 + bool(args.beta))
     update = logprobs + backward
-    return dict(rollout=rollout, update=update, step=rollout + update, logprobs=logprobs, head=head)
+    return dict(rollout=rollout, update=update, step=rollout + update, logprobs=logprobs)
 
 
 def report(args: "Args", field: list[Contender], ends: dict[str, dict], first: dict[str, float]) -> None:
     """Prints the table and writes plus_step.json."""
     named = {c.name: c for c in field}
     text = round(named["pruned"].ready["text"])
-    flops = {name: step_flops(args, text, name == "pruned", shared=not name.startswith("torch")) for name in named}
+    ways = {"pruned": (True, True, 0), "dense": (False, True, 0), "torch": (False, False, args.group), "torch, tuned": (False, False, 0)}
+    flops = {name: step_flops(args, text, *ways[name]) for name in named}
     visual, rows = args.side**2, args.questions * args.group
     print(
         f"\n{args.size}: {args.questions} questions x {args.group} completions of {args.new_tokens} tokens, {visual} visual + {text} text "
