@@ -46,7 +46,9 @@ def choose(logits: Array, sampling: Sampling, step: Array) -> tuple[Array, Array
 
     def draw(logits: Array) -> tuple[Array, Array]:
         keys, greedy = jax.vmap(draw_key)(sampling.seed, sampling.number, step), sampling.temperature <= 0
-        scaled = truncate(logits / jnp.where(greedy, 1, sampling.temperature)[:, None], sampling.top_k, sampling.top_p)
+        scaled = logits / jnp.where(greedy, 1, sampling.temperature)[:, None]
+        few = jnp.any(sampling.top_k > 0) | jnp.any(sampling.top_p < 1)  # else all tokens stay, and nothing has to be searched for
+        scaled = jax.lax.cond(few, truncate, lambda logits, *_: logits, scaled, sampling.top_k, sampling.top_p)
         drawn, (best, alone) = jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32), largest(logits)
         return jnp.where(greedy, best, drawn), jnp.where(greedy[:, None], alone, scaled)
 
