@@ -77,6 +77,26 @@ def product(x: Array, weight: Array, beside: jnp.dtype | None = None) -> Array:
     return y.reshape(*x.shape[:-1], -1)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def widen(x: Array, weight: Array, beside: jnp.dtype | None) -> Array:
+    """`product` for a weight with far fewer inputs than outputs. On CPU the left factor of a gradient is laid out anew, transposed: here
+    that is the narrow x; in the gradient that JAX would derive it is the wide one of the output, which takes a third more of a step."""
+    return product(x, weight, beside)
+
+
+def _keep_factors(x: Array, weight: Array, beside: jnp.dtype | None) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, weight, beside), (x, weight)
+
+
+def _widen_back(beside: jnp.dtype | None, kept: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
+    x, weight = kept
+    d_weight = einsum("ri,ro->io", x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1]), beside)
+    return einsum("...o,oi->...i", d_y, weight, beside).astype(x.dtype), d_weight.T.astype(weight.dtype)
+
+
+widen.defvjp(_keep_factors, _widen_back)
+
+
 def lookup(table: Array, ids: Array) -> Array:
     """Rows of a table: (V, D) and (...) int -> (..., D)."""
     return _lookup_16(table, ids) if table.dtype.itemsize == 2 else jnp.take(table, ids, axis=0)
@@ -122,7 +142,7 @@ class LowRank(nnx.Module):
         if self.noise is not None and self.dropout > 0:
             kept = jax.random.bernoulli(self.noise, 1 - self.dropout, x.shape)
             x = jnp.where(kept, x / (1 - self.dropout), 0)
-        return self.scale * product(product(x, self.lora_A[...], beside), self.lora_B[...], beside)
+        return self.scale * widen(product(x, self.lora_A[...], beside), self.lora_B[...], beside)
 
 
 class Linear(nnx.Module):
