@@ -51,10 +51,11 @@ def facts(
 
 
 def means(values: dict[str, float]) -> dict[str, float]:
-    """A log line: sums become means and standard deviations; a source that was not drawn has none."""
+    """A log line: sums become means and standard deviations. Sources and functions without a value have none; without any reward at all
+    the mean is NaN."""
     out = {name: value for name, value in values.items() if not name.startswith((SUM, SQUARES, COUNT))}
     for name, count in values.items():
-        if name.startswith(COUNT):
+        if name.startswith(COUNT) and (count or "/" not in name):
             own = name.removeprefix(COUNT)
             mean = values[SUM + own] / count if count else math.nan
             spread = math.sqrt(max(0.0, values[SQUARES + own] / count - mean * mean)) if count else math.nan
