@@ -17,11 +17,11 @@ Array: TypeAlias = Any  # of JAX or numpy, or its shape or sharding: the leaves 
 @register_dataclass
 @dataclass(frozen=True)
 class VisionInput:
-    """Patches of every sample in window order, windows packed into blocks of equal size (see `layout.pack_windows`)."""
+    """Patches of every sample in window order, windows packed into blocks of equal size (see `processing.windows`)."""
 
     patches: Array | None  # (B, S, patch_dim) float
     patch_hw: Array  # (B, S, 2) int: row and column in the patch grid of its image
-    patch_window: Array  # (B, S) int: window number inside its block, -1 padding
+    patch_window: Array  # (B, S) int: window number inside the sample, -1 padding
     patch_image: Array  # (B, S) int: image number inside the sample, -1 padding
     token_hw: Array  # (B, M, 2) int: row and column in the merged grid of its image
     token_window: Array  # (B, M) int
@@ -78,6 +78,7 @@ class TrainBatch:
     prompt: PromptInput
     tail: TailInput
     reference: Array  # (B, M) bool: vision slots that hold the evidence
+    known: Array  # (B, M) bool: vision slots of which is known whether they do; others have no part in the losses
     number: Array  # (B,) int: number of the sample in its step (the seed of its dropout), -1 padding
 
 
@@ -156,6 +157,18 @@ class KeepLimits:
     floor: Array  # (B,) int: at least this number stays, the best
     fixed: Array  # (B,) int: exactly this number stays, the best; -1: off
     always: Array  # (B, M) bool: slots that always stay (anchors)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class LookLimits:
+    """The rule by which a first look chooses windows as numbers (see `pruning.look`). Importance as logits."""
+
+    threshold: Array  # (B,) float: choose windows above it
+    sure: Array  # (B,) float: without a window of at least this the whole picture is seen; NaN: off, the best `cap` windows are
+    margin: Array  # (B,) int: neighbours up to this number of windows away are chosen too
+    floor: Array  # (B,) int: choose at least this number, the best
+    cap: Array  # (B,) int: more than this is the whole picture
 
 
 @register_dataclass

@@ -17,6 +17,7 @@ from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.function import fitting_inputs, inference_buckets, inference_inputs
 from gp_jax.inference.logprobs import score_completions
+from gp_jax.inference.looks import look_twice, plans_of
 from gp_jax.inference.requests import AUTO, Pruning, check_names, resolve, sampling_settings
 from gp_jax.inference.results import Answer, Generation, answers_of, outcome, per_token, split_tokens
 from gp_jax.inference.warmup import WarmUp
@@ -57,9 +58,9 @@ class GlimpseVLM:
 
     def with_model(self, model: LVLM) -> "GlimpseVLM":
         """The same front door with another model behind it, e.g. one whose glimpse was trained."""
-        other, engine = copy.copy(self), self.engine
+        other, old = copy.copy(self), self.engine
         other.model, other.config, other.glimpse_config = model, model.config, model.glimpse_config
-        other.engine = Engine(model, engine.ladders, engine.mesh, engine.attention)
+        other.engine = Engine(model, old.ladders, old.mesh, old.attention)
         return other
 
     @classmethod
@@ -89,8 +90,8 @@ class GlimpseVLM:
         dtype, stored = dtype_of(dtype), Checkpoint.find(path_or_hub_id, glimpse, adapter)
         processor = load_processor(stored.folder, stored.config)
         model = stored.load(dtype, mesh, _bar("loading weights", "tensor", progress))
-        engine: dict[str, Any] = dict(mesh=mesh, ladders=ladders, attention=attention)
-        return cls(model, stored.hf, processor, folder=stored.folder, **engine, nested_keys=stored.nested, name=stored.name)
+        options: dict[str, Any] = dict(mesh=mesh, ladders=ladders, attention=attention, nested_keys=stored.nested, name=stored.name)
+        return cls(model, stored.hf, processor, folder=stored.folder, **options)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes base, glimpse, config, tokenizer and processor files; see `pretrained.saving`. Raises: GlimpseError with an adapter."""
@@ -110,8 +111,6 @@ class GlimpseVLM:
         Args: params: nested dicts of arrays, as `inference_params(vlm.model)` gives them. Raises: as `Engine.update`.
         """
         self.engine.update(params)
-
-    # Requests ---------------------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -138,9 +137,8 @@ class GlimpseVLM:
         Args:
             input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes: what the model's Hugging Face processor returns, as
                 numpy. Rows may be padded on either side; images belong to the image tokens in order.
-            prune: Prune settings, None for none, "auto" for those in the glimpse's config.
-            max_new_tokens: largest number of new tokens of a sample.
-            temperature: 0 is greedy; top_k (0 off), top_p (1 off) and seed matter above 0.
+            prune: Prune settings (with a `Look`: two looks), None for none, "auto" for those in the glimpse's config.
+            max_new_tokens: of a sample. temperature: 0 is greedy; top_k (0 off), top_p (1 off) and seed matter above 0.
             eos_token_id: id or ids that end a sample; "auto": the checkpoint's; None: never end early.
             stream: called with the new tokens (B,) int32 of every step; padding on samples that have ended.
             timed: measure seconds per stage, which waits for the device between stages; or a Clock to go on with.
@@ -151,11 +149,10 @@ class GlimpseVLM:
         pruning = self._shortest(prune)
         choose = partial(sampling_settings, self.config, temperature, top_k, top_p, seed, eos_token_id)
         choose()  # raises before anything runs
-        max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
-        self.engine.ladders.decode.fit(max_new_tokens)
+        self.engine.ladders.decode.fit(max_new_tokens := one(AtLeastOne, max_new_tokens, "max_new_tokens"))
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes)
         clock = timed if isinstance(timed, Clock) else Clock(timed)
-        filled = self.engine.prefill(self.engine.batch(samples, pruning), clock)
+        filled = self.engine.prefill(self.engine.batch(look_twice(self.engine, samples, pruning, clock), pruning), clock)
         prefix, count = self.engine.prefix(filled), len(samples)
         active = np.arange(prefix.logits.shape[0]) < count
         rows = Rows.behind(self.engine, prefix, choose(active.size), max_new_tokens, active)
@@ -171,7 +168,8 @@ class GlimpseVLM:
         Args: prune, inputs: as for `generate`. Raises: GlimpseError likewise.
         """
         check_names("prefill", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
-        return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self._shortest(prune))))
+        pruning = self._shortest(prune)
+        return self.engine.prefix(self.engine.prefill(self.engine.batch(look_twice(self.engine, self._read(inputs), pruning), pruning)))
 
     def logprobs(
         self,
@@ -189,7 +187,9 @@ class GlimpseVLM:
             for `generate`. Returns: (B, G, C) float32, 0 on padding. Raises: GlimpseError that names the argument.
         """
         check_names("logprobs", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
-        return score_completions(self.engine, self._read(inputs), self._resolve(prune), completion_ids, completion_mask, mode, temperature)
+        pruning = self._resolve(prune)
+        samples = look_twice(self.engine, self._read(inputs), pruning)
+        return score_completions(self.engine, samples, pruning, completion_ids, completion_mask, mode, temperature)
 
     def answer(
         self,
@@ -209,7 +209,7 @@ class GlimpseVLM:
                 list of images, or None.
             system: system message, default the chat template's.
             on_text: called with the growing answer of a single question.
-            on_stage: called with the name of every stage that ends: processing, vision, glimpse, finish, decode.
+            on_stage: called with the name of every stage that ends: processing, (look,) vision, glimpse, finish, decode.
             options: as for `generate` (prune, max_new_tokens, temperature, ...).
         Returns: an Answer, or a list of them for a list of questions.
         """
@@ -257,7 +257,7 @@ class GlimpseVLM:
             scale `images` that are too large down to what the buckets hold; else they are an error.
         """
         plan, rule = self._resolve(prune)
-        buckets = buckets or inference_buckets(self.config, cuts=len(plan))
+        buckets = buckets or inference_buckets(self.config, cuts=len(plan), look=bool(rule and rule.look))
         if inputs is None:
             own, questions = as_batch(images, questions)
             return fitting_inputs(self.processor, own, questions, self.glimpse_config, rule, buckets, shrink=shrink)[1]
@@ -273,7 +273,7 @@ class GlimpseVLM:
     def _read(self, inputs: Mapping[str, Any]) -> list[Sample]:
         return read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
 
-    def _prepare(self, images: Any, questions: str | Sequence[str] | None, system: str | None, max_image_pixels: int) -> Prepared:
+    def _prepare(self, images: Any, questions: Any, system: str | None, max_image_pixels: int) -> Prepared:
         return self.processor(*as_batch(images, questions), system, max_image_pixels)
 
     def warm_up(
@@ -288,12 +288,12 @@ class GlimpseVLM:
     ) -> None:
         """Compiles every program that requests up to these lengths can need (default: the whole ladders).
 
-        Args: prune: the kind of pruning: with the glimpse, none, or with reference masks; the numbers in it do not matter.
+        Args: prune: the kind of pruning: with the glimpse, none, with reference masks, with a look; the numbers in it do not matter.
             batch: samples; patches: vision patches of a sample; prompt: prompt tokens of a sample with its visual tokens.
         """
-        plan = self._resolve(prune).plan
         settings = partial(sampling_settings, self.config, 0.0, 0, 1.0, 0, AUTO)
-        WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(_bar("compiling", "bucket", progress))
+        for plan in plans_of(self.engine, self._resolve(prune)):
+            WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(_bar("compiling", "bucket", progress))
 
 
 def _bar(label: str, unit: str, progress: bool) -> Callable[[list[T]], Iterable[T]]:

@@ -19,6 +19,8 @@ class Vision(ABC):
     """The interface of all vision tower configurations. Widths in channels.
 
     sized_by: the input that determines how many visual tokens pictures have. class_token: whether the tower has a class token.
+    overviews: whether pictures have two views each, an overview in one tile and the detail. parts: whether there are parts of a picture
+    that the tower can see alone.
     """
 
     depth: Layers
@@ -28,6 +30,14 @@ class Vision(ABC):
     out_hidden_size: Width
     sized_by: ClassVar[str]
     class_token: ClassVar[bool] = False
+
+    @property
+    def overviews(self) -> bool:
+        return False
+
+    @property
+    def parts(self) -> bool:
+        return True
 
     @property
     def head_dim(self) -> int:
@@ -167,6 +177,14 @@ class ClipConfig(Vision):
     sized_by: ClassVar[str] = "pixel_values"
     class_token: ClassVar[bool] = True
     spatial_merge_size: ClassVar[int] = 1
+
+    @property
+    def overviews(self) -> bool:
+        return bool(self.pinpoints)
+
+    @property
+    def parts(self) -> bool:
+        return self.overviews
 
     @property
     def patch_shape(self) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from gp_jax.inference.walk import Route, Scores, Stages
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.params import replace_params
 from gp_jax.processing.layout import Sample, prompt_input, slots_of, vision_input
-from gp_jax.pruning.plan import needs_glimpse
+from gp_jax.pruning.plan import Plan, needs_glimpse
 from gp_jax.runtime.clock import COMPILES, Clock
 from gp_jax.runtime.compilation_cache import ROOM, keep_compiled
 from gp_jax.sharding import batch_sharding, fetch, put, replicated
@@ -130,6 +130,14 @@ class Engine(Stages):
         """Samples in the engine's buckets. Raises: GlimpseError, before any device work, when there are too many or one is too long."""
         return make_batch(samples, pruning, self.ladders.batch.fit(len(samples)), self.vision_slots(samples))
 
+    def rows(self, plan: Plan) -> int:
+        """Glimpse rows behind a prompt."""
+        return self.glimpse_rows if needs_glimpse(plan) else 0
+
+    def length(self, batch: Batch) -> int:
+        """Prompt rows T of the bucket. Raises: GlimpseError when a prompt is beyond its ladder."""
+        return self.ladders.prompt.fit(max(sample.ids.size for sample in batch.samples) + self.rows(batch.plan))
+
     # The engine's choice of a length behind a cut (see `walk.Choice`): the host reads what is needed and takes the smallest rung.
 
     def rungs(self, need: Array, length: int) -> tuple[int]:
@@ -156,9 +164,7 @@ class Engine(Stages):
         """
         lap = (clock or Clock()).lap
         samples, plan, size = batch.samples, batch.plan, batch.size
-        rows = self.glimpse_rows if needs_glimpse(plan) else 0
-        length = self.ladders.prompt.fit(max(sample.ids.size for sample in samples) + rows)
-        prompt = self.prompt(samples, size, length, rows)
+        prompt = self.prompt(samples, size, self.length(batch), self.rows(plan))
         ROOM.make(COMPILES.count)
         vision, features = view or self.view(batch) or (None, None)
         lap("vision", features)

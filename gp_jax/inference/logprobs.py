@@ -136,7 +136,8 @@ def score_completions(
     given = rule.reference_masks if batch.plan and rule is not None else None
     masks = [np.ones(sample.count, bool) for sample in samples]
     if given is not None:
-        masks = [reference_mask(given[b], sample.grids, f"reference_masks[{b}]") for b, sample in enumerate(samples)]
+        whole = [reference_mask(given[b], sample.grids, f"reference_masks[{b}]") for b, sample in enumerate(samples)]
+        masks = [mask[sample.tokens] for mask, sample in zip(whole, samples, strict=True)]
     prompt, length = masked_prompt(engine, batch, masks, engine.view(batch), range(count), batch.size)
     rows = ((0, batch.size - count), (0, 0), (0, 0))
     completions = engine.split(Completions(np.pad(tokens, rows).astype(np.int32), np.pad(valid, rows)), batch.size)

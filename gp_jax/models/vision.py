@@ -1,7 +1,7 @@
 """Vision tower of Qwen2.5-VL (arXiv 2502.13923): windowed ViT with a few full-attention blocks and a 2x2 merger.
 
 B samples, S patches, M = S / merge_unit visual tokens, C ViT width, N heads, H head width, W patches of a full window.
-Patches come in blocks of W, each holding whole windows (`layout.pack_windows`), so window attention is a reshape.
+Patches come in blocks of W, each holding whole windows (`processing.windows`), so window attention is a reshape.
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ one tile and the picture cut into several tiles, with a line break after each ro
     overview  24 x 24      detail  48 x 72 of 2 x 3 tiles, less the padding that made the picture fit them
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -72,6 +73,19 @@ class Picture:
 def whole(grid: Grid) -> Plot:
     """A picture with one view, all of whose patch groups become visual tokens."""
     return Plot((grid,), ((0, 0, *grid),), (False,))
+
+
+def shrunk_grid(grid: Grid, ratio: float) -> Grid:
+    """The (rows, columns) with at most `ratio` of a grid's visual tokens, at least one, that are nearest in number and shape."""
+    rows, columns = grid
+    target = max(1, int(ratio * rows * columns))
+
+    def misfit(r: int) -> float:
+        c = min(columns, target // r)
+        return abs(math.log(c * rows / (r * columns))) + math.log(target / (r * c))
+
+    best = min(range(1, min(rows, target) + 1), key=misfit)
+    return best, min(columns, target // best)
 
 
 def numeric(name: str, value: object) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import jax
 
 COMPILE = "compile"  # the stage of what only a first call costs: tracing, lowering, compiling, reading programs from the cache on disk
-STAGES = ("processing", COMPILE, "vision", "glimpse", "finish", "decode")
+STAGES = ("processing", COMPILE, "look", "vision", "glimpse", "finish", "decode")
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"  # with the time to read a program from the persistent cache, if it is there
 MAKING = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration", COMPILE_EVENT)
 READ_EVENT = "/jax/compilation_cache/cache_hits"
