@@ -48,6 +48,20 @@ class Ask:
     """Keep visual tokens whose importance is above it. [default: the glimpse's config]"""
     min_remain_num: int | None = None
     """Keep at least this number of visual tokens. [default: the glimpse's config]"""
+    look: bool = False
+    """Look twice: a first look at few visual tokens chooses the parts of the photographs that are seen at all. For large ones."""
+    look_share: float | None = None
+    """Look: visual tokens of the first look, as a share of the photograph's. [default of these: see docs/looks.md]"""
+    look_threshold: float | None = None
+    """Look: see parts in which an importance of the first look is above it."""
+    look_margin: int | None = None
+    """Look: see their neighbours too, up to this number of vision windows away."""
+    look_floor: float | None = None
+    """Look: see at least this share."""
+    look_cap: float | None = None
+    """Look: if the first look would choose a larger share than this, see everything."""
+    look_sure: float | None = None
+    """Look: if the first look finds no importance of at least this, see everything."""
     prune: bool = True
     """Prune; --no-prune reads the whole picture."""
     max_new_tokens: int = 128
@@ -103,7 +117,7 @@ def run(args: Ask) -> None:
     loading = time.perf_counter() - start
     prune = pruning(args, vlm.glimpse_config)
     live = not args.json and sys.stdout.isatty()
-    shown, stages = "", ("processing", "vision", "glimpse", "finish", "decode")
+    shown, stages = "", ("processing", *(("look",) * args.look), "vision", "glimpse", "finish", "decode")
     bar = tqdm(desc=stages[0], bar_format="{desc} ... {elapsed}", leave=False, disable=not sys.stderr.isatty())
 
     def next_stage(ended: str) -> None:
@@ -147,6 +161,8 @@ def report(args: Ask, answer: "Answer", loading: float, shown: str) -> None:
             "kept_tokens": answer.kept,
             "total_tokens": answer.total,
             "retention": answer.retention,
+            "seen_share": answer.seen_share,
+            "first_look_tokens": sum(rows * columns for rows, columns in answer.look.grids) if answer.look else 0,
             "generated_tokens": len(answer.tokens),
             "timings": {stage: round(seconds, 4) for stage, seconds in timings.items()},
             "overlay": str(args.overlay) if args.overlay else None,
@@ -155,6 +171,10 @@ def report(args: Ask, answer: "Answer", loading: float, shown: str) -> None:
         return save_overlay(answer, args.overlay)
     print(answer.text.removeprefix(shown))
     print(f"\nvisual tokens  {answer.kept} of {answer.total} kept ({answer.retention:.1%})")
+    if args.look:
+        first = sum(rows * columns for rows, columns in answer.look.grids) if answer.look else 0
+        said = f"chosen by a first look at {first}" if first else "no first look: it is small"
+        print(f"picture seen   {answer.seen_share:.1%} of the visual tokens, {said}")
     print("seconds        " + "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.timings.items() if stage != COMPILE))
     print(f"first call     {answer.timings[COMPILE]:.1f} s of tracing, compiling and loading programs, not in the seconds above")
     print(f"model loaded   in {loading:.1f} s")
@@ -166,17 +186,22 @@ def report(args: Ask, answer: "Answer", loading: float, shown: str) -> None:
 
 def pruning(args: Ask, glimpse: "GlimpseConfig | None") -> "Prune | None":
     """The keep rule: the glimpse's own, changed by what the command line says. Raises: GlimpseError when nothing can prune."""
-    from gp_jax import Prune
+    from gp_jax import Look, Prune
 
     given: dict[str, Any] = {"reduce_threshold": args.threshold, "max_remain_ratio": args.max_remain_ratio}
     given |= {"min_remain_num": args.min_remain_num, "fixed_remain_ratio": args.fixed_remain_ratio}
     given = {name: value for name, value in given.items() if value is not None}
+    settings = {name: getattr(args, f"look_{name}") for name in ("share", "threshold", "margin", "floor", "cap", "sure")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if settings and not args.look:
+        raise GlimpseError(f"--look-{next(iter(settings))} needs --look")
+    given |= {"look": Look(**settings)} if args.look else {}
     if given and not (args.prune and glimpse):
         raise GlimpseError("options that prune need a glimpse (--glimpse)" if args.prune else "--no-prune excludes the options that prune")
     if not args.prune or glimpse is None:
         return None
     rule = Prune.from_config(glimpse)
-    if given and "fixed_remain_ratio" not in given:
+    if given.keys() - {"look", "fixed_remain_ratio"} and "fixed_remain_ratio" not in given:
         rule = dataclasses.replace(rule, fixed_remain_ratio=None)  # it would silence them
     return dataclasses.replace(rule, **given)
 

@@ -108,7 +108,8 @@ def _evaluate(config: EvalConfig, first: bool) -> Path | None:
         raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
     mesh = make_mesh(data=len(devices), devices=devices) if len(devices) > 1 else None
     vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, mesh, adapter=config.adapter)
-    plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks), path_of(config.out)
+    plans = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks, vlm.config.vision.parts)
+    out = path_of(config.out)
     if first:
         for line in claim(out, config.identity()):
             print(printable(line))

@@ -56,6 +56,22 @@ def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["retention"] == 1.0
 
 
+def test_ask_twice(home, capsys):
+    words = ["ask", str(home / "scene.png"), "What?", "--model", str(home / "model"), "--max-new-tokens", "2", "--look"]
+    cli.run(
+        [*words, "--look-threshold", "1", "--look-floor", "0.3", "--look-cap", "0.3", "--look-sure", "0", "--fixed-remain-ratio", "0.1"]
+    )
+    shown = capsys.readouterr().out
+    assert "19 of 192 kept" in shown and "chosen by a first look at 48" in shown and "look 0." in shown
+    seen = float(shown.partition("picture seen")[2].split("%")[0])
+    assert 10 < seen < 40
+    cli.run([*words, "--look-sure", "1", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["seen_share"] == 1 and facts["first_look_tokens"] == 48, "an unsure map"
+    with pytest.raises(GlimpseError, match="--look-cap needs --look"):
+        cli.run([*words[:-1], "--look-cap", "0.5"])
+
+
 def test_ask_with_an_adapter(home, capsys, tmp_path):
     adapter = write(tmp_path / "adapter", tensors(GlimpseVLM.from_pretrained(home / "model")))
     words = ["ask", str(home / "scene.png"), "What?", "--model", str(home / "model"), "--no-prune", "--json", "--max-new-tokens", "8"]

@@ -19,7 +19,7 @@ from gp_jax.evaluation.reporting.gallery import Example, shown_size
 from gp_jax.evaluation.reporting.html import write_report
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.plan_rows import aggregate, breakdown
-from gp_jax.evaluation.reporting.plots import retention_plot, time_plot, time_retention_plot
+from gp_jax.evaluation.reporting.plots import flops_plot, retention_plot, time_plot, time_retention_plot
 from gp_jax.evaluation.reporting.statistics import Interval, Spread
 from gp_jax.evaluation.results import Prediction, line_numbers, read_predictions, write_predictions
 from gp_jax.evaluation.summary import times
@@ -231,6 +231,7 @@ def test_plots(page):
     rows = aggregate(PREDICTIONS)
     for plot, height in (
         (retention_plot, "exact match, %"),
+        (flops_plot, "exact match, %"),
         (time_plot, "exact match, %"),
         (time_retention_plot, "median time per answer, ms"),
     ):

@@ -48,11 +48,13 @@ def write_report(
         lines: all answers, to which every number leads; 10,000 short ones add 2 MB.
         metric: the one in table, plots and breakdown; others get columns at the second table's end.
     """
-    from gp_jax.evaluation.reporting.plots import retention_plot, time_plot, time_retention_plot  # slow to import
+    from gp_jax.evaluation.reporting.plots import flops_plot, retention_plot, time_plot, time_retention_plot  # slow to import
 
     number = {row.plan: i for i, row in enumerate(rows)}
     plans = list(dict.fromkeys([*number, *(p for s in samples for p in s.predictions), *(p.plan for p in lines.predictions)]))
     plots = [retention_plot(rows, metric)]
+    if any(row.flops_ratio is not None for row in rows):
+        plots.append(flops_plot(rows, metric))
     if any(row.seconds for row in rows):
         plots += [time_retention_plot(rows), time_plot(rows, metric)]
     legend = "".join(f"<span>{chip(i)} {safe(plan)}</span>" for plan, i in number.items())
