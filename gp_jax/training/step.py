@@ -75,7 +75,7 @@ def losses(
         model, batch, key, remat=remat, implementation=attention, answer_in_denominator=config.answer_in_denominator
     )
     present = batch.vision.token_image >= 0
-    has_image = jnp.any(present, axis=-1)
+    has_image, present = jnp.any(present, axis=-1), present & batch.known
 
     def mean(per_sample: Array) -> Array:
         return jnp.sum(jnp.where(has_image, per_sample, 0)) / counts.samples
