@@ -31,9 +31,9 @@ RANKS = {
         {"cli"},
         {"__main__"},
     ],
-    "ahead": [{"artifact", "hlo", "topology"}, {"compiling"}, {"generation", "training"}, {"plus_fit", "report"}, {"plus"}],
+    "ahead": [{"artifact", "hlo", "passes", "topology"}, {"compiling"}, {"generation", "training"}, {"plus_fit", "report"}, {"plus"}],
     "ahead/artifact": [{"names"}, {"facts", "readme"}, {"inputs", "write"}],
-    "commands": [{"ask", "compile", "export", "merge", "prepare"}],
+    "commands": [{"ask", "compile", "export", "label", "merge", "prepare"}],
     "config": [{"choices", "families", "files", "schema"}, {"vision"}, {"model"}],
     "data": [
         {"collate", "formats", "record", "settings", "sources", "tally"},
@@ -62,9 +62,9 @@ RANKS = {
     "glimpse": [{"predictor", "prompt"}],
     "inference": [
         {"requests", "sampling", "shared_programs", "walk"},
-        {"engine", "traced"},
-        {"decoding", "logprobs", "results"},
-        {"function", "warmup"},
+        {"engine", "look_inputs"},
+        {"decoding", "logprobs", "results", "traced"},
+        {"function", "looks", "warmup"},
     ],
     "models": [{"clip", "decoder", "vision"}, {"lvlm"}, {"adapter"}],
     "ops": [
@@ -84,14 +84,14 @@ RANKS = {
         {"checkpoint", "saving"},
     ],
     "processing": [
-        {"library", "prompts", "template_worker", "tiff", "tokenizer_file", "views"},
+        {"library", "prompts", "template_worker", "tiff", "tokenizer_file", "views", "windows"},
         {"encoded", "layout", "picture_settings", "templates", "tokenization"},
-        {"images"},
+        {"images", "looks"},
         {"qwen"},
         {"llava"},
         {"table"},
     ],
-    "pruning": [{"compact", "rule"}, {"scorers"}, {"plan"}],
+    "pruning": [{"compact", "look"}, {"rule"}, {"scorers"}, {"plan"}],
     "pruning/scorers": [
         {"scorer", "similarity"},
         {"attention", "cdpruner", "divprune", "given", "glimpse", "visionzip"},

@@ -54,9 +54,13 @@ class Compile:
     """Text tokens of a prompt."""
     answer_tokens: int | None = None
     """Tokens of an answer, plus: of a completion. [default: 128; train: 32]"""
-    plan: Literal["glimpse", "dense"] = "glimpse"
-    """Generation: glimpse compiles the pruning programs and compares them with the dense ones; dense compiles only the dense ones. Plus:
-    dense compiles a step in which nothing is cut."""
+    plan: Literal["glimpse", "look", "dense"] = "glimpse"
+    """Generation: glimpse compiles the pruning programs and compares them with the dense ones; look does so with two looks; dense compiles
+    only the dense ones. Plus: dense compiles a step in which nothing is cut."""
+    look_share: float = 0.25
+    """Generation, look: visual tokens of the first look, as a share."""
+    seen: float = 0.25
+    """Generation, look: share of the vision windows that the second look sees."""
     retention: float = 0.111
     """Generation, plus: share of the visual tokens that the cut keeps."""
     group: int = 8
@@ -94,8 +98,11 @@ class Compile:
         for name in ("batch", "visual_tokens", "prompt_tokens", "answer_tokens", "accumulation", "rank"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise GlimpseError(f"--{name.replace('_', '-')} {value} must be positive")
-        if not 0 <= self.retention <= 1:
-            raise GlimpseError(f"--retention {self.retention} is not in 0..1")
+        for name in ("retention", "look_share", "seen"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise GlimpseError(f"--{name.replace('_', '-')} {getattr(self, name)} is not in 0..1")
+        if self.plan == "look" and self.what != "generate":
+            raise GlimpseError("--plan look is of --what generate")
         if self.mesh and any(getattr(self, axis) is not None for axis in ("data", "fsdp", "tensor")):
             raise GlimpseError("--mesh cannot be combined with --data, --fsdp or --tensor")
         if self.json and str(self.json) != "-" and not self.json.parent.is_dir():
@@ -154,12 +161,16 @@ def note(
 def generate(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
     """Compiles the programs of generation and reports them."""
     from gp_jax.ahead import report
-    from gp_jax.ahead.generation import Request, compile_generation
+    from gp_jax.ahead.generation import compile_generation
+    from gp_jax.ahead.passes import Request
 
     given = {f.name: getattr(args, f.name) for f in fields(Request) if getattr(args, f.name) is not None}
     if args.visual_tokens is None and config.vision.most_tokens:
         given["visual_tokens"] = config.vision.most_tokens
-    request, plans = Request(**given), ("glimpse", "dense") if args.plan == "glimpse" else ("dense",)
+    request, plans = (
+        Request(**given),
+        {"look": ("look", "glimpse", "dense"), "glimpse": ("glimpse", "dense"), "dense": ("dense",)}[args.plan],
+    )
     found = compile_generation(config, glimpse, args.topology, request, plans=plans, sizes=sizes, dtype=args.dtype, watch=ticking)
     words = (found, request, args.model, args.topology, args.dtype)
     show(args, report.facts(*words), report.text(*words))
