@@ -2,14 +2,13 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from gp_jax.buckets import Ladders
 from gp_jax.config.schema import AtLeastOne, one
@@ -29,9 +28,8 @@ from gp_jax.processing.qwen import Prepared, Processor, as_batch
 from gp_jax.processing.table import load_processor
 from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.clock import Clock
+from gp_jax.runtime.progress import announce, bar
 from gp_jax.trees import Prefix
-
-T = TypeVar("T")
 
 
 class GlimpseVLM:
@@ -83,12 +81,14 @@ class GlimpseVLM:
             dtype: of the base's weights and activations, e.g. "bfloat16"; None: as stored. The glimpse is always float32.
             mesh: device mesh (`sharding.make_mesh`), None: one device.
             attention: implementation for long sequences, "auto" or a name of `ops.attention.KERNELS`.
+            progress: say what is waited for: weights that are read; from then on also programs that are made for the first time.
             adapter: folder or Hub repository of a LoRA adapter in PEFT's files. It stays beside the weights, in float32.
         Raises: GlimpseError that names the file, field or keys at fault.
         """
+        announce(progress)
         dtype, stored = dtype_of(dtype), Checkpoint.find(path_or_hub_id, glimpse, adapter)
         processor = load_processor(stored.folder, stored.config)
-        model = stored.load(dtype, mesh, _bar("loading weights", "tensor", progress))
+        model = stored.load(dtype, mesh, bar("loading weights", "tensor", progress))
         engine: dict[str, Any] = dict(mesh=mesh, ladders=ladders, attention=attention)
         return cls(model, stored.hf, processor, folder=stored.folder, **engine, nested_keys=stored.nested, name=stored.name)
 
@@ -293,8 +293,4 @@ class GlimpseVLM:
         """
         plan = self._resolve(prune).plan
         settings = partial(sampling_settings, self.config, 0.0, 0, 1.0, 0, AUTO)
-        WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(_bar("compiling", "bucket", progress))
-
-
-def _bar(label: str, unit: str, progress: bool) -> Callable[[list[T]], Iterable[T]]:
-    return lambda items: tqdm(items, desc=label, unit=unit, disable=not progress)
+        WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(bar("compiling", "bucket", progress))

@@ -33,7 +33,7 @@ RANKS = {
     ],
     "ahead": [{"artifact", "hlo", "topology"}, {"compiling"}, {"generation", "training"}, {"plus_fit", "report"}, {"plus"}],
     "ahead/artifact": [{"names"}, {"facts", "readme"}, {"inputs", "write"}],
-    "commands": [{"ask", "compile", "export", "merge", "prepare"}],
+    "commands": [{"ask", "compile", "completion", "configs", "doctor", "eval", "export", "merge", "prepare", "train"}],
     "config": [{"choices", "families", "files", "schema"}, {"vision"}, {"model"}],
     "data": [
         {"collate", "formats", "record", "settings", "sources", "tally"},
@@ -97,7 +97,7 @@ RANKS = {
         {"attention", "cdpruner", "divprune", "given", "glimpse", "visionzip"},
         {"fastv", "pyramiddrop", "vscan"},
     ],
-    "runtime": [{"allocator", "clock", "disk"}, {"compilation_cache", "lock"}],
+    "runtime": [{"allocator", "disk", "progress"}, {"clock", "compilation_cache", "exits", "lock"}],
     "scenes": [
         {"palette", "settings"},
         {"things"},

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import json
 import re
-import runpy
 import sys
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from gp_jax.config.files import read_config
 from gp_jax.errors import GlimpseError, printable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Ask:
     adapter: str | None = None
     """Folder or Hub id of a LoRA adapter in PEFT's files, which is used beside the weights."""
     config: Path | None = None
-    """A Python file whose `ask` dict sets defaults for these options, e.g. configs/qwen2_5_vl_7b.py."""
+    """Name of a configuration (gp-jax configs lists them), or a Python file whose `ask` dict sets defaults for these options."""
     max_remain_ratio: float | None = None
     """Keep at most this share of the visual tokens. [default: the glimpse's config]"""
     fixed_remain_ratio: float | None = None
@@ -77,6 +77,11 @@ class Ask:
             raise GlimpseError("the question is empty")
         if not self.model:
             raise GlimpseError("--model is missing: a folder or a Hugging Face Hub id")
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise GlimpseError(
+                f"--threshold {self.threshold:g} is not in 0..1: visual tokens stay whose importance, between 0 and 1, is above it "
+                "(most glimpses have 0.5)"
+            )
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise GlimpseError(f"--dtype {self.dtype} is not float32, bfloat16 or float16")
         if self.overlay and self.overlay.is_dir():
@@ -93,18 +98,18 @@ def run(args: Ask) -> None:
     from gp_jax.processing.images import open_image  # light; photographs are checked before the model is loaded
 
     photos = [open_image(path, args.max_image_pixels) for path in map(Path, args.inputs[:-1])]
-    from tqdm import tqdm
-
-    from gp_jax import GlimpseVLM
+    from gp_jax.runtime.progress import Progress, waiting
 
     start = time.perf_counter()
-    live_bar = sys.stderr.isatty()
-    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, adapter=args.adapter, dtype=args.dtype, progress=live_bar)
-    loading = time.perf_counter() - start
+    with waiting("loading libraries"):
+        from gp_jax import GlimpseVLM
+    loaded = time.perf_counter()
+    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, adapter=args.adapter, dtype=args.dtype, progress=True)
+    before = {"libraries": loaded - start, "loading": time.perf_counter() - loaded}
     prune = pruning(args, vlm.glimpse_config)
     live = not args.json and sys.stdout.isatty()
     shown, stages = "", ("processing", "vision", "glimpse", "finish", "decode")
-    bar = tqdm(desc=stages[0], bar_format="{desc} ... {elapsed}", leave=False, disable=not sys.stderr.isatty())
+    bar = Progress(desc=stages[0], bar_format="{desc} ... {elapsed}", leave=False)
 
     def next_stage(ended: str) -> None:
         bar.set_description_str(stages[min(stages.index(ended) + 1, len(stages) - 1)])
@@ -131,16 +136,16 @@ def run(args: Ask) -> None:
     )
     bar.close()
     assert not isinstance(answer, list)  # one question has one answer
-    report(args, answer, loading, shown if live else "")
+    report(args, answer, before, shown if live else "")
     if prune is None and args.prune and not args.json:
         print("no pruning: no glimpse was given (--glimpse) and the model folder has none")
 
 
-def report(args: Ask, answer: "Answer", loading: float, shown: str) -> None:
-    """Prints the answer (less what was shown while it grew) and its facts; writes the overlay. loading: seconds."""
-    from gp_jax.runtime.clock import COMPILE
+def report(args: Ask, answer: "Answer", before: dict[str, float], shown: str) -> None:
+    """Prints the answer (less what was shown while it grew) and its facts; writes the overlay. before: seconds of what came before it."""
+    from gp_jax.runtime.clock import COMPILE, COMPILES
 
-    timings = {"loading": loading} | answer.timings
+    timings = before | answer.timings
     if args.json:
         facts = {
             "answer": answer.text,
@@ -149,6 +154,7 @@ def report(args: Ask, answer: "Answer", loading: float, shown: str) -> None:
             "retention": answer.retention,
             "generated_tokens": len(answer.tokens),
             "timings": {stage: round(seconds, 4) for stage, seconds in timings.items()},
+            "programs": {"compiled": COMPILES.count - COMPILES.read, "read": COMPILES.read, "reading": round(COMPILES.reading, 4)},
             "overlay": str(args.overlay) if args.overlay else None,
         }
         print(json.dumps(facts, ensure_ascii=False))
@@ -156,8 +162,12 @@ def report(args: Ask, answer: "Answer", loading: float, shown: str) -> None:
     print(answer.text.removeprefix(shown))
     print(f"\nvisual tokens  {answer.kept} of {answer.total} kept ({answer.retention:.1%})")
     print("seconds        " + "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.timings.items() if stage != COMPILE))
-    print(f"first call     {answer.timings[COMPILE]:.1f} s of tracing, compiling and loading programs, not in the seconds above")
-    print(f"model loaded   in {loading:.1f} s")
+    first, reading = answer.timings[COMPILE], COMPILES.reading
+    made = f"{max(0.0, first - reading):.1f} s to trace and compile {COMPILES.count - COMPILES.read} programs"
+    print(
+        f"first call     {made}, {reading:.1f} s to read {COMPILES.read} kept ones; not in the seconds above, later answers are without it"
+    )
+    print(f"before it      {before['libraries']:.1f} s to load libraries, {before['loading']:.1f} s to load the model")
     save_overlay(answer, args.overlay)
     if args.overlay:
         print(f"overlay        {args.overlay}")
@@ -199,14 +209,9 @@ def save_overlay(answer: "Answer", path: Path | None) -> None:
 
 def config_defaults(path: Path) -> dict:
     """The `ask` dict of a Python config file. Raises: GlimpseError when there is none or it has unknown fields."""
-    if not path.is_file():
-        raise GlimpseError(f"--config {path}: no such file")
-    try:
-        values = runpy.run_path(str(path)).get("ask")
-    except Exception as error:  # whatever a config file does wrong
-        raise GlimpseError(f"--config {path}: {type(error).__name__}: {error}") from error
+    values = read_config(path, "ask", (dict,))
     known = {f.name for f in dataclasses.fields(Ask)} - {"inputs", "config"}
-    if not isinstance(values, dict) or not set(values) <= known:
+    if not set(values) <= known:
         raise GlimpseError(f"--config {path}: needs a dict `ask` with options of gp-jax ask ({', '.join(sorted(known))})")
     return values
 

@@ -1,5 +1,6 @@
 """The command `gp-jax compile`."""
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
 import tyro
 
 from gp_jax.errors import GlimpseError
+from gp_jax.runtime import progress
 
 if TYPE_CHECKING:
     from gp_jax.config.model import GlimpseConfig, ModelConfig
@@ -131,6 +133,8 @@ def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
 
 def run(args: Compile) -> None:
     """Runs `gp-jax compile`."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise GlimpseError('the TPU compiler is not installed: pip install libtpu (on a TPU VM: pip install "gp_jax[tpu]")')
     os.environ.update(WITHOUT_TPU)  # before JAX is imported
     args.check()
     sizes = args.sizes()
@@ -227,11 +231,14 @@ class ticking:
 
     def __init__(self, what: str):
         self.what, self.done, self.live = what, threading.Event(), sys.stderr.isatty()
+        self.work = progress.Work(lambda seconds: progress.note(f"compiling {what} ... {seconds:.0f} s"))
 
     def __enter__(self) -> None:
         self.start = self.running[self.what] = time.monotonic()
         if self.live:
             threading.Thread(target=self._tick, daemon=True).start()
+        else:
+            progress.HEART.add(self.work)
 
     def _tick(self) -> None:
         while not self.done.wait(0.5):
@@ -241,6 +248,7 @@ class ticking:
 
     def __exit__(self, *_: Any) -> None:
         self.done.set()
+        progress.HEART.remove(self.work)
         self.running.pop(self.what, None)
         with self.lock:
             clear = "\r\x1b[K" if self.live else ""

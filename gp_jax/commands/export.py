@@ -121,7 +121,7 @@ def run(args: Export) -> None:
     from gp_jax.vlm import GlimpseVLM
 
     check_target(args.to)
-    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=sys.stderr.isatty())
+    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=True)
     name, prune = named_plan(args.plan, vlm.glimpse_config)
     plan, _ = resolve(prune, vlm.glimpse_config, vlm.config.text.num_hidden_layers)
     most = vlm.config.vision.most_tokens

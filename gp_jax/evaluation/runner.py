@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL.Image import Image
-from tqdm import tqdm
 
 from gp_jax.data.samples import question_text
 from gp_jax.errors import GlimpseError, reason
@@ -31,6 +30,7 @@ from gp_jax.inference.requests import resolve
 from gp_jax.inference.results import Answer
 from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.clock import COMPILE
+from gp_jax.runtime.progress import Progress
 from gp_jax.sharding import wait_for_all
 from gp_jax.vlm import GlimpseVLM
 
@@ -138,7 +138,7 @@ class Runner:
         names = [entry.id for entry in self.task.entries]
         share = self.samples.batches(self.batch)[jax.process_index() :: jax.process_count()]
         left, kept = sum(names[n] not in own for part in share for n in part for own in done.values()), sum(map(len, done.values()))
-        with tqdm(total=left + kept, initial=kept, desc=self.task.name, unit="answer", disable=quiet) as bar:
+        with Progress(total=left + kept, initial=kept, desc=self.task.name, unit="answer", disable=quiet) as bar:
             for turn, part in enumerate(share):
                 loaded = list(self.samples.loaded([n for n in part if any(names[n] not in own for own in done.values())]))
                 for plan in in_turn(plans, turn):

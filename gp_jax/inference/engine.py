@@ -20,7 +20,7 @@ from gp_jax.buckets import Ladders
 from gp_jax.inference import sampling
 from gp_jax.inference.requests import Batch, Pruning, make_batch
 from gp_jax.inference.shared_programs import Parts
-from gp_jax.inference.walk import Route, Scores, Stages
+from gp_jax.inference.walk import Route, Scores, Stages, lengths
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.params import replace_params
 from gp_jax.processing.layout import Sample, prompt_input, slots_of, vision_input
@@ -82,11 +82,14 @@ class Engine(Stages):
     def start(self, prefix: Prefix, settings: Sampling, active: Array, limit: Array, *, slots: int, logprobs: bool) -> DecodeState:
         """The state of rows behind their first token."""
         bare = dataclasses.replace(prefix, kv=())  # the program does not depend on the lengths of the caches
-        return self.call(sampling.start, self.model, bare, settings, active, limit, slots=slots, logprobs=logprobs)
+        with COMPILES.naming(f"the first token of {active.size} row(s)"):
+            return self.call(sampling.start, self.model, bare, settings, active, limit, slots=slots, logprobs=logprobs)
 
     def advance(self, kv: tuple, state: DecodeState, settings: Sampling, steps: Array) -> DecodeState:
         """Generates; `state` is used up."""
-        return self.call(sampling.advance, self.model, kv, state, settings, steps, donate=(1,))
+        rows, slots = state.tokens.shape
+        with COMPILES.naming(f"decoding of {lengths(rows, slots, 'new tokens')}"):
+            return self.call(sampling.advance, self.model, kv, state, settings, steps, donate=(1,))
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:
         """Vision slots M of the bucket, a multiple of the attention window; 0 when no sample has an image."""

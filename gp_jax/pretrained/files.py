@@ -1,6 +1,7 @@
 """Checkpoint folders: finding them (disk or Hub), reading tensors lazily, writing files atomically."""
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -49,7 +50,8 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     if kind is not None:
         raise GlimpseError(f"{path}: is no folder, a model folder or Hub id is needed")
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
-        raise GlimpseError(f"{name}: no such folder")
+        near = difflib.get_close_matches(str(name), BUNDLED, n=1)
+        raise GlimpseError(f"{name}: no such folder" + (f"; did you mean '{near[0]}', the bundled model?" if near else ""))
     from huggingface_hub import snapshot_download  # slow to import, rarely needed
 
     try:

@@ -52,7 +52,7 @@ def mine(tmp_path):
 def test_shipped_configurations(size, depth, cut, kind):
     path = CONFIGS / f"qwen2_5_vl_{size}_{kind}.py"
     config = parse(["--config", str(path)]).train().check()
-    assert path.read_text().startswith(f'"""python train.py --config configs/{path.name}')
+    assert path.read_text().startswith(f'"""gp-jax train --config {path.stem}')
     assert config.model == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct" and config.dtype == "bfloat16"
     released = GlimpseConfig(
         selected_layers=(cut,),
