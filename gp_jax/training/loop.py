@@ -260,7 +260,8 @@ def train(config: TrainConfig | BaseConfig | PlusConfig) -> dict[str, Any]:
         no_early_stops()  # JAX handles SIGTERM itself once processes are joined
     start_processes(mesh.coordinator, mesh.processes, mesh.process)
     keep_compiled(config.compilation_cache)
-    with Stop() as stop, alone(config.out):
+    kept = saving_as(f"what was saved in {config.out} stays; the same command goes on")
+    with kept, Stop() as stop, alone(config.out):
         stage = build_stage(config, bar, say)
         say(stage.describe())
         loop = Loop(stage)
