@@ -2,7 +2,10 @@
 
 import difflib
 import importlib
+import os
 import sys
+
+import tyro
 
 from gp_jax import __version__
 from gp_jax.errors import GlimpseError
@@ -68,6 +71,8 @@ def run(argv: list[str]) -> int:
 def main(argv: list[str] | None = None, name: str = "gp-jax") -> None:
     """Entry point. argv: the command line, by default the process's own; name: how errors call the command."""
     words = sys.argv[1:] if argv is None else argv
+    if os.environ.get("NO_COLOR"):
+        tyro._experimental_options["ansi_codes"] = False
     if words and words[0] in COMMANDS and words[0] not in LIGHT:
         keep_memory()
     if status := exit_status(name, lambda: run(words)):

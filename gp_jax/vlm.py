@@ -22,6 +22,7 @@ from gp_jax.inference.warmup import WarmUp
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained import adapters, saving
 from gp_jax.pretrained.checkpoint import Checkpoint, dtype_of
+from gp_jax.pretrained.files import BUNDLED
 from gp_jax.processing.images import MAX_PIXELS, ImageLike
 from gp_jax.processing.layout import ARRAYS, Sample, read_samples
 from gp_jax.processing.qwen import Prepared, Processor, as_batch
@@ -29,6 +30,7 @@ from gp_jax.processing.table import load_processor
 from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.clock import Clock
 from gp_jax.runtime.progress import announce, bar
+from gp_jax.scenes.familiar import warn_of_strange
 from gp_jax.trees import Prefix
 
 
@@ -202,7 +204,7 @@ class GlimpseVLM:
         on_stage: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Answer | list[Answer]:
-        """Answers questions about pictures (paths, PIL images or arrays).
+        """Answers questions about pictures: paths, addresses (https://...), bytes, open files, PIL images or arrays.
 
         Args:
             images: for one question: an image or a list of them. For a list of questions: a list with, per question, an image, a
@@ -215,6 +217,8 @@ class GlimpseVLM:
         """
         clock = Clock(enabled=True, on_lap=on_stage)
         prepared = self._prepare(images, questions, system, max_image_pixels)
+        if self.folder in BUNDLED.values():
+            warn_of_strange(prepared.images, [questions] if isinstance(questions, str) else questions, self.processor.tokenize)
         clock.lap("processing")
         pieces: list[int] = []
 

@@ -84,7 +84,7 @@ RANKS = {
         {"checkpoint", "saving"},
     ],
     "processing": [
-        {"library", "prompts", "template_worker", "tiff", "tokenizer_file", "views"},
+        {"addresses", "library", "prompts", "template_worker", "tiff", "tokenizer_file", "views"},
         {"encoded", "layout", "picture_settings", "templates", "tokenization"},
         {"images"},
         {"qwen"},
@@ -101,7 +101,7 @@ RANKS = {
     "scenes": [
         {"palette", "settings"},
         {"things"},
-        {"labels", "scene", "stencils"},
+        {"familiar", "labels", "scene", "stencils"},
         {"draw", "questions"},
         {"architecture", "source"},
         {"turns", "write"},

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gp_jax.pruning.rule import Prune
 
 
+STDIN = "standard input"
+
+
 @dataclass(frozen=True)
 class Ask:
     """Ask a question about one or several photographs.
@@ -31,7 +34,7 @@ class Ask:
     """
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar='PHOTO [PHOTO ...] "question"')]
-    """The photographs, then the question."""
+    """The photographs (files, addresses, or - for standard input), then the question."""
     model: str = ""
     """Folder or Hugging Face Hub id of the base model."""
     glimpse: str | None = None
@@ -77,6 +80,8 @@ class Ask:
             raise GlimpseError("the question is empty")
         if not self.model:
             raise GlimpseError("--model is missing: a folder or a Hugging Face Hub id")
+        if self.inputs[:-1].count("-") > 1:
+            raise GlimpseError("-: only one picture can come from standard input")
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise GlimpseError(
                 f"--threshold {self.threshold:g} is not in 0..1: visual tokens stay whose importance, between 0 and 1, is above it "
@@ -95,9 +100,9 @@ class Ask:
 def run(args: Ask) -> None:
     """Runs `gp-jax ask`."""
     args.check()
-    from gp_jax.processing.images import open_image  # light; photographs are checked before the model is loaded
+    from gp_jax.processing.images import open_image  # photographs are checked before the model is loaded
 
-    photos = [open_image(path, args.max_image_pixels) for path in map(Path, args.inputs[:-1])]
+    photos = [open_image(given(path), args.max_image_pixels, STDIN) for path in args.inputs[:-1]]
     from gp_jax.runtime.progress import Progress, waiting
 
     start = time.perf_counter()
@@ -139,6 +144,15 @@ def run(args: Ask) -> None:
     report(args, answer, before, shown if live else "")
     if prune is None and args.prune and not args.json:
         print("no pruning: no glimpse was given (--glimpse) and the model folder has none")
+
+
+def given(photo: str) -> str | IO[bytes]:
+    """What a photo's name stands for: - is standard input. Raises: GlimpseError when nothing comes from there."""
+    if photo != "-":
+        return photo
+    if sys.stdin is None or sys.stdin.isatty():
+        raise GlimpseError('-: standard input is a terminal; send a picture to it: gp-jax ask - "question" --model DIR_OR_ID < PHOTO')
+    return sys.stdin.buffer
 
 
 def report(args: Ask, answer: "Answer", before: dict[str, float], shown: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from gp_jax.errors import reason, some
+from gp_jax.errors import one_line, reason, some
 
 PACKAGES = ("jax", "jaxlib", "flax", "transformers", "huggingface_hub", "numpy", "tensorflow-datasets", "orbax-checkpoint")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # of processors, that decide how fast products are
@@ -126,8 +126,12 @@ def hub(offline: bool) -> str:
         return f"{where}; offline"
     import urllib.request
 
-    with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS):
-        return f"{where}; {constants.ENDPOINT} answers"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS):
+            return f"{where}; {constants.ENDPOINT} answers"
+    except OSError as error:
+        said = one_line(getattr(error, "reason", error))
+        return f"{where}; {constants.ENDPOINT} does not answer ({said}): use model folders, a proxy (HTTPS_PROXY), or HF_HUB_OFFLINE=1"
 
 
 def bundled() -> str:

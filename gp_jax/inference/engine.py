@@ -87,8 +87,7 @@ class Engine(Stages):
 
     def advance(self, kv: tuple, state: DecodeState, settings: Sampling, steps: Array) -> DecodeState:
         """Generates; `state` is used up."""
-        rows, slots = state.tokens.shape
-        with COMPILES.naming(f"decoding of {lengths(rows, slots, 'new tokens')}"):
+        with COMPILES.naming(f"decoding of {lengths(state.tokens.shape, 'new tokens')}"):
             return self.call(sampling.advance, self.model, kv, state, settings, steps, donate=(1,))
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:

@@ -42,8 +42,9 @@ class Finish(Protocol[T_co]):
     def __call__(self, stream: Stream | None, logits: Array | None, scores: Scores) -> T_co: ...
 
 
-def lengths(samples: int, length: int, what: str) -> str:
+def lengths(shape: Sequence[int], what: str) -> str:
     """Sizes in words, e.g. "4 x 1,024 patches"."""
+    samples, length = shape
     return (f"{samples} x " if samples > 1 else "") + f"{length:,} {what}"
 
 
@@ -79,7 +80,7 @@ class Stages:
     def see(self, vision: VisionInput, watch: tuple[int, ...] = ()) -> VisionFeatures:
         """The vision tower."""
         samples, slots = vision.token_image.shape
-        with COMPILES.naming(f"vision for {lengths(samples, slots * self.config.vision.merge_unit, 'patches')}"):
+        with COMPILES.naming(f"vision for {lengths((samples, slots * self.config.vision.merge_unit), 'patches')}"):
             return pipeline.see(self.model, vision, self.vision_attention, watch=watch, call=self.call)
 
     def embed(self, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
@@ -96,7 +97,7 @@ class Stages:
 
     def run(self, stream: Stream, low: int, high: int, taps: tuple[int, ...] = (), glimpse: bool = False) -> Stream:
         """Layers low .. high-1, which overwrite the stream's hidden states."""
-        with COMPILES.naming(f"layers {low} to {high - 1} for {lengths(*stream.valid.shape, 'rows')}"):
+        with COMPILES.naming(f"layers {low} to {high - 1} for {lengths(stream.valid.shape, 'rows')}"):
             return pipeline.run(self.model, stream, low, high, taps, glimpse, self.attention, self.call)
 
     def score(
@@ -105,7 +106,7 @@ class Stages:
         """Ranks the visual tokens at a cut; see `pipeline.score`."""
         stream = dataclasses.replace(stream, kv=())  # no scorer looks at the caches
         logits, scorer = None, SCORERS[cut.scorer]
-        with COMPILES.naming(f"the scores of {cut.scorer} for {lengths(*stream.valid.shape, 'rows')}"):
+        with COMPILES.naming(f"the scores of {cut.scorer} for {lengths(stream.valid.shape, 'rows')}"):
             if scorer.in_parts:
                 logits = scorer.score(Scoring(self.model, cut, stream, vision, features, limits, given, self.call))
                 stream = dataclasses.replace(stream, taps={})

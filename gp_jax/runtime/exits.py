@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 from gp_jax.errors import GlimpseError, one_line
@@ -116,6 +117,7 @@ def exit_status(command: str, body: Callable[[], int | None]) -> int:
     with contextlib.suppress(AttributeError, ValueError):  # a log file shows every line when it is printed
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     ANNOUNCING.set()
+    shown, warnings.showwarning = warnings.showwarning, lambda message, *_, **__: note(f"warning: {one_line(message, 300)}")
     with listening(command):
         try:
             return body() or 0
@@ -135,3 +137,4 @@ def exit_status(command: str, body: Callable[[], int | None]) -> int:
             return 1
         finally:
             ANNOUNCING.clear()
+            warnings.showwarning = shown

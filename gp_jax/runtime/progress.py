@@ -114,9 +114,9 @@ class Progress(tqdm):
             self.work = Work(lambda _: self.tell())
             HEART.add(self.work)
 
-    def display(self, *args: Any, **options: Any) -> bool:
+    def display(self, *args: Any, **options: Any) -> Any:
         """Draws the bar; plain lines come in their own time."""
-        return True if self.plain else bool(super().display(*args, **options))
+        return True if self.plain else super().display(*args, **options)
 
     def clear(self, *args: Any, **options: Any) -> None:
         """Clears the bar; there is nothing to clear where there is none."""
@@ -156,7 +156,7 @@ class Progress(tqdm):
             super().close()
         elif not self.disable:
             self.disable = True
-            self._decr_instances(self)
+            self._decr_instances(self)  # type: ignore[attr-defined]
 
 
 def bar(label: str, unit: str, progress: bool) -> Callable[[list[T]], Iterable[T]]:
