@@ -56,7 +56,7 @@ RANKS = {
         {"chips", "line_links", "page", "statistics"},
         {"gallery", "plan_rows"},
         {"contact_sheet", "tables"},
-        {"exports", "listing", "plots"},
+        {"exports", "headline", "listing", "plots"},
         {"html"},
     ],
     "glimpse": [{"predictor", "prompt"}],

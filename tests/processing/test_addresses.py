@@ -29,7 +29,7 @@ def encoded() -> bytes:
 def server(encoded):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            where = {"/moved": "/a.png", "/round": "/round", "/file": "file:///etc/passwd"}.get(self.path)
+            where = {"/moved": "/a.png", "/round": "/round", "/file": "file:///etc/passwd"}.get(self.path.partition("?")[0])
             if where:
                 self.send_response(302)
                 self.send_header("Location", where)
@@ -38,7 +38,7 @@ def server(encoded):
                 self.send_response(200)
                 self.end_headers()  # without a length
                 self.wfile.write(encoded)
-            elif self.path == "/endless":
+            elif self.path.startswith("/endless"):
                 self.send_response(200)
                 self.end_headers()
                 try:
@@ -46,7 +46,7 @@ def server(encoded):
                         self.wfile.write(b"\0" * 65536)
                 except OSError:
                     pass
-            elif self.path == "/large":
+            elif self.path.startswith("/large"):
                 self.send_response(200)
                 self.send_header("Content-Length", str(10**12))
                 self.end_headers()

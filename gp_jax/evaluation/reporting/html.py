@@ -7,6 +7,7 @@ from etils import epath
 
 from gp_jax.evaluation.reporting.chips import chip
 from gp_jax.evaluation.reporting.gallery import Example, cards, safe
+from gp_jax.evaluation.reporting.headline import headline
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.listing import listing, metric_names, places
 from gp_jax.evaluation.reporting.page import CSS, JS
@@ -58,8 +59,11 @@ def write_report(
     legend = "".join(f"<span>{chip(i)} {safe(plan)}</span>" for plan, i in number.items())
     links = _Links(plans, metric_names(lines), lines.by)
     body = [
+        '<a class="skip" href="#samples">Skip to the samples</a>' if samples or lines.predictions else "",
         f"<h1>{safe(title)}</h1>",
+        *(f'<p class="lead">{_bold(line)}</p>' for line in headline(rows, metric)),
         f'<ul class="notes">{"".join(map(_note, notes))}</ul>' if notes else "",
+        _filters(lines, plans) if samples or lines.predictions else "",
         "<h2>Plans</h2>",
         "".join(f'<p class="warning">{safe(said)}</p>' for said in warnings(rows, metric)) if rows else "",
         _table(rows, main_columns(rows, metric), links),
@@ -84,9 +88,14 @@ def write_report(
     write_text(epath.Path(path), page)
 
 
+def _bold(line: str) -> str:
+    """What stands before a colon, bold."""
+    name, colon, rest = line.partition(": ")
+    return f"<b>{safe(name)}:</b> {safe(rest)}" if colon else safe(line)
+
+
 def _note(note: str) -> str:
-    name, colon, rest = note.partition(": ")
-    return f"<li><b>{safe(name)}:</b> {safe(rest)}</li>" if colon else f"<li>{safe(note)}</li>"
+    return f"<li>{_bold(note)}</li>"
 
 
 class _Links:
@@ -157,13 +166,13 @@ def _samples(samples: Sequence[Example], plans: Sequence[str], lines: Lines, met
         return []
     head = "".join(f'<th scope="col">{name}</th>' for name in ("sample", "plan", "line", "right", "question", "reference", "answer"))
     return [
-        '<h2 id="samples">Samples</h2>',
+        '<h2 id="samples" tabindex="-1">Samples</h2>',
         f'<p class="caption">All answers are lines of <a href="{link}">{safe(lines.file.name)}</a>; "line" counts them from 1. '
         f"Right: {safe(label(metric))} of a half or more.</p>",
-        _filters(lines, plans),
         f'<div class="list" id="list" tabindex="0" hidden><table><thead><tr>{head}</tr></thead><tbody></tbody></table>'
         '<button type="button">more</button></div>',
         f'<div id="gallery">{cards(samples, plans, places(lines))}</div>',
+        '<dialog id="large" aria-label="a picture, large"><button type="button">close</button><p></p></dialog>',
         f'<script type="application/json" id="data">{listing(lines, plans, metric)}</script>',
         f"<script>{JS}</script>",
     ]
@@ -184,6 +193,5 @@ def _filters(lines: Lines, plans: Sequence[str]) -> str:
         select("against", "paired with", numbered, "none"),
         '<label>text<input name="words" type="search" size="20" placeholder="in samples and answers"></label>',
     ]
-    return (
-        f'<form class="filters" id="filters" hidden>{"".join(fields)}<button type="reset">all</button><output id="shown"></output></form>'
-    )
+    fields.append('<button type="reset">all</button><output id="shown"></output> <a href="#samples">to the samples</a>')
+    return f'<form class="filters" id="filters" hidden>{"".join(fields)}</form>'
