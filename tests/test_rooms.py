@@ -56,7 +56,7 @@ RANKS = {
         {"chips", "line_links", "page", "statistics"},
         {"gallery", "plan_rows"},
         {"contact_sheet", "tables"},
-        {"exports", "headline", "listing", "plots"},
+        {"cost_panel", "exports", "headline", "listing", "plots"},
         {"html"},
     ],
     "glimpse": [{"predictor", "prompt"}],

@@ -124,6 +124,8 @@ class EvalConfig:
     """Folder to write: predictions.jsonl, left_out.jsonl, table.md, .csv and .json, tables by family or task, and report/index.html."""
     report: str | None = None
     """Path of the report. [default: report/index.html in --out]"""
+    cost: str | None = None
+    """Also show what pruning saves at the sizes of real pictures: the JSON file that `python -m benchmarks.cost` wrote."""
     pictures: int = 60
     """Number of samples in the report's gallery."""
     title: str = "GlimpsePrune: accuracy against retention"
@@ -158,6 +160,8 @@ class EvalConfig:
             raise GlimpseError("out is missing: the folder of the evaluation (--out)")
         if "://" in self.out:
             raise GlimpseError(f"out={self.out!r} must be a folder of this machine, not a URI")
+        if self.cost is not None and kind_of(path_of(self.cost)) != "file":
+            raise GlimpseError(f"cost={self.cost!r} is not a file; python -m benchmarks.cost --out {self.cost} writes it")
         for place in (self.out, self.report):
             if place is not None:
                 kind_of(path_of(place))

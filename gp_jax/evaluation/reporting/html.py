@@ -40,6 +40,7 @@ def write_report(
     notes: Sequence[str],
     lines: Lines,
     metric: str = MAIN,
+    cost: str = "",
 ) -> None:
     """Writes the HTML file whole or not at all; it opens without a network.
 
@@ -47,6 +48,7 @@ def write_report(
         rows: of `rows.aggregate`. breakdown: of `rows.breakdown`. samples: for the gallery; 100 with 7 plans are 5 to 8 MB.
         notes: what was run, one line each; "model: x" shows the part before the colon in bold.
         lines: all answers, to which every number leads; 10,000 short ones add 2 MB.
+        cost: HTML of `cost_panel.panel`.
         metric: the one in table, plots and breakdown; others get columns at the second table's end.
     """
     from gp_jax.evaluation.reporting.plots import retention_plot, time_plot, time_retention_plot  # slow to import
@@ -72,6 +74,7 @@ def write_report(
         "<h2>Cost and other metrics</h2>",
         _table(rows, cost_columns(rows, metric), links),
         f'<p class="caption">{MEMORY}</p>',
+        cost,
         "<h2>Accuracy against cost</h2>",
         f'<div class="plots">{"".join(f"<figure>{plot}</figure>" for plot in plots)}</div>',
         f'<div class="legend">{legend}</div>',
