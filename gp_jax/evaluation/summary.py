@@ -75,7 +75,7 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
     cost = panel(read_cost(path_of(config.cost))) if config.cost else ""
     write_report(path, config.title, rows, groups, samples, [*notes(config, vlm, found), *more, *missing], lines, metric, cost)
     if SHOWN in names:
-        write_sheet(out / "overlays.png", samples[:SHEET], SHOWN)
+        write_sheet(out / "overlays.png", samples, SHOWN, SHEET)
     return path
 
 

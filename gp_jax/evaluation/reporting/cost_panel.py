@@ -98,9 +98,9 @@ def lines(facts: Facts) -> list[Line]:
 def about(facts: Facts) -> str:
     """What was measured, and with which command."""
     return (
-        f"One picture and question, {facts.retention:.1%} of the visual tokens kept, {facts.new_tokens} new tokens. Measured: a model of "
-        f"random weights at the proportions of real ones (size {facts.size!r}) on {facts.machine}; what first calls cost is left out. Requests: "
-        f"caches that fit beside the weights. Command: {facts.command}"
+        f"One picture and question, {facts.retention:.1%} of the visual tokens kept, {facts.new_tokens} new tokens. "
+        f"Measured: a model of random weights at the proportions of real ones (size {facts.size!r}) on {facts.machine}; "
+        f"what first calls cost is left out. Requests: caches that fit beside the weights. Command: {facts.command}"
     )
 
 
