@@ -16,13 +16,13 @@ from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.function import fitting_inputs, inference_buckets, inference_inputs
 from gp_jax.inference.logprobs import score_completions
+from gp_jax.inference.notebook import describe
 from gp_jax.inference.requests import AUTO, Pruning, check_names, resolve, sampling_settings
 from gp_jax.inference.results import Answer, Generation, answers_of, outcome, per_token, split_tokens
 from gp_jax.inference.warmup import WarmUp
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained import adapters, saving
 from gp_jax.pretrained.checkpoint import Checkpoint, dtype_of
-from gp_jax.pretrained.files import BUNDLED
 from gp_jax.processing.images import MAX_PIXELS, ImageLike
 from gp_jax.processing.layout import ARRAYS, Sample, read_samples
 from gp_jax.processing.qwen import Prepared, Processor, as_batch
@@ -36,6 +36,8 @@ from gp_jax.trees import Prefix
 
 class GlimpseVLM:
     """A vision-language model that can prune its visual tokens after one glimpse."""
+
+    __repr__ = describe
 
     def __init__(
         self,
@@ -112,8 +114,6 @@ class GlimpseVLM:
         Args: params: nested dicts of arrays, as `inference_params(vlm.model)` gives them. Raises: as `Engine.update`.
         """
         self.engine.update(params)
-
-    # Requests ---------------------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -217,8 +217,7 @@ class GlimpseVLM:
         """
         clock = Clock(enabled=True, on_lap=on_stage)
         prepared = self._prepare(images, questions, system, max_image_pixels)
-        if self.folder in BUNDLED.values():
-            warn_of_strange(prepared.images, [questions] if isinstance(questions, str) else questions, self.processor.tokenize)
+        warn_of_strange(self.folder, prepared.images, questions, self.processor.tokenize)
         clock.lap("processing")
         pieces: list[int] = []
 

@@ -61,7 +61,7 @@ RANKS = {
     ],
     "glimpse": [{"predictor", "prompt"}],
     "inference": [
-        {"requests", "sampling", "shared_programs", "walk"},
+        {"notebook", "requests", "sampling", "shared_programs", "walk"},
         {"engine", "traced"},
         {"decoding", "logprobs", "results"},
         {"function", "warmup"},

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, shown
 from gp_jax.inference.engine import Engine, Prefilled
+from gp_jax.inference.notebook import card
 from gp_jax.processing.images import overlay, side_by_side
 from gp_jax.processing.layout import Sample
 from gp_jax.processing.qwen import Prepared, Processor
 from gp_jax.pruning.plan import Plan
+from gp_jax.runtime.clock import COMPILE
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Generation:
     cached: np.ndarray
     timings: dict[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        kept, total = sum(int(own.sum()) for own in self.keep), sum(own.size for own in self.keep)
+        return f"Generation({self.tokens.shape[0]} x {self.tokens.shape[1]} tokens, {kept} of {total} visual tokens kept)"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -66,6 +72,22 @@ class Answer:
         """Where it was pruned: (last layer in front of the cut, visual tokens behind it), in order."""
         before = (self.total, *self.seen)
         return tuple((layer - 1, now) for layer, (was, now) in enumerate(itertools.pairwise(before)) if was != now)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole batch, without what only its first call cost."""
+        return sum(seconds for stage, seconds in self.timings.items() if stage != COMPILE)
+
+    def __repr__(self) -> str:
+        return f"Answer({shown(self.text)}, {self.kept} of {self.total} visual tokens kept, {self.seconds:.2f} s)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the overlay and the numbers."""
+        stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.timings.items() if stage != COMPILE)
+        facts = {"visual tokens": f"{self.kept} of {self.total} kept ({self.retention:.1%})", "seconds": stages}
+        if self.timings.get(COMPILE):
+            facts["first call"] = f"{self.timings[COMPILE]:.1f} s more, which later answers do not take"
+        return card(self.text, facts, self.overlay())
 
     @property
     def retention(self) -> float:

@@ -3,11 +3,13 @@
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from gp_jax.errors import some
+from gp_jax.pretrained.files import BUNDLED
 
 WORD = re.compile(r"[^\W\d_]+")
 # A scene has a background of one grey tone: of 750 scenes the least had 59 % of its pixels this near to its median color, of eight
@@ -41,8 +43,15 @@ def doubt(pictures: Sequence[Image.Image], question: str, tokens: Callable[[str]
     return f"the bundled model 'scenes' knows generated scenes only, and {' and '.join(why)}: its answer means nothing"
 
 
-def warn_of_strange(pictures: Sequence[Sequence[Image.Image]], questions: Sequence[str], tokenize: Callable[..., list[list[int]]]) -> None:
-    """Warns, once in a process, about each question that `doubt` has something to say about. tokenize: of a `Processor`."""
-    for own, question in zip(pictures, questions, strict=True):
+def warn_of_strange(
+    folder: Path | None, pictures: Sequence[Sequence[Image.Image]], questions: str | Sequence[str], tokenize: Callable[..., list[list[int]]]
+) -> None:
+    """Warns, once in a process, about each question that `doubt` has something to say about. Only the bundled model is doubted.
+
+    Args: folder: of the model; pictures: per question; tokenize: of its `Processor`.
+    """
+    if folder not in BUNDLED.values():
+        return
+    for own, question in zip(pictures, [questions] if isinstance(questions, str) else questions, strict=True):
         if said := doubt(own, question, lambda text: len(tokenize([text], prompts=False)[0])):
             warnings.warn(said, stacklevel=3)
