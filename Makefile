@@ -9,7 +9,7 @@ LOCK := requirements-dev.lock
 INSTALL := $(BIN)/python -m pip install --quiet --constraint $(LOCK)
 CHECK := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make demo PYTHON=python3.12")'
 
-.PHONY: demo test quick lint lock clean
+.PHONY: demo test quick lint docs lock clean
 
 $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { $(CHECK) && $(PYTHON) -m venv --clear $(VENV); }
@@ -50,6 +50,10 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; broken links are errors.
+docs: $(VENV)/.ready-dev
+	$(BIN)/mkdocs build --strict --quiet
+
 # Writes the lock again after a change of pyproject.toml; versions that still fit stay. `make lock UPGRADE=--upgrade` takes the newest.
 # One version of a package for every system and every Python, so that what was tested is what everybody gets.
 lock:
@@ -60,4 +64,4 @@ lock:
 		--fork-strategy fewest --no-annotate --custom-compile-command "make lock" $(UPGRADE) --output-file $(LOCK)
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) site
