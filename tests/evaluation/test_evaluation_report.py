@@ -202,7 +202,7 @@ def test_every_sample_is_there(page):
     assert [a["data-family"] for a in found] == ["family 0", "family 1", "family 0"]
     assert [a["id"] for a in found] == ["card-0", "card-1", "card-2"]
     assert [f["data-right"] for f in page.all("figure") if "data-plan" in f] == ["1", "0"] * 3
-    assert len(page.all("svg")) == 3 and len(page.all("table")) == 4
+    assert len(page.all("svg")) == 3 and len(page.all("table")) == 5
     words = "".join(page.words)
     assert "16 of 16 tokens (100%)" in words and "Only 3 samples" in words and "nothing" in words
 

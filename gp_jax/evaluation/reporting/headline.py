@@ -1,9 +1,11 @@
-"""What a report shows, in three lines."""
+"""What a report shows, in three lines and a small table."""
 
 from collections.abc import Sequence
 
+from gp_jax.evaluation.reporting.chips import chip
+from gp_jax.evaluation.reporting.gallery import safe
 from gp_jax.evaluation.reporting.plan_rows import DENSE, GLIMPSE, PlanRow
-from gp_jax.evaluation.reporting.tables import label, percent
+from gp_jax.evaluation.reporting.tables import MISSING, label, percent
 
 
 def headline(rows: Sequence[PlanRow], metric: str) -> list[str]:
@@ -21,6 +23,19 @@ def headline(rows: Sequence[PlanRow], metric: str) -> list[str]:
         lines.append(f"Result: {_result(shown, known.get(DENSE), metric)}")
     lines.append("Reading: every number leads to the answers behind it; filters choose among the samples, which are at the end.")
     return lines
+
+
+def small_table(rows: Sequence[PlanRow], metric: str) -> str:
+    """HTML: the two numbers that matter, of every plan. Nothing in it is a link, so the tab key passes it."""
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("plan", f"{safe(label(metric))} (%)", "pruned (%)"))
+    lines = []
+    for number, row in enumerate(rows):
+        found = row.metrics.get(metric)
+        cells = f"<td>{percent(found.mean) if found else MISSING}</td><td>{percent(1 - row.retention)}</td>"
+        lines.append(f'<tr><th scope="row">{chip(number)} {safe(row.plan)}</th>{cells}</tr>')
+    return f'<table class="small"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 
 def _result(row: PlanRow, dense: PlanRow | None, metric: str) -> str:

@@ -7,7 +7,7 @@ from etils import epath
 
 from gp_jax.evaluation.reporting.chips import chip
 from gp_jax.evaluation.reporting.gallery import Example, cards, safe
-from gp_jax.evaluation.reporting.headline import headline
+from gp_jax.evaluation.reporting.headline import headline, small_table
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.listing import listing, metric_names, places
 from gp_jax.evaluation.reporting.page import CSS, JS
@@ -64,7 +64,8 @@ def write_report(
         '<a class="skip" href="#samples">Skip to the samples</a>' if samples or lines.predictions else "",
         f"<h1>{safe(title)}</h1>",
         *(f'<p class="lead">{_bold(line)}</p>' for line in headline(rows, metric)),
-        f'<ul class="notes">{"".join(map(_note, notes))}</ul>' if notes else "",
+        small_table(rows, metric),
+        f'<details><summary>What was run</summary><ul class="notes">{"".join(map(_note, notes))}</ul></details>' if notes else "",
         _filters(lines, plans) if samples or lines.predictions else "",
         "<h2>Plans</h2>",
         "".join(f'<p class="warning">{safe(said)}</p>' for said in warnings(rows, metric)) if rows else "",

@@ -14,6 +14,7 @@ ul.notes b { color: var(--ink); font-weight: 600; }
 p.warning { background: var(--warn); padding: .5rem .8rem; border-radius: 6px; }
 p.caption { color: var(--soft); font-size: .85rem; margin: .5rem 0; max-width: 75ch; }
 p.lead { margin: .2rem 0; max-width: 75ch; } p.lead b { font-weight: 600; }
+table.small { margin: .8rem 0; } details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); }
 .skip { position: absolute; left: -999rem; } .skip:focus { position: static; }
 :focus-visible { outline: 3px solid #3f8fd9; outline-offset: 2px; }
 .wide { overflow-x: auto; }
