@@ -31,7 +31,11 @@ class Interrupts:
 
     def line(self) -> str:
         """What an interrupted command prints last."""
-        return f"{self.command}: interrupted; {self.saved if isinstance(self.saved, str) else self.saved()}"
+        try:
+            saved = self.saved if isinstance(self.saved, str) else self.saved()
+        except Exception:  # e.g. the disk, or a store, cannot be read now
+            saved = "what was saved before stays"
+        return f"{self.command}: interrupted; {saved}"
 
     def tell(self) -> None:
         """Prints it, once."""
@@ -60,9 +64,15 @@ class Interrupts:
 
     def end(self) -> None:
         """Ends the process without asking it."""
-        with contextlib.suppress(Exception):
-            self.tell()
-            sys.stdout.flush()
+
+        def speak() -> None:
+            with contextlib.suppress(Exception):
+                self.tell()
+                sys.stdout.flush()
+
+        speaker = threading.Thread(target=speak, daemon=True)
+        speaker.start()
+        speaker.join(1.0)  # whoever does not end may hold the lock of what is printed
         os._exit(INTERRUPTED)
 
 
