@@ -72,8 +72,8 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     samples, missing = gallery(config, found, metric, lines)
-    cost = panel(read_cost(path_of(config.cost))) if config.cost else ""
-    write_report(path, config.title, rows, groups, samples, [*notes(config, vlm, found), *more, *missing], lines, metric, cost)
+    saved = panel(read_cost(path_of(config.cost))) if config.cost else ""
+    write_report(path, config.title, rows, groups, samples, [*notes(config, vlm, found), *more, *missing], lines, metric, saved)
     if SHOWN in names:
         write_sheet(out / "overlays.png", samples, SHOWN, SHEET)
     return path
