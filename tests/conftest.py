@@ -46,6 +46,8 @@ LONGEST = (
     "training/test_scenes_training.py",
     "training/test_training_step.py",
     "test_bundled.py",
+    "test_documentation.py",
+    "test_notebook.py",
     "commands/test_cli.py",
     "training/test_checkpoint.py",
     "pruning/test_pruning.py",

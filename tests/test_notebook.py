@@ -16,7 +16,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     (tmp_path / "docs" / "pictures").mkdir(parents=True)
     shutil.copy(ROOT / "docs/pictures/scene.png", tmp_path / "docs/pictures/scene.png")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("XLA_FLAGS", flags(devices=1))
+    monkeypatch.setenv("XLA_FLAGS", flags(devices=8))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     book = nbformat.read(ROOT / "notebooks" / "glimpse.ipynb", as_version=4)
     assert all(not cell.outputs for cell in book.cells if cell.cell_type == "code"), "outputs are not committed"

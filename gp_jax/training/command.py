@@ -57,7 +57,8 @@ KINDS: dict[type, type[TrainLaunch]] = {TrainConfig: GlimpseLaunch, BaseConfig: 
 def parse(argv: list[str], prog: str = "gp-jax train") -> TrainLaunch:
     """Reads the command line; the configuration file sets the defaults."""
     path = given_path(argv)
-    base = TrainConfig() if path is None else read_config(path, "train", tuple(KINDS))
+    with waiting(f"reading {path}"):  # a configuration may make its own inputs, as `debug` does
+        base = TrainConfig() if path is None else read_config(path, "train", tuple(KINDS))
     kind = KINDS[type(base)]
     default = kind(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
     return tyro.cli(kind, default=default, args=argv, prog=prog, config=(tyro.conf.HelptextFromCommentsOff,))
