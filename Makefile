@@ -60,7 +60,7 @@ lock:
 	@$(CHECK)
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
-	printf 'pip\nhatchling\n' | $(VENV)/lock/bin/uv pip compile --quiet pyproject.toml - --extra dev --universal --python-version 3.11 \
+	printf 'pip\nhatchling\neditables\n' | $(VENV)/lock/bin/uv pip compile --quiet pyproject.toml - --extra dev --universal --python-version 3.11 \
 		--fork-strategy fewest --no-annotate --custom-compile-command "make lock" $(UPGRADE) --output-file $(LOCK)
 
 clean:
