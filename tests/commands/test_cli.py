@@ -41,7 +41,8 @@ def test_ask(home, capsys):
         ["ask", str(home / "scene.png"), "What?", "--model", str(home / "model"), "--fixed-remain-ratio", "0.25", "--max-new-tokens", "4"]
     )
     shown = capsys.readouterr().out
-    assert "48 of 192 kept (25.0%)" in shown and "loading" in shown and "decode" in shown
+    assert "48 of 192 kept (25.0%)" in shown and "to load the model" in shown and "decode" in shown
+    assert "programs" in shown and "kept ones" in shown
 
 
 def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
@@ -50,7 +51,8 @@ def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
     cli.run(["ask", scene, scene, "Which?", *options, "--max-remain-ratio", "0.5", "--threshold", "0", "--overlay", str(out)])
     facts = json.loads(capsys.readouterr().out)
     assert facts["total_tokens"] == 2 * 192 and facts["kept_tokens"] == 192 and facts["retention"] == 0.5
-    assert set(facts["timings"]) >= {"loading", "processing", "vision", "glimpse", "finish", "decode"}
+    assert set(facts["programs"]) == {"compiled", "read", "reading"}
+    assert set(facts["timings"]) >= {"libraries", "loading", "processing", "vision", "glimpse", "finish", "decode"}
     assert Image.open(out).size == (2 * 448 + 8, 336)
     cli.run(["ask", scene, "Which?", *options, "--no-prune"])
     assert json.loads(capsys.readouterr().out)["retention"] == 1.0
