@@ -145,6 +145,11 @@ class Progress(tqdm):
         said.append((facts["postfix"] or "").strip())
         return f"{(self.desc or 'working').removesuffix(': ')}: {', '.join(filter(None, said))}"
 
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind is not None and self.work is not None:
+            self.work.said = 0  # no last line: the error, or the interrupt, has its own
+        super().__exit__(kind, *error)
+
     def close(self) -> None:
         """Ends it."""
         work, self.work = self.work, None

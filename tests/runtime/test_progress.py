@@ -55,6 +55,14 @@ def test_plain_lines_say_how_far_it_is(soon):
     assert not any(work.say.__qualname__.startswith("Progress") for work in HEART.work)
 
 
+def test_work_that_fails_has_no_last_line(soon):
+    file = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), Progress(total=3, desc="training", file=file):
+        until(lambda: "0 of 3" in file.getvalue())
+        raise KeyboardInterrupt
+    assert "took" not in file.getvalue()
+
+
 def test_short_work_and_silenced_work_say_nothing(soon, monkeypatch):
     file = io.StringIO()
     list(Progress(range(5), file=file, disable=True))
