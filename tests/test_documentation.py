@@ -24,9 +24,14 @@ SUBSTITUTES = {
 }
 HEAD = """
 import sys
-sys.modules["torch"] = sys.modules["torchvision"] = None  # importing them fails
+from importlib.machinery import PathFinder
+class WithoutTorch(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in ("torch", "torchvision") else super().find_spec(name, path, target)
+sys.meta_path[:] = [WithoutTorch if finder is PathFinder else finder for finder in sys.meta_path]
 from gp_jax.pretrained.files import BUNDLED
-SCENES, SCENE = str(BUNDLED["scenes"]), {scene!r}
+SCENES, SCENE = str(BUNDLED["scenes"]), SCENE_PATH
 """
 
 
@@ -47,7 +52,8 @@ def test_every_python_block_runs(page, tmp_path):
     """The blocks of a page in one process, one after the other: later ones may use what earlier ones named."""
     scene = tmp_path / "scene.png"
     shutil.copy(ROOT / "docs/pictures/scene.png", scene)
-    code = HEAD.format(scene=str(scene)) + "\n".join(f"print('block {n}', flush=True)\n{block}" for n, block in enumerate(blocks(page)))
+    said = [f"print('block {number}', flush=True)\n{block}" for number, block in enumerate(blocks(page))]
+    code = HEAD.replace("SCENE_PATH", repr(str(scene))) + "\n".join([*said, "assert 'torch' not in sys.modules"])
     (tmp_path / "blocks.py").write_text(code)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags(devices=8), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "blocks.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
