@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gp_jax.buckets import Ladders
 from gp_jax.config.model import GlimpseConfig, ModelConfig, TextConfig
-from gp_jax.config.vision import ClipConfig, Vision, VisionConfig
+from gp_jax.config.vision import ClipConfig, DeepStackConfig, Vision, VisionConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.processing.layout import pack_windows
 
@@ -84,6 +84,9 @@ def segments(vision: Vision, work: Workload) -> tuple[list[int], list[int]]:
         slots = pack_windows(work.grids, side)[0].size if work.grids else -(-work.visual // side**2) * side**2
         blocks = work.ladders.patches.fit(slots * unit) // whole
         return [whole] * blocks, [whole * blocks]
+    if not vision.windowed:
+        images = [h * w * unit for h, w in work.grids] or [work.patches]
+        return images, images
     if not work.grids:
         full, rest = divmod(work.patches, whole)
         return [whole] * full + [rest] * (rest > 0), [work.patches]
@@ -101,6 +104,17 @@ def windowed_tower(config: VisionConfig, work: Workload, batch: int, itemsize: i
     tower += (whole + local * -1) * len(config.fullatt_block_indexes)
     merger = _linear(rows // config.merge_unit, itemsize, (group, group), (group, config.out_hidden_size))
     return tower, merger
+
+
+def deepstack_tower(config: DeepStackConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:
+    """Qwen3-VL's ViT, all of whose blocks run, and its mergers: one for the visual tokens, one for each level of DeepStack."""
+    (_, images), width, inner = segments(config, work), config.hidden_size, config.intermediate_size
+    rows, group, heads = batch * sum(images), width * config.merge_unit, (config.num_heads, config.num_heads)
+    block = _linear(rows, itemsize, (width, 3 * width), (width, width), (width, inner), (inner, width))
+    block += _attention(batch * sum(n * n for n in images), rows, rows, heads, 2 * config.head_dim, itemsize)
+    merger = _linear(rows // config.merge_unit, itemsize, (group, group), (group, config.out_hidden_size))
+    tower = _linear(rows, itemsize, (config.patch_dim, width)) + block * config.depth
+    return tower, merger * (1 + len(config.deepstack_visual_indexes))
 
 
 def clip_tower(config: ClipConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:

@@ -42,6 +42,7 @@ class VisionFeatures:
     received: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M) attention a token receives, mean of its patches
     keys: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M, H) keys after rope, mean of patches and heads
     line_break: Array | None = None  # (D,) embedding of the line breaks among a picture's prompt rows (LLaVA-NeXT)
+    deepstack: tuple[Array, ...] = ()  # each (B, M, D): what the first decoder layers, one after the other, add to visual tokens (DeepStack)
 
 
 @register_dataclass
@@ -143,6 +144,7 @@ class Stream:
     tap_row: Array  # (B,) int
     kv: tuple[LayerKV, ...]  # layers already run
     taps: dict[int, Array]  # layer -> (B, T, N) glimpse logits on every row
+    deepstack: dict[int, Array] = dataclasses.field(default_factory=dict)  # layer not yet run -> (B, M, D), added behind it by vision slot
 
 
 @register_dataclass

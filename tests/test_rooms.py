@@ -66,7 +66,7 @@ RANKS = {
         {"decoding", "logprobs", "results"},
         {"function", "warmup"},
     ],
-    "models": [{"clip", "decoder", "vision"}, {"lvlm"}, {"adapter"}],
+    "models": [{"clip", "decoder", "vision"}, {"deepstack", "lvlm"}, {"adapter"}],
     "ops": [
         {"blockwise", "dense", "kernels", "ranking", "target"},
         {"layers", "rope", "rows", "slices"},
@@ -75,7 +75,7 @@ RANKS = {
     ],
     "pretrained": [
         {"fields", "known", "names", "pattern_worker", "pickles"},
-        {"adapter_config", "llava", "misfits", "qwen", "stored"},
+        {"adapter_config", "llava", "misfits", "qwen", "qwen3", "stored"},
         {"torch_file"},
         {"sources"},
         {"files", "params"},

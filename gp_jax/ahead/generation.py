@@ -111,6 +111,7 @@ def label(function: Callable, args: tuple, static: dict) -> str:
         "predictor_layer": "predictor block",
         "stacked": "predictor outputs",
         "last_head": "predictor's last output",
+        "embed_rows": "embed",
     }.get(function.__qualname__) or words(function.__qualname__)
     if name == "layer":
         return f"layer, {args[0].shape[1]} rows"

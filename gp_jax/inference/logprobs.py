@@ -76,8 +76,9 @@ def pick(vision: VisionInput, features: VisionFeatures, rows: Array, slots: int)
     for field in dataclasses.fields(vision)[1:]:
         length = slots * unit if field.name.startswith("patch_") else slots
         values[field.name] = constrained(getattr(vision, field.name)[rows, :length], "batch")
-    tokens = constrained(features.tokens[rows, :slots], "batch")
-    return View(VisionInput(**values), dataclasses.replace(features, tokens=tokens, conditions=(), received={}, keys={}))
+    tokens, *deepstack = (constrained(part[rows, :slots], "batch") for part in (features.tokens, *features.deepstack))
+    picked = dict(tokens=tokens, deepstack=tuple(deepstack), conditions=(), received={}, keys={})
+    return View(VisionInput(**values), dataclasses.replace(features, **picked))
 
 
 def masked_prompt(

@@ -76,7 +76,7 @@ class Stages:
 
     def embed(self, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
         """The prompt before layer 0."""
-        return self.call(pipeline.embed, self.model, prompt, features)
+        return pipeline.embed(self.model, prompt, features, self.call)
 
     def look(self, plan: Plan) -> dict[str, Any]:
         """What `run` must record for a plan's scorers."""
@@ -94,7 +94,7 @@ class Stages:
         self, stream: Stream, vision: VisionInput, features: VisionFeatures, *, cut: Cut, limits: KeepLimits, given: Array | None
     ) -> tuple[Array, Array, Array, Array]:
         """Ranks the visual tokens at a cut; see `pipeline.score`."""
-        stream = dataclasses.replace(stream, kv=())  # no scorer looks at the caches
+        stream = dataclasses.replace(stream, kv=(), deepstack={})  # no scorer looks at the caches
         logits, scorer = None, SCORERS[cut.scorer]
         if scorer.in_parts:
             logits = scorer.score(Scoring(self.model, cut, stream, vision, features, limits, given, self.call))
@@ -103,17 +103,18 @@ class Stages:
 
     def merge(self, stream: Stream, vision: VisionInput, features: VisionFeatures, keep: Array, *, cut: Cut, limits: KeepLimits) -> Stream:
         """Lets kept tokens take in dropped ones."""
-        return self.call(pipeline.merge, self.model, stream, vision, features, keep, cut, limits)
+        merged = self.call(pipeline.merge, self.model, dataclasses.replace(stream, deepstack={}), vision, features, keep, cut, limits)
+        return dataclasses.replace(merged, deepstack=stream.deepstack)
 
     def compact(self, stream: Stream, stays: Array, *, cut: Cut, length: int) -> Stream:
         """Applies a cut. A cache that it leaves alone stays outside."""
         kv = stream.kv if cut.past else ()
-        done = self.call(pipeline.compact, dataclasses.replace(stream, kv=kv), stays, cut, length=length)
-        return done if cut.past else dataclasses.replace(done, kv=stream.kv)
+        done = self.call(pipeline.compact, dataclasses.replace(stream, kv=kv, deepstack={}), stays, cut, length=length)
+        return dataclasses.replace(done, kv=done.kv if cut.past else stream.kv, deepstack=stream.deepstack)
 
     def head(self, stream: Stream) -> Array:
         """Logits of the first new token."""
-        return self.call(pipeline.head, self.model, dataclasses.replace(stream, kv=(), taps={}))
+        return self.call(pipeline.head, self.model, dataclasses.replace(stream, kv=(), taps={}, deepstack={}))
 
     def walk(self, stream: Stream, route: Route[T], scores: Scores = ()) -> T:
         """From behind the cuts that `scores` are of (none: from layer 0) to the end.

@@ -64,10 +64,10 @@ class PatchEmbed(Linear):
 class VisionAttention(nnx.Module):
     """Attention among patches of one image, or of one window."""
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=True, dtype=dtype, rngs=rngs)
-        self.proj = Linear(config.hidden_size, config.hidden_size, bias=True, dtype=dtype, rngs=rngs)
-        self.num_heads = config.num_heads
+    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.qkv = Linear(width, 3 * width, bias=True, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, bias=True, dtype=dtype, rngs=rngs)
+        self.num_heads = num_heads
 
     def __call__(self, x: Array, angles: Array, segment: Array, implementation: str) -> Array:
         """x: (rows, length, C); angles: (rows, length, H / 2); segment: (rows, length)."""
@@ -93,7 +93,7 @@ class VisionBlock(nnx.Module):
     def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm1 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
         self.norm2 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
-        self.attn = VisionAttention(config, dtype=dtype, rngs=rngs)
+        self.attn = VisionAttention(config.hidden_size, config.num_heads, dtype=dtype, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, angles: Array, segment: Array, implementation: str = "auto") -> Array:
@@ -122,9 +122,13 @@ class VisionBlock(nnx.Module):
 
     def watched(self, x: Array, angles: Array, segment: Array, unit: int) -> tuple[Array, Array]:
         """Means over every merge group of what `VisionAttention.watch` gives: (B, M), (B, M, H), float32."""
-        received, keys = self.attn.watch(self.norm1(x), angles, segment)
-        received, keys = (rearrange(a, "b (m u) ... -> b m u ...", u=unit).mean(axis=2) for a in (received, keys))
-        return received, keys
+        return grouped(self.attn.watch(self.norm1(x), angles, segment), unit)
+
+
+def grouped(values: tuple[Array, Array], unit: int) -> tuple[Array, Array]:
+    """Means over every merge group, (B, S, ...) -> (B, M, ...) each."""
+    first, second = (rearrange(a, "b (m u) ... -> b m u ...", u=unit).mean(axis=2) for a in values)
+    return first, second
 
 
 def pooled(x: Array, unit: int) -> Array:

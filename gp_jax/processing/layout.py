@@ -56,6 +56,9 @@ def pack_windows(grids: Sequence[tuple[int, int]], side: int) -> tuple[np.ndarra
     Returns: slots (M,) and windows (M,) as in `Sample`; M is a multiple of side^2.
     """
     capacity, first = side * side, 0
+    if side == 1:  # every token is a full window
+        tokens = np.arange(sum(rows * columns for rows, columns in grids), dtype=np.int32)
+        return tokens, np.zeros_like(tokens)
     full: list[np.ndarray] = []
     partial: list[np.ndarray] = []
     for rows, columns in grids:

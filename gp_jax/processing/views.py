@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gp_jax.config.vision import ClipConfig, VisionConfig
+from gp_jax.config.vision import ClipConfig, QwenVision
 from gp_jax.errors import GlimpseError, one_line, printable
 
 Grid = tuple[int, int]  # rows, columns
@@ -106,7 +106,7 @@ def check_count(images: int, tokens: int, by: str) -> None:
         raise GlimpseError(f"{by} holds {images} images, but input_ids has tokens for {tokens} only")
 
 
-def read_grids(vision: VisionConfig, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
+def read_grids(vision: QwenVision, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
     """Pictures of any size in patches, one after the other: pixel_values (patches, patch_dim), image_grid_thw (images, 3).
 
     Args: tokens: image tokens of the prompts, at least one per picture. Returns: the pictures, in order. Raises: GlimpseError that names
