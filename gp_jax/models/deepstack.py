@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 
 from gp_jax.config.vision import DeepStackConfig
-from gp_jax.models.vision import VisionAttention, grouped, patch_angles, pooled, slices_of
+from gp_jax.models.vision import PatchEmbed, VisionAttention, grouped, patch_angles, pooled, slices_of
 from gp_jax.ops.layers import LayerNorm, Linear, activation, at_once, rematerialised
 from gp_jax.ops.slices import in_slices
 from gp_jax.trees import VisionFeatures, VisionInput
@@ -118,7 +118,7 @@ class DeepStackTower(nnx.Module):
 
     def __init__(self, config: DeepStackConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config, options = config, dict(dtype=dtype, rngs=rngs)
-        self.patch_embed = Linear(config.patch_dim, config.hidden_size, bias=True, dtype=dtype, rngs=rngs)
+        self.patch_embed = PatchEmbed(config, bias=True, dtype=dtype, rngs=rngs)
         table = (config.num_position_embeddings, config.hidden_size)
         self.pos_embed = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), table, dtype))
         self.blocks = nnx.List([DeepStackBlock(config, **options) for _ in range(config.depth)])
@@ -128,7 +128,7 @@ class DeepStackTower(nnx.Module):
     def embed(self, patches: Array, patch_hw: Array, patch_image: Array) -> Array:
         """(B, S, patch_dim) -> (B, S, C), what enters the first block."""
         table = self.pos_embed[...]
-        x = self.patch_embed(patches.astype(table.dtype))
+        x = self.patch_embed(patches)
         return x + resampled(table, patch_hw, image_sides(patch_hw, patch_image)).astype(x.dtype)
 
     def __call__(

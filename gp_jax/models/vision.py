@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from gp_jax.config.vision import VisionConfig
+from gp_jax.config.vision import QwenVision, VisionConfig
 from gp_jax.ops.attention import attend
 from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, at_once, rematerialised
 from gp_jax.ops.received import attention_received
@@ -38,8 +38,8 @@ class PatchEmbed(Linear):
 
     NARROW = 64
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        super().__init__(config.patch_dim, config.hidden_size, bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, config: QwenVision, *, bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(config.patch_dim, config.hidden_size, bias=bias, dtype=dtype, rngs=rngs)
         self.shape = (config.in_channels, config.temporal_patch_size * config.patch_size, config.patch_size)
 
     def __call__(self, patches: Array) -> Array:
@@ -58,7 +58,8 @@ class PatchEmbed(Linear):
             return total, None
 
         with jax.enable_x64(True):
-            return jax.lax.scan(add_row, jnp.zeros((*x.shape[:2], weight.shape[0]), jnp.float32), (x_rows, w_rows))[0]
+            total = jax.lax.scan(add_row, jnp.zeros((*x.shape[:2], weight.shape[0]), jnp.float32), (x_rows, w_rows))[0]
+        return total if self.bias is None else total + self.bias[...]
 
 
 class VisionAttention(nnx.Module):
