@@ -42,7 +42,9 @@ class VisionFeatures:
     received: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M) attention a token receives, mean of its patches
     keys: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M, H) keys after rope, mean of patches and heads
     line_break: Array | None = None  # (D,) embedding of the line breaks among a picture's prompt rows (LLaVA-NeXT)
-    deepstack: tuple[Array, ...] = ()  # each (B, M, D): what the first decoder layers, one after the other, add to visual tokens (DeepStack)
+    deepstack: tuple[
+        Array, ...
+    ] = ()  # each (B, M, D): what the first decoder layers, one after the other, add to visual tokens (DeepStack)
 
 
 @register_dataclass

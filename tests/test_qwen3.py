@@ -49,7 +49,9 @@ def test_norms_and_interleaved_rope(pair):
         np.testing.assert_allclose(own, other, **TOLERANCE)
     tokens = rng.normal(size=(1, 2, 11, ours.head_dim)).astype(np.float32)
     turned = rotate(jnp.array(tokens), vlm.model.decoder.angles(jnp.array(positions[:, :1])))
-    np.testing.assert_allclose(turned, apply_rotary_pos_emb(torch.tensor(tokens), torch.tensor(tokens), *(r[:1] for r in rope))[0], **TOLERANCE)
+    np.testing.assert_allclose(
+        turned, apply_rotary_pos_emb(torch.tensor(tokens), torch.tensor(tokens), *(r[:1] for r in rope))[0], **TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("side", [1, 3, 7], ids=str)
@@ -144,7 +146,9 @@ def test_layouts_of_names_and_configs(saved, tmp_path):
     """Nested and flat names, shards, the spelling of transformers 4.57, and what this package writes."""
     folder, vlm = saved
     tensors = copied(folder, tmp_path / "flat")
-    flat = {key.removeprefix("model.") if ".visual." in key else key.replace("language_model.", ""): value for key, value in tensors.items()}
+    flat = {
+        key.removeprefix("model.") if ".visual." in key else key.replace("language_model.", ""): value for key, value in tensors.items()
+    }
     save_file(flat, tmp_path / "flat" / "model.safetensors")
     tiny3.old_spelling(tmp_path / "flat")
     copied(folder, tmp_path / "shards")
@@ -169,11 +173,15 @@ REFUSED = {
     "field 'head_dim' is missing": lambda c: c["text_config"].pop("head_dim"),
     "field 'num_key_value_heads' is missing": lambda c: c["text_config"].pop("num_key_value_heads"),
     "field 'rope_theta' is missing": lambda c: c["text_config"]["rope_parameters"].pop("rope_theta"),
-    "mrope_section=.* must be 3 numbers that add up to half the head width": lambda c: c["text_config"]["rope_parameters"].pop("mrope_section"),
+    "mrope_section=.* must be 3 numbers that add up to half the head width": lambda c: c["text_config"]["rope_parameters"].pop(
+        "mrope_section"
+    ),
     "mrope_interleaved=false is not supported": lambda c: c["text_config"]["rope_parameters"].update(mrope_interleaved=False),
     "attention_bias=true is not supported": lambda c: c["text_config"].update(attention_bias=True),
     "field 'deepstack_visual_indexes' is missing": lambda c: c["vision_config"].pop("deepstack_visual_indexes"),
-    r"deepstack_visual_indexes=\[0, 4\] must be distinct blocks in 0..3": lambda c: c["vision_config"].update(deepstack_visual_indexes=[0, 4]),
+    r"deepstack_visual_indexes=\[0, 4\] must be distinct blocks in 0..3": lambda c: c["vision_config"].update(
+        deepstack_visual_indexes=[0, 4]
+    ),
     "num_position_embeddings=35 is not the square": lambda c: c["vision_config"].update(num_position_embeddings=35),
     "out_hidden_size=48 differs from hidden_size=32": lambda c: c["vision_config"].update(out_hidden_size=48),
 }

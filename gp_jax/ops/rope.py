@@ -17,9 +17,7 @@ def inverse_frequencies(width: int, theta: float) -> np.ndarray:
     return (1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))).astype(np.float32)
 
 
-def text_angles(
-    positions: Array, head_dim: int, theta: float, sections: tuple[int, ...] = (), interleaved: bool = False
-) -> Array:
+def text_angles(positions: Array, head_dim: int, theta: float, sections: tuple[int, ...] = (), interleaved: bool = False) -> Array:
     """Angles of a decoder's rope.
 
     Args:

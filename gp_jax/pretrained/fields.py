@@ -81,7 +81,12 @@ def text_config(
     name = "rope_scaling" if value(text, "rope_scaling", Section, where, {}) else "rope_parameters"
     rope = value(text, name, Section, where, {})
     choice(rope, "rope_type" if rope.get("rope_type") is not None else "type", ("default", "mrope"), f"{where}: {name}", "default")
-    found = {"num_key_value_heads": text.get("num_attention_heads"), **defaults, **present(text), "mrope_section": rope.get("mrope_section")}
+    found = {
+        "num_key_value_heads": text.get("num_attention_heads"),
+        **defaults,
+        **present(text),
+        "mrope_section": rope.get("mrope_section"),
+    }
     found |= present({"rope_theta": rope.get("rope_theta")})
     own = {"head_size": None, "qk_norm": False, "mrope_interleaved": False} | own
     tied = [value(source, "tie_word_embeddings", bool, place, False) for source, place in ((top, above), (text, where))]

@@ -58,7 +58,11 @@ def test_every_cut_equals_the_written_out_way(vlm, past, monkeypatch):
         assert min(np.abs(a - b).max() for a, b in zip(answers, answers[1:], strict=False)) > 1e-2, "the depth of the cut matters"
 
 
-RULES = [Prune(max_remain_ratio=0.3), Prune(method="random", fixed_remain_ratio=0.4, after=0), Prune(method="fastv", fixed_remain_ratio=0.4)]
+RULES = [
+    Prune(max_remain_ratio=0.3),
+    Prune(method="random", fixed_remain_ratio=0.4, after=0),
+    Prune(method="fastv", fixed_remain_ratio=0.4),
+]
 
 
 def test_a_batch_equals_its_samples_and_any_bucket_any_other(folder, vlm):
