@@ -9,7 +9,7 @@ from gp_jax.config.files import exit_status
 from gp_jax.errors import GlimpseError
 from gp_jax.runtime.allocator import keep_memory
 
-COMMANDS = ("ask", "prepare", "compile", "export", "merge")  # modules of `gp_jax.commands`, each with parse(argv) and run(args)
+COMMANDS = ("ask", "prepare", "compile", "export", "merge", "push")  # modules of `gp_jax.commands`, each with parse(argv) and run(args)
 USAGE = """usage: gp-jax COMMAND ...
 
 commands:
@@ -18,6 +18,7 @@ commands:
   compile --model 7b --topology v5e:2x4                 compile generation (or --what train, plus) for a TPU that is not here
   export MODEL --to DIR --platforms cpu,tpu,cuda        write a model as one program that runs without gp_jax
   merge MODEL --adapter DIR_OR_ID --to DIR              add a LoRA adapter to a model's weights
+  push RUN --to OWNER/NAME                              publish what a run of train.py has exported, with a model card
 
 Training is `python train.py --help`. gp-jax COMMAND --help shows a command's options; gp-jax --version the version."""
 

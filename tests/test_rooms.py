@@ -33,7 +33,7 @@ RANKS = {
     ],
     "ahead": [{"artifact", "hlo", "topology"}, {"compiling"}, {"generation", "training"}, {"plus_fit", "report"}, {"plus"}],
     "ahead/artifact": [{"names"}, {"facts", "readme"}, {"inputs", "write"}],
-    "commands": [{"ask", "compile", "export", "merge", "prepare"}],
+    "commands": [{"ask", "compile", "export", "merge", "prepare", "push"}],
     "config": [{"choices", "families", "files", "schema"}, {"vision"}, {"model"}],
     "data": [
         {"collate", "formats", "record", "settings", "sources", "tally"},
@@ -108,7 +108,7 @@ RANKS = {
         {"__main__", "feed"},
     ],
     "training": [
-        {"checkpoint", "early", "forward", "losses", "meter", "rewards", "run_log", "settings"},
+        {"card", "checkpoint", "early", "forward", "losses", "meter", "rewards", "run_log", "settings"},
         {"base_settings", "optim", "step"},
         {"base_losses", "build"},
         {"export", "validation"},

@@ -114,7 +114,7 @@ def save_glimpse(folder: Path) -> Path:
 def pruned_logits(model: Qwen3VLForConditionalGeneration, inputs: dict, keep, after: int, answer: list[int], past: bool = True):
     """Logits behind a prompt and `answer` when, after layer `after`, all visual tokens but `keep` (N,) bool are dropped.
 
-    past: answer rows do not see dropped tokens in any layer; else in layers behind the cut alone. One sample without padding. Returns: (V,).
+    past: answer rows do not see dropped tokens in any layer; else in layers behind the cut alone. One sample, no padding. Returns: (V,).
     """
     inner, decoder = model.model, model.model.language_model
     ids = inputs["input_ids"]
