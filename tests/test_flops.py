@@ -16,7 +16,7 @@ from benchmarks.flops import beside, model_named, xla
 from benchmarks.scaling import Args, verdict
 from gp_jax import GlimpseError, Ladder, Ladders
 from gp_jax.config.model import GlimpseConfig, ModelConfig, TextConfig
-from gp_jax.config.vision import ClipConfig, VisionConfig
+from gp_jax.config.vision import ClipConfig, DeepStackConfig, VisionConfig
 from gp_jax.flops import SUMS, Cost, Workload, pruned_share, segments, stages
 from gp_jax.inference.engine import Engine
 from gp_jax.pretrained.known import SIZES
@@ -67,6 +67,16 @@ def test_a_tower_of_tiles_equals_what_xla_counts(deep):
     glimpse = dataclasses.replace(GLIMPSE, selected_visual_layers=(deep,)).validate(config)
     for name, (ours, theirs) in xla(config, glimpse, Workload(128, 128, 32, 2, 2), [(0, 0.25)]).items():
         assert theirs * 0.98 < ours <= theirs * 1.0001, (name, ours / theirs)
+
+
+def test_deepstack_and_a_head_width_of_its_own_equal_what_xla_counts():
+    vision = DeepStackConfig(2, 256, 1024, 2, 256, num_position_embeddings=16, deepstack_visual_indexes=(0, 1))
+    text = TextConfig(1024, 256, 1024, 2, 2, 1, 1e-6, 1e6, (32, 16, 16), attention_bias=False, head_size=128, qk_norm=True)
+    text = dataclasses.replace(text, mrope_interleaved=True, num_attention_heads=4, num_key_value_heads=2)
+    config = ModelConfig("qwen3_vl", vision, text, image_token_id=1)
+    glimpse = dataclasses.replace(GLIMPSE, selected_visual_layers=(1,)).validate(config)
+    for name, (ours, theirs) in xla(config, glimpse, Workload(256, 64, 32, 2, 2), [(0, 0.25)]).items():
+        assert theirs * 0.97 < ours <= theirs * 1.0001, (name, ours / theirs)
 
 
 def test_by_hand():
@@ -145,7 +155,17 @@ def test_a_glimpse_behind_another_cut():
     assert "predictor" not in stages(config, glimpse, Workload(0, 0, 50, 1), [(18, 0.1)])
 
 
-@pytest.mark.parametrize("name, count", [("3b", 3754622976), ("7b", 8292166656), ("32b", 33452718336), ("72b", 73410777344)])
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("3b", 3754622976),
+        ("7b", 8292166656),
+        ("32b", 33452718336),
+        ("72b", 73410777344),
+        ("qwen3-vl-4b", 4437815808),
+        ("qwen3-vl-8b", 8767123696),
+    ],
+)
 def test_known_sizes_have_the_published_parameters(name, count):
     config, depth = SIZES[name], SIZES[name].text.num_hidden_layers
     short = dataclasses.replace(config, text=dataclasses.replace(config.text, num_hidden_layers=1))
