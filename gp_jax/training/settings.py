@@ -27,8 +27,7 @@ class GlimpseSettings:
     le_dropout_prob: float = 0.1
     """Dropout of the glimpse vectors."""
     use_attention_logits: bool | None = None
-    """Whether the predictor reads raw attention logits; otherwise their log-softmax. [default: as released, true for Qwen2.5-VL, false for
-    LLaVA]"""
+    """Whether the predictor reads raw attention logits; otherwise their log-softmax. [default: as released, true for Qwen, false for LLaVA]"""
     attn_fuse_type: str = "AttnFuserV1"
     """AttnFuserV1; AttnFuserV2: without visual conditions; mean: no predictor, importance is the mean of the glimpse's attention."""
     attn_fuse_size: int = 256
@@ -38,7 +37,8 @@ class GlimpseSettings:
     attn_fuse_global: bool = True
     """Whether the predictor attends within a whole image; otherwise within a vision window."""
     selected_visual_layers: tuple[int, ...] = ()
-    """Vision blocks whose outputs condition the predictor, deepest first. [default: the full-attention blocks]"""
+    """Vision blocks whose outputs condition the predictor, deepest first. [default: the full-attention blocks; Qwen3-VL: the last block and
+    those of DeepStack]"""
     visual_cond_size: int = 512
     """Width of a visual condition."""
     deep_supervision: bool = False
