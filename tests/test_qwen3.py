@@ -214,3 +214,43 @@ def test_what_does_not_fit_is_named(saved, tmp_path):
     (glimpse / "config.json").write_text(json.dumps(tiny3.GLIMPSE | {"attn_fuse_global": False}))
     with pytest.raises(GlimpseError, match="attn_fuse_global=False must be true: the model's vision tower has no windows"):
         GlimpseVLM.from_pretrained(folder, glimpse=glimpse)
+
+
+RELEASED = {  # a released preprocessor_config.json; the sizes are areas, whatever their names say
+    "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}
+GRIDS = {(640, 480): (30, 40), (100, 60): (14, 22), (5000, 4000): (228, 286), (32, 32): (16, 16)}  # of transformers 5.24, in patches
+
+
+@pytest.mark.quick
+def test_pictures_and_prompts(saved, tmp_path):
+    """Grids of transformers' own processor, its pixels, and a token per 32 x 32 pixels in the prompt."""
+    from PIL import Image
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from gp_jax.processing.table import load_processor
+    from gp_jax.tiny import QWEN3, make_checkpoint
+
+    vlm = make_checkpoint(tmp_path, hf_config=QWEN3)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(RELEASED))
+    processor = load_processor(tmp_path, vlm.config)
+    theirs = Qwen2VLImageProcessorPil(**{name: value for name, value in RELEASED.items() if not name.endswith(("class", "type"))})
+    for (width, height), grid in GRIDS.items():
+        assert tuple(2 * side for side in processor.plot(width, height).grids[0]) == grid
+    assert processor.limited(2048).plot(5000, 4000).tokens.size <= 2048
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 255, (h, w, 3), np.uint8)) for h, w in ((60, 100), (300, 40))]
+    prepared = processor([pictures], ["What is new?"])
+    wanted = [theirs(images=[picture], return_tensors="np") for picture in pictures]
+    np.testing.assert_array_equal(prepared.inputs["pixel_values"], np.concatenate([part["pixel_values"] for part in wanted]))
+    np.testing.assert_array_equal(prepared.inputs["image_grid_thw"], np.concatenate([part["image_grid_thw"] for part in wanted]))
+    assert np.abs(prepared.inputs["pixel_values"]).max() <= 1
+    tokens = prepared.inputs["input_ids"] == vlm.config.image_token_id
+    assert tokens.sum() == sum(int(part["image_grid_thw"].prod()) for part in wanted) // 4

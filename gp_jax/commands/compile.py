@@ -43,8 +43,8 @@ class Compile:
     """What to compile: the programs of generation; the training step of the glimpse with the released settings; or a step of fine-tuning
     under pruning (the stage plus of train.py), rollout and update."""
     model: str = ""
-    """3b, 7b, 32b or 72b (Qwen2.5-VL), qwen3-vl-2b, -4b, -8b or -32b, llava-1.5-7b, llava-1.5-13b, or a model folder, of which only config.json
-    is read."""
+    """3b, 7b, 32b or 72b (Qwen2.5-VL), qwen3-vl-2b, -4b, -8b or -32b, llava-1.5-7b, llava-1.5-13b, or a model folder, of which only
+    config.json is read."""
     topology: str = "v5e:4x4"
     """TPU generation (v4, v5e, v5p, v6e) and chips, e.g. v5e:1x1, v5e:2x4, v6e:4x4, v5p:2x2x4."""
     batch: int | None = None

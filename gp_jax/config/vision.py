@@ -100,7 +100,7 @@ class QwenVision(Vision):
 
     patch_size: Patch = field(default=14, kw_only=True)
     temporal_patch_size: Few = field(default=2, kw_only=True)
-    spatial_merge_size: Few = field(default=2, kw_only=True)  # type: ignore[assignment]
+    spatial_merge_size: Few = field(default=2, kw_only=True)
     in_channels: Few = field(default=3, kw_only=True)
     sized_by: ClassVar[str] = "image_grid_thw"
 

@@ -77,7 +77,7 @@ def pick(vision: VisionInput, features: VisionFeatures, rows: Array, slots: int)
         length = slots * unit if field.name.startswith("patch_") else slots
         values[field.name] = constrained(getattr(vision, field.name)[rows, :length], "batch")
     tokens, *deepstack = (constrained(part[rows, :slots], "batch") for part in (features.tokens, *features.deepstack))
-    picked = dict(tokens=tokens, deepstack=tuple(deepstack), conditions=(), received={}, keys={})
+    picked: dict[str, Any] = dict(tokens=tokens, deepstack=tuple(deepstack), conditions=(), received={}, keys={})
     return View(VisionInput(**values), dataclasses.replace(features, **picked))
 
 

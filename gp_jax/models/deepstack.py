@@ -5,6 +5,7 @@ B samples, S patches, M = S / merge_unit visual tokens, C ViT width, H head widt
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,8 @@ class DeepStackTower(nnx.Module):
     """Patches to visual tokens and DeepStack features, with the outputs of chosen blocks on the way."""
 
     def __init__(self, config: DeepStackConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.config, options = config, dict(dtype=dtype, rngs=rngs)
+        self.config = config
+        options: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.patch_embed = PatchEmbed(config, bias=True, dtype=dtype, rngs=rngs)
         table = (config.num_position_embeddings, config.hidden_size)
         self.pos_embed = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), table, dtype))

@@ -57,8 +57,8 @@ def pack_windows(grids: Sequence[tuple[int, int]], side: int) -> tuple[np.ndarra
     """
     capacity, first = side * side, 0
     if side == 1:  # every token is a full window
-        tokens = np.arange(sum(rows * columns for rows, columns in grids), dtype=np.int32)
-        return tokens, np.zeros_like(tokens)
+        order = np.arange(sum(rows * columns for rows, columns in grids), dtype=np.int32)
+        return order, np.zeros_like(order)
     full: list[np.ndarray] = []
     partial: list[np.ndarray] = []
     for rows, columns in grids:

@@ -27,7 +27,8 @@ class GlimpseSettings:
     le_dropout_prob: float = 0.1
     """Dropout of the glimpse vectors."""
     use_attention_logits: bool | None = None
-    """Whether the predictor reads raw attention logits; otherwise their log-softmax. [default: as released, true for Qwen, false for LLaVA]"""
+    """Whether the predictor reads raw attention logits; otherwise their log-softmax. [default: as released, true for Qwen, false for
+    LLaVA]"""
     attn_fuse_type: str = "AttnFuserV1"
     """AttnFuserV1; AttnFuserV2: without visual conditions; mean: no predictor, importance is the mean of the glimpse's attention."""
     attn_fuse_size: int = 256
