@@ -169,6 +169,7 @@ class Sampling:
     top_p: Array  # (R,) float
     seed: Array  # (R,) int
     number: Array  # (R,) int: tells continuations with one seed apart
+    noted: Array  # (R,) bool: its log-probabilities are noted, where the state has room for them
     eos: Array  # (E,) int, -1: unused
     pad: Array  # () int: written after the end
 

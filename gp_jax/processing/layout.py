@@ -15,7 +15,7 @@ import numpy as np
 
 from gp_jax.config.model import ModelConfig
 from gp_jax.errors import GlimpseError
-from gp_jax.processing.views import Picture, numeric
+from gp_jax.processing.views import Picture, Plot, numeric
 from gp_jax.trees import PromptInput, VisionInput
 
 
@@ -211,6 +211,21 @@ def _sample(config: ModelConfig, ids: np.ndarray, is_image: np.ndarray, pictures
         slots=np.where(groups >= 0, np.append(token_of_group, -1)[groups], -1).astype(np.int32),
         windows=windows,
     )
+
+
+def picture_samples(config: ModelConfig, sample: Sample, plots: Sequence[Plot]) -> list[Sample]:
+    """Every picture of a prompt as a prompt of its own, of nothing but the picture: for a tower that sees one picture at a time.
+
+    plots: of the pictures, in order.
+    """
+    found, first = [], 0
+    for plot in plots:
+        patches = sum(rows * columns for rows, columns in plot.seen) * config.vision.merge_unit
+        picture = Picture(plot, sample.pixels[first : first + patches])
+        ids = np.full(plot.rows.size, config.image_token_id, np.int64)
+        found.append(_sample(config, ids, np.ones(ids.size, bool), [picture], 0))
+        first += patches
+    return found
 
 
 def slots_of(patches: int, config: ModelConfig) -> int:
