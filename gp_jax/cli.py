@@ -9,11 +9,12 @@ from gp_jax.config.files import exit_status
 from gp_jax.errors import GlimpseError
 from gp_jax.runtime.allocator import keep_memory
 
-COMMANDS = ("ask", "prepare", "compile", "export", "merge")  # modules of `gp_jax.commands`, each with parse(argv) and run(args)
+COMMANDS = ("ask", "serve", "prepare", "compile", "export", "merge")  # modules of `gp_jax.commands`, each with parse(argv) and run(args)
 USAGE = """usage: gp-jax COMMAND ...
 
 commands:
   ask PHOTO [PHOTO ...] "question" --model DIR_OR_ID    answer a question about photographs
+  serve scenes                                          answer many users over HTTP, as OpenAI's interface does
   prepare SOURCE [SOURCE ...] --images DIR --out DIR    check annotations and pictures, write them for training
   compile --model 7b --topology v5e:2x4                 compile generation (or --what train, plus) for a TPU that is not here
   export MODEL --to DIR --platforms cpu,tpu,cuda        write a model as one program that runs without gp_jax

@@ -148,11 +148,10 @@ class GlimpseVLM:
         Raises: GlimpseError that names the argument at fault, before anything runs.
         """
         check_names("generate", unknown)
-        pruning = self._shortest(prune)
+        pruning = self.resolve_shortest(prune)
         choose = partial(sampling_settings, self.config, temperature, top_k, top_p, seed, eos_token_id)
         choose()  # raises before anything runs
-        max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
-        self.engine.ladders.decode.fit(max_new_tokens)
+        self.engine.ladders.decode.fit(max_new_tokens := one(AtLeastOne, max_new_tokens, "max_new_tokens"))
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes)
         clock = timed if isinstance(timed, Clock) else Clock(timed)
         filled = self.engine.prefill(self.engine.batch(samples, pruning), clock)
@@ -171,7 +170,7 @@ class GlimpseVLM:
         Args: prune, inputs: as for `generate`. Raises: GlimpseError likewise.
         """
         check_names("prefill", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
-        return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self._shortest(prune))))
+        return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self.resolve_shortest(prune))))
 
     def logprobs(
         self,
@@ -266,7 +265,8 @@ class GlimpseVLM:
     def _resolve(self, prune: Prune | str | None) -> Pruning:
         return resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
 
-    def _shortest(self, prune: Prune | str | None) -> Pruning:
+    def resolve_shortest(self, prune: Prune | str | None) -> Pruning:
+        """What `prune` stands for in `generate`."""
         pruning = self._resolve(prune)  # never slower than not pruning: no cuts where everything is kept
         return pruning._replace(plan=()) if pruning.rule is not None and pruning.rule.keeps_everything else pruning
 

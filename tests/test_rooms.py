@@ -25,7 +25,7 @@ RANKS = {
         {"inference"},
         {"vlm"},
         {"evaluation"},
-        {"tiny", "training"},
+        {"serving", "tiny", "training"},
         {"ahead"},
         {"commands"},
         {"cli"},
@@ -33,7 +33,7 @@ RANKS = {
     ],
     "ahead": [{"artifact", "hlo", "topology"}, {"compiling"}, {"generation", "training"}, {"plus_fit", "report"}, {"plus"}],
     "ahead/artifact": [{"names"}, {"facts", "readme"}, {"inputs", "write"}],
-    "commands": [{"ask", "compile", "export", "merge", "prepare"}],
+    "commands": [{"ask", "compile", "export", "merge", "prepare", "serve"}],
     "config": [{"choices", "families", "files", "schema"}, {"vision"}, {"model"}],
     "data": [
         {"collate", "formats", "record", "settings", "sources", "tally"},
@@ -106,6 +106,15 @@ RANKS = {
         {"architecture", "source"},
         {"turns", "write"},
         {"__main__", "feed"},
+    ],
+    "serving": [
+        {"errors", "jobs", "settings", "vision_cache"},
+        {"chat", "inbox", "lengths", "pictures", "reading"},
+        {"pools", "preparing", "warm_up"},
+        {"meters", "replies"},
+        {"loop"},
+        {"app"},
+        {"server"},
     ],
     "training": [
         {"checkpoint", "early", "forward", "losses", "meter", "rewards", "run_log", "settings"},

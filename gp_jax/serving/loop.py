@@ -8,7 +8,6 @@ a token at least every `gap` seconds (see `reading.GivingWay`).
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax
 
 from gp_jax.errors import GlimpseError
 from gp_jax.inference.engine import Engine
+from gp_jax.serving.inbox import Inbox
 from gp_jax.serving.jobs import Ended, Event, Failed, Gone, Job, Tokens
 from gp_jax.serving.lengths import Lengths
 from gp_jax.serving.meters import Meters
@@ -28,18 +28,6 @@ TRIES = 3  # errors of programs in a row, with no token in between, after which 
 BROKEN = "the model's logits are not finite numbers"
 INTERNAL = "the server failed to answer this request"
 LATE = "the request took longer than the server allows (--timeout)"
-
-
-class Busy(Exception):
-    """The queue is full. retry: seconds after which trying again makes sense."""
-
-    def __init__(self, retry: int):
-        super().__init__()
-        self.retry = retry
-
-
-class Draining(Exception):
-    """The server takes no more requests."""
 
 
 class Loop(threading.Thread):
@@ -58,15 +46,12 @@ class Loop(threading.Thread):
     ):
         """post: takes events to the thread of their receivers; None: they are delivered in this one."""
         super().__init__(name="gp_jax-answers", daemon=True)
-        self.engine, self.meters, self.gap, self.visit, self.queue = engine, meters, gap, visit, queue
+        self.engine, self.meters, self.gap, self.visit, self.inbox = engine, meters, gap, visit, Inbox(queue)
         self.post = post or (lambda batch: [job.deliver(event) for job, event in batch])
         self.pools, self.cache = Pools(engine, lengths), cache
         self.reader = Reader(engine, lengths.ladders, cache, self.between, lambda: self.seconds["decode"] + self.seconds["host"])
-        self.waiting: deque[Job] = deque()
         self.reading: Job | None = None
         self.ready: Read | None = None
-        self.news = threading.Condition()
-        self.stopping = self.draining = False
         self.errors = 0
         self.seconds = {"decode": 0.0, "host": 0.0}
         self.step_seconds: dict[tuple[int, int], float] = {}  # of a pool's capacity and size
@@ -77,30 +62,20 @@ class Loop(threading.Thread):
 
     def submit(self, job: Job) -> None:
         """Puts a request into the queue. Raises: Busy when it is full; Draining."""
-        with self.news:
-            if self.draining or self.stopping:
-                raise Draining
-            if len(self.waiting) >= self.queue:
-                raise Busy(self.retry_after())
-            job.times["arrived"] = time.monotonic()
-            self.waiting.append(job)
-            self.news.notify()
+        self.inbox.put(job)
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this answer any more: its place is free within a step."""
         job.gone = True
-        with self.news:
-            self.news.notify()
+        self.inbox.notify()
 
     def drain(self) -> None:
         """Takes no more requests; those that are here are answered."""
-        self.draining = True
+        self.inbox.draining = True
 
     def stop(self) -> None:
         """Ends the thread after its current step."""
-        with self.news:
-            self.stopping = True
-            self.news.notify()
+        self.inbox.stop()
 
     @property
     def healthy(self) -> bool:
@@ -110,7 +85,7 @@ class Loop(threading.Thread):
     @property
     def idle(self) -> bool:
         """Whether no request is here."""
-        return not (self.waiting or self.reading or self.ready or self.pools.running)
+        return not (len(self.inbox) or self.reading or self.ready or self.pools.running)
 
     def retry_after(self) -> int:
         """Seconds after which the queue should have room."""
@@ -119,24 +94,23 @@ class Loop(threading.Thread):
     # The thread.
 
     def run(self) -> None:
-        while not self.stopping:
+        while not self.inbox.stopping:
             try:
                 self.turn()
             except Exception:  # of the server itself: programs' errors are handled where their requests are known
                 LOG.exception("the loop failed")
                 self.errors += 1
                 self.fail_all()
-            with self.news:
-                if self.idle and not self.stopping:
-                    self.news.wait(1.0)
+            if self.idle:
+                self.inbox.wait(1.0)
         self.fail_all()
 
     def turn(self) -> None:
         """One round: forget who is gone, admit, generate, deliver."""
         start, before = time.perf_counter(), self._device()
         self.sweep()
-        if self.ready is None and self.waiting:
-            self.read(self.waiting.popleft())
+        if self.ready is None and (job := self.inbox.take()) is not None:
+            self.read(job)
         if self.ready is not None:
             self.place()
         if self.pools.running:
@@ -144,7 +118,7 @@ class Loop(threading.Thread):
         self.pools.settle()
         self.flush()
         self.seconds["host"] += max(0.0, time.perf_counter() - start - (self._device() - before))
-        self.meters.state(len(self.waiting) + (self.reading is not None) + (self.ready is not None), self.pools, self.cache, self.stages)
+        self.meters.state(len(self.inbox) + (self.reading is not None) + (self.ready is not None), self.pools, self.cache, self.stages)
 
     @property
     def stages(self) -> dict[str, float]:
@@ -234,7 +208,7 @@ class Loop(threading.Thread):
     def count(self, pool: Pool) -> int:
         """Steps until the host looks again. While others wait, no longer than until the first row must end."""
         left = [job.max_new_tokens - job.sent for _, job in pool.running]
-        most = min(left) if self.waiting or self.ready else max(left)
+        most = min(left) if len(self.inbox) or self.ready else max(left)
         seconds = self.step_seconds.get((pool.capacity, pool.size), self.visit)
         return max(1, min(int(self.visit / max(seconds, 1e-6)), most))
 
@@ -269,10 +243,7 @@ class Loop(threading.Thread):
 
     def sweep(self) -> None:
         """Frees what belongs to requests that nobody waits for, or whose time is over."""
-        with self.news:
-            waiting = [job for job in self.waiting if not self._over(job)]
-            if len(waiting) != len(self.waiting):
-                self.waiting = deque(waiting)
+        self.inbox.filter(lambda job: not self._over(job))
         if self.ready is not None and self._over(self.ready.job):
             self.ready = None
         for pool in self.pools:
@@ -313,14 +284,12 @@ class Loop(threading.Thread):
 
     def fail_all(self) -> None:
         """Ends every request that is here."""
-        with self.news:
-            jobs, self.waiting = list(self.waiting), deque()
-        jobs += [self.ready.job] if self.ready else []
+        jobs = self.inbox.clear() + ([self.ready.job] if self.ready else [])
         self.ready = None
         for pool in self.pools:
             jobs += pool.drop()
         for job in jobs:
-            self.outbox.append((job, Failed(500 if not self.stopping else 503, INTERNAL)))
+            self.outbox.append((job, Failed(503 if self.inbox.stopping else 500, INTERNAL)))
             self.meters.ended(job, "error")
         self.flush()
 
