@@ -212,7 +212,7 @@ def picked(caches: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
 
     def pick(x: Array) -> Array:
         own = index.reshape(-1, *(1,) * (x.ndim - 1))
-        rows = jnp.where(own >= 0, jnp.take(x, jnp.maximum(index, 0), axis=0), 0)
+        rows = jnp.where(own >= 0, jnp.take(x, jnp.maximum(index, 0), axis=0), jnp.zeros((), x.dtype))
         return constrained(rows, "batch", *(("kv_heads",) if x.ndim == 4 else ()))
 
     return tuple(map(pick, caches))

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import signal
 import threading
 import time
 
@@ -62,6 +63,7 @@ def server(tmp_path_factory):
     made.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     running = Listening(uvicorn.Config(made.asgi, log_config=None, lifespan="off", timeout_graceful_shutdown=5), made.loop)
     thread = threading.Thread(target=running.run, kwargs=dict(sockets=[listener]))
+    made.running, made.thread = running, thread
     thread.start()
     while not running.started:
         time.sleep(0.01)
@@ -237,3 +239,16 @@ def test_a_full_server_says_so_at_once_and_answers_the_others(server):
     answers = [one.choices[0].message.content for one in found if not isinstance(one, Exception)]
     assert refused and len(refused) + len(answers) == 24 and len(set(answers)) == 1
     assert int(refused[0].response.headers["Retry-After"]) >= 1 and json.loads(refused[0].response.text)["error"]["code"] == "queue_full"
+
+
+def test_sigterm_finishes_answers_and_takes_no_more(server, client, whole):
+    """The last test of this file: the server has ended behind it."""
+    answer = iter(complete(client, ask("what is this?", url()), stream=True))
+    text = next(answer).choices[0].delta.content
+    server.running.handle_exit(signal.SIGTERM, None)
+    with pytest.raises((openai.InternalServerError, openai.APIConnectionError)):
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0, timeout=20) as other:
+            complete(other, ask())
+    assert text + "".join(chunk.choices[0].delta.content or "" for chunk in answer) == whole.choices[0].message.content
+    server.thread.join(20)
+    assert not server.thread.is_alive()
