@@ -218,7 +218,8 @@ class Loop(threading.Thread):
         names = ["tokens", "step", "done", "broken"]
         wanted = any(job.noted for _, job in pool.running)
         tokens, steps, done, broken, *rest = pool.rows.read(*names, *(["logprobs"] if wanted else []))
-        self.errors = 0
+        if only is None:
+            self.errors = 0
         for place, job in pool.running:
             if only is not None and place != only:
                 continue

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gp_jax import GlimpseError
@@ -83,6 +83,7 @@ def test_a_growing_text_is_the_whole_however_it_arrives(text, steps, stop):
     assert shown == growing.text and not (stop and stop in shown)
 
 
+@settings(max_examples=8)  # every one compiles operations of its own shapes
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3), st.integers(2, 4))
 def test_pasting_puts_every_patch_group_where_the_prompt_has_it(grids, side):
     class Packed:

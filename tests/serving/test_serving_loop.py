@@ -210,6 +210,7 @@ def test_a_failing_program_ends_its_own_requests_and_the_server_goes_on(vlm, alo
         job, events = ask(vlm, 2)
         loop.submit(job)
         assert outcome(events)["failed"].status == 500
+    assert not loop.healthy
     monkeypatch.setattr(Engine, "advance", advance)
     job, events = ask(vlm, 2, most=SLOTS)
     loop.submit(job)
