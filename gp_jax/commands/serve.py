@@ -33,9 +33,8 @@ def run(settings: ServerSettings) -> None:
 
     listen(settings).close()  # a port that is taken is said before everything is compiled
     start, live = time.perf_counter(), sys.stderr.isatty()
-    vlm = GlimpseVLM.from_pretrained(
-        *(settings.model, settings.glimpse), dtype=settings.dtype, mesh=mesh_of(settings.mesh), adapter=settings.adapter, progress=live
-    )
+    options: dict[str, Any] = dict(dtype=settings.dtype, mesh=mesh_of(settings.mesh), adapter=settings.adapter, progress=live)
+    vlm = GlimpseVLM.from_pretrained(settings.model, settings.glimpse, **options)
 
     def bar(steps: list) -> Any:
         return tqdm(steps, desc="compiling", unit="step", disable=not live)

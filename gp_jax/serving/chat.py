@@ -153,6 +153,8 @@ def read_messages(found: Any, settings: ServerSettings) -> tuple[list[dict[str, 
             wrong(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
         content = message.get("content")
         if isinstance(content, str):
+            if role == "user" and not content.strip():
+                wrong(f"{where}.content is empty", f"{where}.content")
             messages.append({"role": ROLES[role], "content": content})
             continue
         if not isinstance(content, list) or not content:

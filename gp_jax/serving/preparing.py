@@ -83,7 +83,8 @@ class Preparation:
     def too_long(self) -> ApiError:
         """The error for a prompt that does not fit."""
         most = self.settings.max_prompt
-        return ApiError(400, f"the prompt is longer than {most} tokens, visual ones included", "messages", "context_length_exceeded")
+        message = f"the prompt is longer than {most} tokens, visual ones included (--max-prompt, --max-visual-tokens)"
+        return ApiError(400, message, "messages", "context_length_exceeded")
 
 
 def deadline_of(settings: ServerSettings) -> float:

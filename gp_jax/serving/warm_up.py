@@ -55,7 +55,7 @@ def warm_up(engine: Engine, lengths: Lengths, plans: Iterable[Plan], pictures: i
 
 
 def _pool(engine: Engine, prefix: Prefix, capacity: int, sizes: tuple[int, ...], slots: int, settings: Any) -> None:
-    """A pool's programs: each size becomes each other one, with rows that were inserted, have generated and were freed."""
+    """A pool's programs: each size becomes those that may follow it, with rows that were inserted, have generated and were freed."""
     layers = engine.config.text.num_hidden_layers
 
     def use(rows: Rows) -> None:
@@ -66,9 +66,9 @@ def _pool(engine: Engine, prefix: Prefix, capacity: int, sizes: tuple[int, ...],
             rows.read("tokens", "step", "done", "broken")
             rows.read("tokens", "step", "done", "broken", "logprobs")
 
-    for size in sizes:
+    for number, size in enumerate(sizes):
         use(Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True))
-        for other in sizes:
+        for other in sizes[: number + 2]:  # a pool grows by one size, and shrinks to any
             if other != size:
                 rows = Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True)
                 rows.insert(prefix, 0, settings, 1)

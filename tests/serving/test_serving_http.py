@@ -55,9 +55,8 @@ def ask(text: str = "what is this?", *pictures: str) -> list[dict]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     vlm = make_checkpoint(tmp_path_factory.mktemp("http") / "tiny", hf_config=SMALL)
-    settings = ServerSettings(
-        *("tiny",), max_prompt=LONGEST - 1, max_new_tokens=SLOTS, max_pictures=2, max_pixels=20_000, max_body="1M", port=0, api_key="secret"
-    )
+    limits = dict(max_new_tokens=SLOTS, max_pictures=2, max_pixels=20_000, max_body="1M")
+    settings = ServerSettings("tiny", max_prompt=LONGEST - 1, port=0, api_key="secret", **limits)
     made = Server.build(settings, vlm, lengths=LENGTHS)
     listener = listen(settings)
     made.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -160,7 +159,7 @@ BAD = [
     (dict(model="other"), 404, "other"),
     (dict(messages=[]), 400, "at least one message"),
     (dict(messages=[{"role": "robot", "content": "x"}]), 400, "messages[0].role"),
-    (dict(messages=[{"role": "user", "content": ""}]), 400, "question"),
+    (dict(messages=[{"role": "user", "content": ""}]), 400, "messages[0].content is empty"),
     (dict(messages=[{"role": "assistant", "content": "x"}]), 400, "last message"),
     (dict(messages=ask("<|image_pad|>")), 400, "placeholder"),
     (dict(messages=ask("x", "file:///etc/passwd")), 400, "only data: URLs"),
@@ -179,7 +178,7 @@ BAD = [
     (dict(tools=[{}]), 400, "tools"),
     (dict(prune={"max_remain_ratoi": 0.1}), 400, "max_remain_ratoi"),
     (dict(prune={"max_remain_ratio": 7}), 400, "max_remain_ratio"),
-    (dict(prune={"method": "fastv", "fixed_remain_ratio": 0.5}), 400, "--methods"),
+    (dict(prune={"method": "divprune", "fixed_remain_ratio": 0.5}), 400, "--methods"),
 ]
 
 
