@@ -75,9 +75,9 @@ class Scripted(threading.Thread):
 
     healthy = True
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int, letters: list[int]):
         super().__init__(daemon=True)
-        self.inbox, self.now, self.post, self.left = Inbox(limit), None, None, 0
+        self.inbox, self.letters, self.now, self.post, self.left = Inbox(limit), letters, None, None, 0
         self.submit, self.stop = self.inbox.put, self.inbox.stop
 
     @property
@@ -102,9 +102,8 @@ class Scripted(threading.Thread):
             job.times["begun"] = job.times["first"] = time.monotonic()
             count = job.sample.count
             events = [Started(np.ones(count, bool), np.ones(count, np.float32), 0, len(job.pictures))]
-            events += [
-                Tokens(np.array([letter]), np.array([-0.5]) if job.noted else None) for letter in ANSWER.encode()[: job.max_new_tokens]
-            ]
+            for letter in self.letters[: job.max_new_tokens]:
+                events.append(Tokens(np.array([letter]), np.array([-0.5]) if job.noted else None))
             for event in (*events, Ended("length" if job.max_new_tokens < len(ANSWER) else "stop")):
                 if job.gone:
                     self.left += 1
@@ -119,8 +118,10 @@ def scripted(folder) -> Server:
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     config = model_config(SMALL, {"eos_token_id": ID["<|im_end|>"], "pad_token_id": ID["<|endoftext|>"]})
     glimpse = glimpse_config(SMALL, config)
-    own, loop, meters = settings(), Scripted(8), Meters("tiny")
-    vlm = SimpleNamespace(config=config, glimpse_config=glimpse, processor=Processor.load(folder, config))
+    processor = Processor.load(folder, config)
+    own, meters = settings(), Meters("tiny")
+    loop = Scripted(8, processor.tokenize([ANSWER], prompts=False)[0])
+    vlm = SimpleNamespace(config=config, glimpse_config=glimpse, processor=processor)
     vlm.resolve_shortest = lambda prune: resolve(prune, glimpse, 2)
     plans = frozenset({(), resolve(Prune(), glimpse, 2).plan})
     reader = SimpleNamespace(check=lambda sample: None)
