@@ -215,9 +215,8 @@ class Loop(threading.Thread):
     def take(self, pool: Pool, only: int | None = None) -> None:
         """Delivers a pool's new tokens, and frees the rows that have ended. only: of one place."""
         assert pool.rows is not None, "a pool with rows"
-        names = ["tokens", "step", "done", "broken"]
-        wanted = any(job.noted for _, job in pool.running)
-        tokens, steps, done, broken, *rest = pool.rows.read(*names, *(["logprobs"] if wanted else []))
+        more = ["logprobs"] if any(job.noted for _, job in pool.running) else []
+        tokens, steps, done, broken, *rest = pool.rows.read("tokens", "step", "done", "broken", *more)
         if only is None:
             self.errors = 0
         for place, job in pool.running:
@@ -228,15 +227,13 @@ class Loop(threading.Thread):
                 self.outbox.append((job, Failed(500, BROKEN)))
                 self.meters.ended(job, "error")
                 pool.free(place)
-                continue
-            if count > job.sent:
+            elif count > job.sent:
                 fresh = slice(job.sent, count)
                 logprobs = rest[0][1][place, fresh].copy() if job.noted else None
-                ids = tokens[place, fresh].copy()
-                self.outbox.append((job, Tokens(ids, logprobs)))
+                self.outbox.append((job, Tokens(tokens[place, fresh].copy(), logprobs)))
                 self.meters.tokens(job, count - job.sent)
                 job.sent = count
-            if done[place]:
+            if done[place] and not broken[place]:
                 ended = "stop" if count and int(tokens[place, count - 1]) in self.engine.config.eos_token_ids else "length"
                 self.outbox.append((job, Ended(ended)))
                 self.meters.ended(job, ended)
