@@ -9,7 +9,7 @@ LOCK := requirements-dev.lock
 INSTALL := $(BIN)/python -m pip install --quiet --constraint $(LOCK)
 CHECK := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make demo PYTHON=python3.12")'
 
-.PHONY: demo test quick lint lock clean
+.PHONY: demo test quick lint docs lock clean
 
 $(VENV)/.ready: pyproject.toml $(LOCK)
 	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { $(CHECK) && $(PYTHON) -m venv --clear $(VENV); }
@@ -21,14 +21,17 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(INSTALL) --build-constraint $(LOCK) --editable ".[dev]"
 	touch $@
 
-# Trains a glimpse on the bundled model, then answers questions about fresh scenes under every plan: table, report, pictures.
+# Measures what pruning saves on pictures of real size (a minute or two on two quiet cores), trains a glimpse on the bundled model, and
+# answers questions about fresh scenes under every plan: table, report, pictures.
 # QUICK=1 takes the bundled glimpse. A second run reuses what is there.
 demo: $(VENV)/.ready
 ifeq ($(QUICK),)
+	$(BIN)/python -m benchmarks.cost --out $(DEMO)/cost.json
 	$(BIN)/python train.py --config configs/scenes_glimpse.py --out $(DEMO)/glimpse
-	$(BIN)/python eval.py --config configs/demo.py --glimpse $(DEMO)/glimpse/export --out $(DEMO)/answers --report $(DEMO)/report.html
+	$(BIN)/python eval.py --config configs/demo.py --glimpse $(DEMO)/glimpse/export --out $(DEMO)/answers --cost $(DEMO)/cost.json --report $(DEMO)/report.html
 else
-	$(BIN)/python eval.py --config configs/demo.py --limit 48 --pictures 24 --out $(DEMO)/answers_quick --report $(DEMO)/report.html
+	$(BIN)/python -m benchmarks.cost --tokens 1024 --out $(DEMO)/cost.json
+	$(BIN)/python eval.py --config configs/demo.py --limit 48 --pictures 24 --out $(DEMO)/answers_quick --cost $(DEMO)/cost.json --report $(DEMO)/report.html
 endif
 	@echo "open $(DEMO)/report.html"
 
@@ -47,14 +50,18 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; broken links are errors.
+docs: $(VENV)/.ready-dev
+	$(BIN)/mkdocs build --strict --quiet
+
 # Writes the lock again after a change of pyproject.toml; versions that still fit stay. `make lock UPGRADE=--upgrade` takes the newest.
 # One version of a package for every system and every Python, so that what was tested is what everybody gets.
 lock:
 	@$(CHECK)
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet uv
-	printf 'pip\nsetuptools\n' | $(VENV)/lock/bin/uv pip compile --quiet pyproject.toml - --extra dev --universal --python-version 3.11 \
+	printf 'pip\nhatchling\neditables\n' | $(VENV)/lock/bin/uv pip compile --quiet pyproject.toml - --extra dev --universal --python-version 3.11 \
 		--fork-strategy fewest --no-annotate --custom-compile-command "make lock" $(UPGRADE) --output-file $(LOCK)
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) site

@@ -45,6 +45,10 @@ class Args:
     """Count causal attention over what a row sees; otherwise over the full square."""
     padded: bool = False
     """Count the buckets that the engine pads to."""
+    look_share: float = 0.25
+    """Two looks: share of the visual tokens that the first look has."""
+    seen: float = 0.25
+    """Two looks: share of the vision windows that the second look sees."""
     check: bool = False
     """Also compile the plan's stages for this machine and print XLA's count."""
     out: Path = Path("runs/bench/flops")
@@ -156,6 +160,21 @@ def table(dense: dict[str, "Cost"], plan: dict[str, "Cost"], layers: dict[str, "
     return "\n".join(lines)
 
 
+def looks(args: Args, config: "ModelConfig", glimpse: "GlimpseConfig", ladders: object) -> str:
+    """Vision and prefill with two looks, with one and dense, causal attention counted as tiled kernels do it."""
+    from gp_jax.ahead.passes import Request, costs_of, passes
+
+    sizes = dict(batch=args.batch, visual_tokens=args.visual_tokens, prompt_tokens=args.text_tokens, answer_tokens=args.new_tokens)
+    request = Request(**sizes, retention=args.retention, look_share=args.look_share, seen=args.seen)
+    work, reading = request.workload(config.vision, ladders), {}
+    for name in ("look", "glimpse", "dense"):
+        found = costs_of(config, glimpse, passes(name, request, config, glimpse, work), 2)
+        reading[name] = sum(found[part].flops for part in ("vision", "merger", "decoder prefill"))
+    look, one = (reading[name] / reading["dense"] for name in ("look", "glimpse"))
+    said = f"first look at {args.look_share:.1%} of the visual tokens, second at {args.seen:.1%} of the windows"
+    return f"vision and prefill: two looks {look:.1%} of dense, one look {one:.1%} ({said})"
+
+
 def main(args: Args) -> None:
     """Prints, and writes."""
     from benchmarks.elementwise import besides
@@ -172,6 +191,7 @@ def main(args: Args) -> None:
     split = stages(config, None, work, [(glimpse.reduce_layer, 1.0)], triangle=args.triangle)
     print(f"{args.model}: {args.visual_tokens} visual + {args.text_tokens} text tokens, {args.retention:.1%} kept after layer {cuts[0][0]}")
     print(table(dense, plan, {name: cost for name, cost in split.items() if name.startswith("layers")}))
+    print("\n" + looks(args, config, glimpse, ladders))
     found = {}
     if args.check:
         whole = config.vision.window_side**2

@@ -1,8 +1,9 @@
 """A whole request, stage by stage, against transformers: python -m benchmarks.generate [--side 32] [--new-tokens 32] [--rounds 5]
 
-A random model at real proportions (0.5 B parameters) answers about one picture. Contenders: gp_jax pruned and dense, transformers in
-torch on the same weights, each in float32 and bfloat16, each in a process of its own, asked in turns. Below the table: ratios, memory,
-and the roofline, the machine's own product rate and memory bandwidth measured in the same run. Needs torch (`pip install ".[test]"`).
+A random model at real proportions (0.5 B parameters) answers about one picture. Contenders: gp_jax with two looks, pruned and dense,
+transformers in torch on the same weights, each in float32 and bfloat16, each in a process of its own, asked in turns. Below the table:
+ratios, memory, and the roofline, the machine's own product rate and memory bandwidth measured in the same run. Needs torch
+(`pip install ".[test]"`).
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import Literal
 import tyro
 
 from benchmarks.contenders import Contender, interleave, serve
-from benchmarks.generate_report import STAGES, report
+from benchmarks.generate_report import READING, STAGES, report
 
 QUESTION = "What does the sign say?"
 
@@ -31,11 +32,15 @@ class Args:
     """Tokens of the answer."""
     retention: float = 0.074
     """Share of the visual tokens that the cut keeps."""
+    look_share: float = 0.25
+    """Share of the visual tokens that the first look of the contender look has."""
+    seen: float = 0.25
+    """Share of the vision windows that its second look sees: random weights do not know which, so the number is fixed."""
     rounds: int = 5
     """Timed requests of each contender."""
     size: Literal["large", "mid", "small"] = "large"
     """Of the model: 0.5 B parameters, 40 M, or one to try the benchmark itself."""
-    contenders: tuple[Literal["pruned", "dense", "transformers"], ...] = ("pruned", "dense", "transformers")
+    contenders: tuple[Literal["look", "pruned", "dense", "transformers"], ...] = ("look", "pruned", "dense", "transformers")
     """Who takes part."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """In which precisions."""
@@ -51,8 +56,22 @@ def picture(side: int):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (28 * side, 28 * side, 3), dtype=np.uint8))
 
 
-def run_ours(folder: Path, dtype: str, retention: str, side: str, new_tokens: str) -> None:
-    """gp_jax; retention 1 is dense."""
+def fixed_look(share: float, seen: float):
+    """A look that always sees this share of the windows."""
+    from gp_jax import Look
+
+    return Look(share=share, threshold=1.0, floor=seen, cap=seen, sure=None)
+
+
+def staged(seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds per stage of `STAGES`, and their sums."""
+    stages = {name: seconds[name] for name in ("processing", "look", "vision")}
+    stages |= dict(prefill=seconds["glimpse"] + seconds["finish"], decode=seconds["decode"])
+    return stages | dict(first=sum(stages[name] for name in READING), total=sum(stages[name] for name in STAGES))
+
+
+def run_ours(folder: Path, dtype: str, retention: str, look_share: str, seen: str, side: str, new_tokens: str) -> None:
+    """gp_jax; retention 1 is dense, seen 1 is one look."""
     from gp_jax.runtime.allocator import keep_memory
 
     keep_memory()
@@ -69,30 +88,29 @@ def run_ours(folder: Path, dtype: str, retention: str, side: str, new_tokens: st
     vlm = GlimpseVLM.from_pretrained(folder, dtype=dtype)
     weights, loaded = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(vlm.model))), time.perf_counter()
     image, tokens = picture(int(side)), int(new_tokens)
-    prune = Prune(fixed_remain_ratio=float(retention)) if float(retention) < 1 else None
+    look = fixed_look(float(look_share), float(seen)) if float(seen) < 1 else None
+    prune = Prune(fixed_remain_ratio=float(retention), look=look) if float(retention) < 1 else None
     last = {}
 
     def request() -> dict[str, float]:
         answer = vlm.answer(image, QUESTION, prune=prune, max_new_tokens=tokens, eos_token_id=None)
         seconds = answer.timings
-        last.update(cached=answer.cached, total=answer.total)
-        stages = dict(processing=seconds["processing"], vision=seconds["vision"], prefill=seconds["glimpse"] + seconds["finish"])
-        stages |= dict(decode=seconds["decode"], glimpse=seconds["glimpse"], finish=seconds["finish"])
-        return stages | dict(total=sum(stages[name] for name in STAGES))
+        last.update(answer=answer, total=answer.total)
+        return staged(seconds) | dict(glimpse=seconds["glimpse"], finish=seconds["finish"])
 
-    decode = vlm.engine.decode
+    prefix = vlm.engine.prefix
 
-    def measured(filled, *args):
+    def measured(filled):
         last["kv"] = cache_bytes(filled.stream.kv)
-        return decode(filled, *args)
+        return prefix(filled)
 
-    vlm.engine.decode = measured
+    vlm.engine.prefix = measured
     request()
-    vlm.engine.decode = decode  # the timed requests run as they are
+    vlm.engine.prefix = prefix  # the timed requests run as they are
     ready = dict(load=loaded - started, first=time.perf_counter() - loaded, weights=weights / 2**20, python=python)
     ready |= dict(reading=loaded - imported, compiled=COMPILES.count - COMPILES.read, read=COMPILES.read)
     prompt = vlm.processor([[image]], [QUESTION]).inputs["input_ids"].shape[1]
-    ready |= analytic(vlm, prompt - last["total"], last["total"], float(retention), 2 if dtype == "bfloat16" else 4)
+    ready |= analytic(vlm, prompt - last["total"], last["answer"], float(retention), 2 if dtype == "bfloat16" else 4)
     held, needed = last["kv"]
     serve(ready, request, lambda: dict(cache=held / 2**20, cache_needed=needed / 2**20))
 
@@ -103,22 +121,31 @@ def cache_bytes(kv: tuple) -> tuple[int, float]:
     return sum(size for size, _ in sizes), sum(size * share for size, share in sizes)
 
 
-def analytic(vlm, text: int, visual: int, retention: float, itemsize: int) -> dict[str, float]:
-    """From sizes alone: FLOPs of the decoder's prefill, MiB of its cache, and MiB of the activations of one block, the largest: what goes
-    in, comes out and lies between its products (float32, as they accumulate)."""
-    from gp_jax.flops import Workload, stages
+def analytic(vlm, text: int, answer, retention: float, itemsize: int) -> dict[str, float]:
+    """From sizes alone: FLOPs of the decoder's prefill, and of all before the first token; MiB of its cache, and MiB of the activations of
+    one block, the largest: what goes in, comes out and lies between its products (float32, as they accumulate)."""
+    from gp_jax.flops import Workload, first_look, stages
 
     config, glimpse = vlm.config, vlm.glimpse_config if retention < 1 else None
-    work = Workload(visual * config.vision.merge_unit, visual, text, 1)
-    found = stages(config, glimpse, work, ((glimpse.reduce_layer, retention),) if glimpse else (), itemsize=itemsize)
+    work = Workload.of(config.vision, [keep.shape for keep in answer.keep], text, 1)
+    work = work.seeing(config.vision, answer.windows)
+    kept = min(1.0, (answer.kept + 0.5) / work.visual)
+    found = stages(config, glimpse, work, ((glimpse.reduce_layer, kept),) if glimpse else (), itemsize=itemsize)
+    reading = found["prefill"].flops
+    if glimpse and answer.look:
+        reading += first_look(config, glimpse, Workload.of(config.vision, answer.look.grids, text, 1), itemsize=itemsize).flops
 
     def block(rows: int, size) -> int:
         return 4 * rows * (6 * size.hidden_size + 2 * size.intermediate_size)
 
-    most = max(block(work.patches, config.vision), block(text + visual, config.text))
+    most = max(block(work.patches, config.vision), block(text + work.visual, config.text))
     token = stages(config, None, Workload(0, 0, 1, 2, 1), itemsize=itemsize)["decode token"].bytes  # of so short a text: weights alone
     return dict(
-        flops=found["decoder prefill"].flops, cache_analytic=found["kv cache"].bytes / 2**20, block=most / 2**20, token=token / 2**20
+        flops=found["decoder prefill"].flops,
+        reading_flops=reading,
+        cache_analytic=found["kv cache"].bytes / 2**20,
+        block=most / 2**20,
+        token=token / 2**20,
     )
 
 
@@ -162,8 +189,8 @@ def run_transformers(folder: Path, dtype: str, side: str, new_tokens: str) -> No
             done = model(input_ids=token, position_ids=position, past_key_values=done.past_key_values, use_cache=True)
             token = done.logits[:, -1].argmax(-1, keepdim=True)
         end = time.perf_counter()
-        stages = dict(processing=ready - start, vision=watch["vision"], prefill=prefilled - ready - watch["vision"], decode=end - prefilled)
-        return stages | dict(total=end - start)
+        stages = dict(processing=ready - start, look=0.0, vision=watch["vision"], prefill=prefilled - ready - watch["vision"])
+        return stages | dict(decode=end - prefilled, first=prefilled - start, total=end - start)
 
     request()
     serve(dict(load=loaded - started, first=time.perf_counter() - loaded, weights=weights), request)
@@ -183,7 +210,8 @@ def main(args: Args) -> int:
         print("writing a random model", file=sys.stderr)
         random_model.write(folder, args.size)
         size = (args.side, args.new_tokens)
-        ways = {"pruned": ("ours", args.retention), "dense": ("ours", 1.0), "transformers": ("transformers",)}
+        ours = {"look": (args.retention, args.look_share, args.seen), "pruned": (args.retention, 1.0, 1.0), "dense": (1.0, 1.0, 1.0)}
+        ways = {name: ("ours", *own) for name, own in ours.items()} | {"transformers": ("transformers",)}
         field = []
         for dtype in args.dtypes:
             for name in args.contenders:

@@ -8,7 +8,8 @@ from benchmarks.contenders import Contender
 if TYPE_CHECKING:
     from benchmarks.generate import Args
 
-STAGES = ("processing", "vision", "prefill", "decode")
+READING = ("processing", "look", "vision", "prefill")  # up to the first token
+STAGES = (*READING, "decode")
 
 
 def tokens_per(contender: Contender, args: "Args") -> float:
@@ -20,6 +21,8 @@ def report(args: "Args", field: list[Contender], ends: dict[str, dict], roofline
     """Prints the tables and writes generate.json and generate.png."""
     visual = args.side**2
     print(f"\n{visual} visual tokens, {args.new_tokens} new tokens, {args.retention:.1%} kept; {args.rounds} interleaved rounds, medians")
+    if "look" in args.contenders:
+        print(f"look: first at {args.look_share:.1%} of the visual tokens, then at {args.seen:.1%} of the windows")
     print(f"{'':24}" + "".join(f"{stage + ' s':>14}" for stage in (*STAGES, "total")) + f"{'ms/token':>10}{'spread':>8}{'peak MiB':>10}")
     for c in field:
         row = "".join(f"{c.median(stage):14.3f}" for stage in (*STAGES, "total"))
@@ -27,14 +30,17 @@ def report(args: "Args", field: list[Contender], ends: dict[str, dict], roofline
         print(f"{'  spread':24}" + "".join(f"{c.spread(stage):14.1%}" for stage in (*STAGES, "total")))
     named, ratios = {c.name: c for c in field}, {}
     for dtype in args.dtypes:
-        ours, dense, theirs = (named.get(f"{name} {dtype}") for name in ("pruned", "dense", "transformers"))
+        look, ours, dense, theirs = (named.get(f"{name} {dtype}") for name in ("look", "pruned", "dense", "transformers"))
         for title, one, other in (
+            ("look / dense", look, dense),
+            ("look / pruned", look, ours),
             ("pruned / dense", ours, dense),
             ("dense / transformers", dense, theirs),
             ("pruned / transformers", ours, theirs),
         ):
             if one and other:
-                ratios[f"{title} {dtype}"] = {s: one.median(s) / other.median(s) for s in (*STAGES, "total")}
+                both = [stage for stage in (*STAGES, "first", "total") if other.median(stage)]
+                ratios[f"{title} {dtype}"] = {stage: one.median(stage) / other.median(stage) for stage in both}
     for title, values in ratios.items():
         print(f"{title:32}" + "".join(f"{stage} {value:5.2f}   " for stage, value in values.items()))
     for dtype in args.dtypes:
@@ -43,6 +49,13 @@ def report(args: "Args", field: list[Contender], ends: dict[str, dict], roofline
             time_ratio = ratios[f"pruned / dense {dtype}"]["prefill"]
             ratios[f"pruned / dense {dtype}"]["prefill flops"] = work
             print(f"prefill {dtype}: pruned / dense {time_ratio:.3f} in time, {work:.3f} in FLOPs: {time_ratio / work:.2f} x")
+    for dtype in args.dtypes:
+        for title in ("look / dense", "look / pruned"):
+            if found := ratios.get(f"{title} {dtype}"):
+                one, other = (named[f"{name} {dtype}"].ready["reading_flops"] for name in title.split(" / "))
+                found["reading flops"] = one / other
+                more = found["first"] / found["reading flops"]
+                print(f"first token {dtype}: {title} {found['first']:.3f} in time, {one / other:.3f} in FLOPs: {more:.2f} x")
     best = {
         name: min((named[f"{name} {d}"].median("total") for d in args.dtypes if f"{name} {d}" in named), default=None)
         for name in args.contenders

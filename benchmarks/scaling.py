@@ -17,7 +17,7 @@ from typing import Literal
 import tyro
 
 from benchmarks.contenders import Contender, interleave, reset_peak, resident, serve
-from benchmarks.generate import QUESTION, STAGES, picture
+from benchmarks.generate import QUESTION, STAGES, fixed_look, picture, staged
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Args:
     """Visual tokens of a request, at most: larger points are left out."""
     retentions: tuple[float, ...] = (0.02, 0.074, 0.25, 0.5, 0.75, 0.9, 1.0)
     """Shares of the visual tokens that the cut keeps; at 1 nothing is cut."""
+    looks: tuple[float, ...] = (0.25,)
+    """Two looks: shares of the vision windows that the second one sees; the cut then keeps the smallest of the retentions."""
+    look_share: float = 0.25
+    """Share of the visual tokens that a first look has."""
     photos: tuple[Path, ...] = ()
     """Pictures to ask about instead, one point each and one with all of them as a batch."""
     size: Literal["large", "mid", "small"] = "mid"
@@ -46,7 +50,9 @@ class Args:
     """Folder of scaling.json and scaling.png."""
 
 
-def worker(folder: str, dtype: str, tokens: str, batch: str, new_tokens: str, retentions: str, *photos: str) -> None:
+def worker(
+    folder: str, dtype: str, tokens: str, batch: str, new_tokens: str, retentions: str, looks: str, share: str, *photos: str
+) -> None:
     """One point: answers the kinds of request in turns, however it is asked."""
     from gp_jax.runtime.allocator import keep_memory
 
@@ -57,15 +63,15 @@ def worker(folder: str, dtype: str, tokens: str, batch: str, new_tokens: str, re
     vlm = GlimpseVLM.from_pretrained(folder, dtype=dtype)
     images = [*photos] if photos else [picture(round(int(tokens) ** 0.5))] * int(batch)
     kinds = {"dense": None} | {name: Prune(fixed_remain_ratio=float(name)) for name in retentions.split(",")}
+    least = min(map(float, retentions.split(",")))
+    for seen in filter(None, looks.split(",")):
+        kinds[f"look {seen}"] = Prune(fixed_remain_ratio=least, look=fixed_look(float(share), float(seen)))
     compiled, order, visual = {}, list(kinds), [0]
 
     def answer(kind: str) -> dict[str, float]:
         done = vlm.answer(images, [QUESTION] * len(images), prune=kinds[kind], max_new_tokens=int(new_tokens), eos_token_id=None)
         seconds, visual[0] = done[0].timings, sum(one.total for one in done)
-        stages = dict(processing=seconds["processing"], vision=seconds["vision"], prefill=seconds["glimpse"] + seconds["finish"])
-        return stages | dict(
-            decode=seconds["decode"], total=sum(seconds[s] for s in ("processing", "vision", "glimpse", "finish", "decode"))
-        )
+        return staged(seconds)
 
     for kind in order:
         count, spent = COMPILES.count, COMPILES.seconds
@@ -95,11 +101,12 @@ def main(args: Args) -> int:
     if args.photos:
         points = [("0", "1", (photo.resolve(),)) for photo in args.photos]
         points += [("0", str(len(args.photos)), tuple(photo.resolve() for photo in args.photos))] if len(args.photos) > 1 else []
-    kinds, found = [*map(str, args.retentions)], []
+    retentions, looks = ([*map(str, shares)] for shares in (args.retentions, args.looks))
+    kinds, found = [*retentions, *(f"look {seen}" for seen in looks)], []
     print(f"{args.size} model, {args.dtype}, {args.new_tokens} new tokens, medians of {args.rounds} interleaved rounds")
     print(
-        f"{'request':>24}{'kept':>8}"
-        + "".join(f"{s + ' s':>13}" for s in (*STAGES, "total"))
+        f"{'request':>24}{'kept':>10}"
+        + "".join(f"{s + ' s':>13}" for s in (*STAGES, "first", "total"))
         + f"{'/ dense':>9}{'MiB':>8}{'programs':>10}{'compile s':>11}"
     )
     with tempfile.TemporaryDirectory() as scratch, tqdm(points, unit="point") as bar:
@@ -107,13 +114,14 @@ def main(args: Args) -> int:
         for tokens, batch, photos in bar:
             name = " + ".join(photo.name for photo in photos) or f"{batch} x {tokens}"
             bar.set_description(name)
-            options = (scratch, args.dtype, tokens, batch, args.new_tokens, ",".join(kinds), *photos)
+            lists = (",".join(retentions), ",".join(looks), args.look_share)
+            options = (scratch, args.dtype, tokens, batch, args.new_tokens, *lists, *photos)
             empty = tempfile.mkdtemp(prefix="compiled.", dir=scratch)
             contender = Contender(name, "benchmarks.scaling", *options, JAX_COMPILATION_CACHE_DIR=empty)
             interleave([contender], args.rounds, warm=0)
             end = contender.end()
             for kind in ("dense", *kinds):
-                times = {stage: contender.median(f"{kind} {stage}") for stage in (*STAGES, "total")}
+                times = {stage: contender.median(f"{kind} {stage}") for stage in (*STAGES, "first", "total")}
                 ratio = times["total"] / contender.median("dense total")
                 noise = contender.spread(f"{kind} total") + contender.spread("dense total")
                 entry = dict(
@@ -122,9 +130,9 @@ def main(args: Args) -> int:
                 entry |= dict(spread=contender.spread(f"{kind} total"), peak=end["peaks"][kind], **contender.ready["compiled"][kind])
                 found.append(entry | dict(results=[{k: v for k, v in r.items() if k.startswith(f"{kind} ")} for r in contender.results]))
                 row = "".join(f"{value:13.3f}" for value in times.values())
-                label = kind if kind == "dense" else f"{float(kind):.1%}"
+                label = named(kind).removesuffix(" kept")
                 tail = f"{ratio:9.2f}{entry['peak']:8.0f}{entry['programs']:10}{entry['compiling']:11.1f}"
-                tqdm.write(f"{name[-24:]:>24}{label:>8}{row}{tail}")
+                tqdm.write(f"{name[-24:]:>24}{label:>10}{row}{tail}")
             write(args.out, found)
     plot(args, found)
     print("\n".join(verdict(found)))
@@ -139,6 +147,11 @@ def write(out: Path, found: list[dict]) -> None:
     hidden.replace(out / "scaling.json")
 
 
+def named(kind: str) -> str:
+    """A kind of request for people."""
+    return f"{float(kind):.1%} kept" if kind[0].isdigit() else kind
+
+
 def verdict(found: list[dict]) -> Iterator[str]:
     """How many pruned requests were slower than dense by more than the noise of the two, and which."""
     pruned = [entry for entry in found if entry["kept"] != "dense"]
@@ -149,7 +162,15 @@ def verdict(found: list[dict]) -> Iterator[str]:
         f"distance between quartiles each); {above} have a ratio above 1"
     )
     for entry in slower:
-        yield f"  {entry['request']}, {float(entry['kept']):.1%} kept: {entry['ratio']:.2f} x dense, noise {entry['noise']:.1%}"
+        yield f"  {entry['request']}, {named(entry['kept'])}: {entry['ratio']:.2f} x dense, noise {entry['noise']:.1%}"
+    for entry in (e for e in found if e["kept"].startswith("look")):
+        same = {e["kept"]: e["seconds"]["first"] for e in found if e["request"] == entry["request"]}
+        least = min((kind for kind in same if kind[0].isdigit()), key=float)
+        first = entry["seconds"]["first"]
+        yield (
+            f"first token, {entry['request']}, {named(entry['kept'])}: {first:.3f} s, {first / same['dense']:.2f} x dense, "
+            f"{first / same[least]:.2f} x {named(least)} with one look"
+        )
 
 
 def plot(args: Args, found: list[dict]) -> None:
@@ -167,7 +188,7 @@ def plot(args: Args, found: list[dict]) -> None:
     for (above, below), batch in zip(panels.T, batches, strict=True):
         for kind in dict.fromkeys(entry["kept"] for entry in found):
             own = sorted((e for e in found if e["kept"] == kind and e["batch"] == batch), key=lambda e: e["tokens"])
-            tokens, name = [e["tokens"] for e in own], kind if kind == "dense" else f"{float(kind):.1%} kept"
+            tokens, name = [e["tokens"] for e in own], named(kind)
             above.loglog(tokens, [e["seconds"]["total"] for e in own], marker="o", label=name)
             noise = None if kind == "dense" else [e["noise"] for e in own]
             below.errorbar(tokens, [e["ratio"] for e in own], noise, marker="o", capsize=3, alpha=0.8)

@@ -1,4 +1,4 @@
-"""python train.py --config configs/debug.py
+"""gp-jax train --config debug
 
 A tiny random model learns to look at drawn shapes: the whole way through training in seconds on a CPU.
 """

@@ -1,4 +1,4 @@
-"""python eval.py --config configs/demo.py
+"""gp-jax eval --config demo
 
 What `make demo` shows: the bundled model on scenes that no training has seen, one small batch after the other.
 """

@@ -1,4 +1,4 @@
-"""python eval.py --config configs/eval_published.py
+"""gp-jax eval --config eval_published
 
 The bundled glimpse against every published method and control, all with as many visual tokens of every sample as it keeps.
 """

@@ -1,4 +1,4 @@
-"""python eval.py --config configs/eval_scenes.py
+"""gp-jax eval --config eval_scenes
 
 The bundled model on the bundled benchmark: accuracy and cost of the glimpse, of its controls and of its upper bound.
 """

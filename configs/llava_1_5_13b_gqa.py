@@ -1,4 +1,4 @@
-"""python train.py --config configs/llava_1_5_13b_gqa.py
+"""gp-jax train --config llava_1_5_13b_gqa
 
 The released hyper-parameters for LLaVA-1.5-13B: those of configs/llava_1_5_7b_gqa.py but another cut.
 """

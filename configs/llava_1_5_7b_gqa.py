@@ -1,4 +1,4 @@
-"""python train.py --config configs/llava_1_5_7b_gqa.py
+"""gp-jax train --config llava_1_5_7b_gqa
 
 The released hyper-parameters for LLaVA-1.5-7B: those of configs/qwen2_5_vl_7b_gqa.py, which says how to prepare the data, but another cut
 and glimpse. Boxes are moved to the square that pictures are padded to, and the map is causal; the released training does neither:

@@ -1,4 +1,4 @@
-"""python train.py --config configs/llava_1_5_7b_own_data.py --data.own data/own --out runs/own
+"""gp-jax train --config llava_1_5_7b_own_data --data.own data/own --out runs/own
 
 Your own questions, pictures and evidence, prepared as configs/qwen2_5_vl_7b_own_data.py says.
 """

@@ -1,4 +1,4 @@
-"""python train.py --config configs/llava_1_5_7b_plus.py
+"""gp-jax train --config llava_1_5_7b_plus
 
 As configs/qwen2_5_vl_7b_plus.py for LLaVA-1.5-7B: 32 layers, cut after layer 21.
 """

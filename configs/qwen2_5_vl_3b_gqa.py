@@ -1,4 +1,4 @@
-"""python train.py --config configs/qwen2_5_vl_3b_gqa.py
+"""gp-jax train --config qwen2_5_vl_3b_gqa
 
 The released hyper-parameters for Qwen2.5-VL-3B: those of configs/qwen2_5_vl_7b_gqa.py, which says how to prepare the data, but another cut.
 """

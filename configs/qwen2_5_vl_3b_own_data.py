@@ -1,4 +1,4 @@
-"""python train.py --config configs/qwen2_5_vl_3b_own_data.py --data.own data/own --out runs/own
+"""gp-jax train --config qwen2_5_vl_3b_own_data --data.own data/own --out runs/own
 
 Your own questions, pictures and evidence, prepared as configs/qwen2_5_vl_7b_own_data.py says.
 """

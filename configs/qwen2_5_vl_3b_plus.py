@@ -1,4 +1,4 @@
-"""python train.py --config configs/qwen2_5_vl_3b_plus.py
+"""gp-jax train --config qwen2_5_vl_3b_plus
 
 As configs/qwen2_5_vl_7b_plus.py for Qwen2.5-VL-3B: its 36 layers are cut after layer 23.
 """

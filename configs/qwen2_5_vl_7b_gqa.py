@@ -1,4 +1,4 @@
-"""python train.py --config configs/qwen2_5_vl_7b_gqa.py
+"""gp-jax train --config qwen2_5_vl_7b_gqa
 
 The released hyper-parameters for Qwen2.5-VL-7B: 20,000 questions of Visual-CoT's GQA, one epoch, 8 samples a step.
 The prompt suffix is our choice: GQA's answers are single words. First:

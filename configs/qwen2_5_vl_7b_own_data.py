@@ -1,4 +1,4 @@
-"""python train.py --config configs/qwen2_5_vl_7b_own_data.py --data.own data/own --out runs/own
+"""gp-jax train --config qwen2_5_vl_7b_own_data --data.own data/own --out runs/own
 
 Your own questions, pictures and evidence, from a few hundred rows on. First write one JSON object a line
 

@@ -1,4 +1,4 @@
-"""python train.py --config configs/qwen2_5_vl_7b_plus.py
+"""gp-jax train --config qwen2_5_vl_7b_plus
 
 GlimpsePrune+ for Qwen2.5-VL-7B: reinforcement fine-tuning on pruned sequences with Visual-CoT's mixture of 23 entries of 1,000 questions.
 Twelve are scored by a judge, eleven by exact match with the brief prompt, as released; docs/plus.md has the whole way. First prepare every

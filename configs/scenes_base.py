@@ -1,4 +1,4 @@
-"""python train.py --config configs/scenes_base.py
+"""gp-jax train --config scenes_base
 
 A whole small vision-language model of the Qwen2.5-VL kind from nothing, on generated scenes: the model that `--model scenes` names.
 """

@@ -1,4 +1,4 @@
-"""python train.py --config configs/scenes_base_2.py
+"""gp-jax train --config scenes_base_2
 
 The rest of the bundled model's training, behind configs/scenes_base.py: mostly relations, which that leaves weak. Visual tokens know by
 then what stands beside their shape, and the reading loss makes questions look there; three in ten pictures hide what a relation asks for.

@@ -1,4 +1,4 @@
-"""python train.py --config configs/scenes_glimpse.py
+"""gp-jax train --config scenes_glimpse
 
 The glimpse of the bundled model, from its frozen base, with the released losses: minutes on two CPU cores.
 """

@@ -1,4 +1,4 @@
-"""python train.py --config configs/scenes_glimpse_long.py
+"""gp-jax train --config scenes_glimpse_long
 
 The bundled glimpse: configs/scenes_glimpse.py on four times as many scenes, most of an hour on two CPU cores.
 """

@@ -1,10 +1,10 @@
-"""python train.py --config configs/scenes_plus.py
+"""gp-jax train --config scenes_plus
 
 GlimpsePrune+ on the bundled model: its answers are rewarded by exact match while it sees the annotated evidence only, or, for half of the
 questions, what its own glimpse keeps. Then, as docs/plus.md has it, a glimpse for the merged model:
 
     gp-jax merge scenes --adapter runs/scenes_plus/export --to runs/scenes_plus/merged
-    python train.py --config configs/scenes_plus_glimpse.py
+    gp-jax train --config scenes_plus_glimpse
 """
 
 from gp_jax.data.settings import DataConfig, DataSource

@@ -1,4 +1,4 @@
-"""python train.py --config configs/scenes_plus_glimpse.py
+"""gp-jax train --config scenes_plus_glimpse
 
 The second stage of GlimpsePrune+ on the bundled model: a glimpse for the model that configs/scenes_plus.py has tuned, merged into
 runs/scenes_plus/merged. It starts from the base's glimpse, which saves most of the steps that a new one needs.

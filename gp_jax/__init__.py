@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gp_jax.inference.function import inference_buckets, inference_fn, inference_params
     from gp_jax.inference.requests import sampling_settings
     from gp_jax.inference.results import Answer, Generation
+    from gp_jax.pruning.look import Look
     from gp_jax.pruning.rule import Prune
     from gp_jax.sharding import make_mesh
     from gp_jax.vlm import GlimpseVLM
@@ -25,6 +26,7 @@ _HOMES = {
     "GlimpseVLM": "gp_jax.vlm",
     "Ladder": "gp_jax.buckets",
     "Ladders": "gp_jax.buckets",
+    "Look": "gp_jax.pruning.look",
     "Prune": "gp_jax.pruning.rule",
     "Rows": "gp_jax.inference.decoding",
     "artifact_inputs": "gp_jax.ahead.artifact.inputs",
@@ -49,6 +51,7 @@ __all__ = [
     "GlimpseVLM",
     "Ladder",
     "Ladders",
+    "Look",
     "Prune",
     "Rows",
     "__version__",

@@ -7,13 +7,15 @@ inputs and outputs of a product once, attention scores never (tiled kernels keep
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from gp_jax.buckets import Ladders
 from gp_jax.config.model import GlimpseConfig, ModelConfig, TextConfig
-from gp_jax.config.vision import ClipConfig, Vision, VisionConfig
+from gp_jax.config.vision import ClipConfig, DeepStackConfig, Vision, VisionConfig
 from gp_jax.errors import GlimpseError
-from gp_jax.processing.layout import pack_windows
+from gp_jax.processing.windows import pack, pack_windows
 
 SUMS = ("decoder prefill", "prefill", "total", "decode token", "kv cache")  # entries of `stages` that are not stages
 Cuts = Sequence[tuple[int, float]]  # (after this layer, share of all visual tokens that stays)
@@ -44,6 +46,7 @@ class Workload:
     batch: int = 1
     grids: tuple[tuple[int, int], ...] = ()  # (rows, columns) in visual tokens per image; none: one image of full windows
     ladders: Ladders | None = None  # count the padded buckets that the engine runs; None: the sizes as they are
+    windows: tuple[tuple[int, ...], ...] = ()  # of a second look: per image, visual tokens of each window that is seen; none: all
 
     @classmethod
     def of(cls, vision: Vision, grids: Sequence[tuple[int, int]], text: int, new_tokens: int, batch: int = 1) -> "Workload":
@@ -51,13 +54,19 @@ class Workload:
         visual = sum(rows * columns for rows, columns in grids)
         return cls(visual * vision.merge_unit, visual, text, new_tokens, batch, tuple(grids))
 
+    def seeing(self, vision: Vision, windows: Sequence[Sequence[int]]) -> "Workload":
+        """The second look at some windows. windows: per image, the visual tokens of each window that is seen."""
+        visual = sum(map(sum, windows))
+        return replace(self, patches=visual * vision.merge_unit, visual=visual, windows=tuple(map(tuple, windows)))
+
     def check(self, config: ModelConfig, glimpse: GlimpseConfig | None, cuts: Cuts) -> None:
         """Raises: GlimpseError when sizes or cuts are impossible."""
         unit, depth, afters = config.vision.merge_unit, config.text.num_hidden_layers, [after for after, _ in cuts]
         rules = (
             (self.batch > 0 and self.text > 0 and self.visual >= 0 and self.new_tokens >= 0, "a size is not positive"),
             (self.patches == self.visual * unit, f"the vision tower has {unit} patches per visual token"),
-            (self.visual == sum(h * w for h, w in self.grids) or not self.grids, "grids do not add up to the visual tokens"),
+            (bool(self.windows) or not self.grids or self.visual == sum(h * w for h, w in self.grids), "grids do not add up"),
+            (not self.windows or self.visual == sum(map(sum, self.windows)), "windows do not add up to the visual tokens"),
             (afters == sorted(set(afters)) and {*afters} <= {*range(-1, depth)}, f"cuts must ascend, after layers -1..{depth - 1}"),
             (all(0 <= share <= 1 for _, share in cuts), "the share that a cut keeps must be in 0..1"),
             (not (glimpse and cuts) or glimpse.reduce_layer in afters, f"no cut is after reduce_layer={glimpse and glimpse.reduce_layer}"),
@@ -82,8 +91,11 @@ def segments(vision: Vision, work: Workload) -> tuple[list[int], list[int]]:
     side, unit, whole = vision.window_side, vision.merge_unit, vision.merge_unit * vision.window_side**2
     if work.ladders:
         slots = pack_windows(work.grids, side)[0].size if work.grids else -(-work.visual // side**2) * side**2
+        slots = pack([np.arange(size) for own in work.windows for size in own], side)[0].size if work.windows else slots
         blocks = work.ladders.patches.fit(slots * unit) // whole
         return [whole] * blocks, [whole * blocks]
+    if work.windows:
+        return [unit * size for own in work.windows for size in own], [unit * sum(own) for own in work.windows]
     if not work.grids:
         full, rest = divmod(work.patches, whole)
         return [whole] * full + [rest] * (rest > 0), [work.patches]
@@ -101,6 +113,17 @@ def windowed_tower(config: VisionConfig, work: Workload, batch: int, itemsize: i
     tower += (whole + local * -1) * len(config.fullatt_block_indexes)
     merger = _linear(rows // config.merge_unit, itemsize, (group, group), (group, config.out_hidden_size))
     return tower, merger
+
+
+def deepstack_tower(config: DeepStackConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:
+    """Qwen3-VL's ViT, all of whose blocks run, and its mergers: one for the visual tokens, one for each level of DeepStack."""
+    (_, images), width, inner = segments(config, work), config.hidden_size, config.intermediate_size
+    rows, group, heads = batch * sum(images), width * config.merge_unit, (config.num_heads, config.num_heads)
+    block = _linear(rows, itemsize, (width, 3 * width), (width, width), (width, inner), (inner, width))
+    block += _attention(batch * sum(n * n for n in images), rows, rows, heads, 2 * config.head_dim, itemsize)
+    merger = _linear(rows // config.merge_unit, itemsize, (group, group), (group, config.out_hidden_size))
+    tower = _linear(rows, itemsize, (config.patch_dim, width)) + block * config.depth
+    return tower, merger * (1 + len(config.deepstack_visual_indexes))
 
 
 def clip_tower(config: ClipConfig, work: Workload, batch: int, itemsize: int, deepest: int) -> tuple[Cost, Cost]:
@@ -213,6 +236,15 @@ def stages(
     token = Cost(decode.flops // steps, decode.bytes // steps) if steps else Cost()
     cache = Cost(0, 2 * key * itemsize * batch * sum(rows + slots for rows in held))
     return dict(costs) | {"decode": decode} | dict(zip(SUMS, (reading, prefill, prefill + decode, token, cache), strict=True))
+
+
+def first_look(config: ModelConfig, glimpse: GlimpseConfig, work: Workload, **options) -> Cost:
+    """What a first look costs up to its map: vision, the layers with the glimpse, the predictor. work: at the size of the look; options: of
+    `stages`."""
+    cuts = [(glimpse.reduce_layer, 1.0)]
+    found = stages(config, glimpse, work, cuts, **options)
+    seen = ("vision", "merger", f"layers 0..{glimpse.reduce_layer}", "glimpse rows", "predictor")
+    return sum((found[name] for name in seen if name in found), Cost())
 
 
 def pruned_share(config: ModelConfig, glimpse: GlimpseConfig | None, work: Workload, cuts: Cuts, part: str = "total", **options) -> float:

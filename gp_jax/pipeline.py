@@ -49,8 +49,17 @@ def see(
     return model.vision(vision, layers, implementation, remat, watch, call)
 
 
-def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
-    """Token embeddings with visual tokens in their places; glimpse rows are zero until layer 0 adds their vector."""
+def embed(model: LVLM, prompt: PromptInput, features: VisionFeatures | None, call: Callable = at_once) -> Stream:
+    """Token embeddings with visual tokens in their places; glimpse rows are zero until layer 0 adds their vector. call: see
+    `ops.layers.at_once`."""
+    if features is None:
+        return call(embed_rows, model, prompt, None)
+    stream = call(embed_rows, model, prompt, dataclasses.replace(features, deepstack=()))
+    return dataclasses.replace(stream, deepstack=dict(enumerate(features.deepstack)))
+
+
+def embed_rows(model: LVLM, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
+    """What `embed` computes, as one program."""
     hidden = model.decoder.embed(prompt.ids)
     if features is not None:
         visual = take_rows(features.tokens, jnp.maximum(prompt.image_slot, 0)).astype(hidden.dtype)
@@ -72,6 +81,12 @@ def prefill_layer(layer: Layer, x: Array, angles: Array, valid: Array, implement
 def add_vectors(x: Array, vectors: Array, glimpse_row: Array) -> Array:
     """A layer's glimpse vectors (L, D) on their rows."""
     return constrained(add_rows(x, vectors, glimpse_row), "batch")
+
+
+def add_deepstack(x: Array, features: Array, image_slot: Array) -> Array:
+    """A layer's DeepStack features (B, M, D) on the rows of their visual tokens, those that are left."""
+    added = take_rows(features, jnp.maximum(image_slot, 0)).astype(x.dtype)
+    return constrained(x + jnp.where((image_slot >= 0)[..., None], added, 0), "batch")
 
 
 def looking_row(x: Array, angles: Array, row: Array) -> tuple[Array, Array]:
@@ -117,9 +132,12 @@ def run(
         looking = call(looking_row, x, angles, stream.tap_row) if index in taps else None
         x, key, value = call(prefill_layer, layer, x, angles, stream.valid, implementation=implementation, donate=(0,))
         kv.append(LayerKV(key, value, stream.valid))
+        if index in stream.deepstack:
+            x = call(add_deepstack, x, stream.deepstack[index], stream.image_slot, donate=(0,))
         if looking is not None:
             tapped[index] = call(tap_layer, layer, *looking, stream.valid, stream.tap_row, key, log_softmax=log_softmax)
-    return dataclasses.replace(stream, hidden=x, kv=tuple(kv), taps=tapped)
+    left = {layer: features for layer, features in stream.deepstack.items() if layer >= high}
+    return dataclasses.replace(stream, hidden=x, kv=tuple(kv), taps=tapped, deepstack=left)
 
 
 def score(
@@ -174,6 +192,7 @@ def compact(stream: Stream, stays: Array, cut: Cut, length: int) -> Stream:
         tap_row=jnp.argmax(order == stream.tap_row[:, None], axis=-1),
         kv=kv,
         taps={} if SCORERS[cut.scorer].glimpse else {layer: take_rows(t, order) for layer, t in stream.taps.items()},
+        deepstack=stream.deepstack,  # by vision slot, to which the rows that are left still refer
     )
 
 

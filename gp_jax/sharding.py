@@ -54,8 +54,8 @@ PARAMETERS = (
     ("vision.blocks.*.mlp.gate_proj.*", ("mlp", "embed")),
     ("vision.blocks.*.mlp.up_proj.*", ("mlp", "embed")),
     ("vision.blocks.*.mlp.down_proj.weight", ("embed", "mlp")),
-    ("vision.blocks.*.mlp.fc1.*", ("mlp", "embed")),
-    ("vision.blocks.*.mlp.fc2.weight", ("embed", "mlp")),
+    ("vision.blocks.*.mlp.*fc1.*", ("mlp", "embed")),
+    ("vision.blocks.*.mlp.*fc2.weight", ("embed", "mlp")),
     ("vision.*.weight", (None, "embed")),
 )
 

@@ -1,8 +1,8 @@
 """A tiny random checkpoint in the released layout, to try every command in seconds and without a download.
 
-    python -m gp_jax.tiny FOLDER [--picture PICTURE.png] [--data DATA]
+    python -m gp_jax.tiny FOLDER [--model qwen3_vl] [--picture PICTURE.png] [--data DATA]
 
-It is not trained, so its answers are random text. Its formats are the real ones, so what runs on it runs on Qwen2.5-VL too.
+It is not trained, so its answers are random text. Its formats are the real ones, so what runs on it runs on Qwen2.5-VL (or Qwen3-VL) too.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
-from gp_jax.processing.qwen import Processor
+from gp_jax.processing.table import load_processor
 from gp_jax.scenes.architecture import CHAT_TEMPLATE, SPECIAL
 from gp_jax.vlm import GlimpseVLM
 
@@ -70,6 +70,39 @@ CONFIG = {
     "ori_attn_supervision": False,
     "deep_supervision": False,
 }
+# Qwen3-VL's: a head width of its own, and a tower of which some blocks are taps of DeepStack.
+QWEN3 = {name: value for name, value in CONFIG.items() if name.endswith("_token_id") or name == "tie_word_embeddings"} | {
+    "model_type": "qwen3_vl",
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "vocab_size": 272,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5e6,
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [4, 4, 4]},
+        "attention_bias": False,
+    },
+    "vision_config": {
+        "depth": 4,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1, 2],
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+    },
+}
+GLIMPSE = ("selected_layers", "reduce_layer", "le_layers", "use_attention_logits", "ori_attn_supervision", "deep_supervision")
+QWEN3 |= {name: CONFIG[name] for name in (*GLIMPSE, "attn_fuse_size", "attn_fuse_global", "selected_visual_layers", "visual_cond_size")}
+CONFIGS = {"qwen2_5_vl": CONFIG, "qwen3_vl": QWEN3}
 PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "patch_size": 14,
@@ -98,10 +131,12 @@ def make_checkpoint(folder: Path, seed: int = 0, hf_config: dict = CONFIG) -> Gl
     write_tokenizer(folder)
     generation = {"eos_token_id": ID["<|im_end|>"], "pad_token_id": ID["<|endoftext|>"]}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2))
     config = model_config(hf_config, generation)
+    sizes = {"patch_size": hf_config["vision_config"]["patch_size"]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | sizes, indent=2))
     model = LVLM(config, glimpse_config(hf_config, config), dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    vlm = GlimpseVLM(model, hf_config, Processor.load(folder, config), folder=folder)
+    nested = "text_config" in hf_config  # as transformers writes such configs, its keys are nested too
+    vlm = GlimpseVLM(model, hf_config, load_processor(folder, config), folder=folder, nested_keys=nested)
     vlm.save_pretrained(folder)
     return vlm
 
@@ -183,6 +218,8 @@ class Tiny:
     """Also draw a picture to ask about."""
     data: Path | None = None
     """Also draw pictures to train on and prepare them there."""
+    model: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    """Family of the model."""
     seed: int = 0
     """Of the random weights and pictures."""
 
@@ -190,7 +227,7 @@ class Tiny:
 def main() -> None:
     """Entry point."""
     args = tyro.cli(Tiny, prog="python -m gp_jax.tiny")
-    make_checkpoint(args.folder, args.seed)
+    make_checkpoint(args.folder, args.seed, CONFIGS[args.model])
     print(f"wrote a tiny random model to {args.folder}")
     if args.picture:
         make_picture(args.picture)

@@ -17,15 +17,16 @@ Array: TypeAlias = Any  # of JAX or numpy, or its shape or sharding: the leaves 
 @register_dataclass
 @dataclass(frozen=True)
 class VisionInput:
-    """Patches of every sample in window order, windows packed into blocks of equal size (see `layout.pack_windows`)."""
+    """Patches of every sample in window order, windows packed into blocks of equal size (see `processing.windows`)."""
 
     patches: Array | None  # (B, S, patch_dim) float
     patch_hw: Array  # (B, S, 2) int: row and column in the patch grid of its image
-    patch_window: Array  # (B, S) int: window number inside its block, -1 padding
+    patch_window: Array  # (B, S) int: window number inside the sample, -1 padding
     patch_image: Array  # (B, S) int: image number inside the sample, -1 padding
     token_hw: Array  # (B, M, 2) int: row and column in the merged grid of its image
     token_window: Array  # (B, M) int
     token_image: Array  # (B, M) int, -1 padding
+    token_sides: Array  # (B, M, 2) int: rows and columns of the merged grid of its whole image
 
     def without_pixels(self) -> "VisionInput":
         """The same without its pixels: only the tower reads them, and they are the largest input, so they are freed early."""
@@ -42,6 +43,9 @@ class VisionFeatures:
     received: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M) attention a token receives, mean of its patches
     keys: dict[int, Array] = dataclasses.field(default_factory=dict)  # block -> (B, M, H) keys after rope, mean of patches and heads
     line_break: Array | None = None  # (D,) embedding of the line breaks among a picture's prompt rows (LLaVA-NeXT)
+    deepstack: tuple[
+        Array, ...
+    ] = ()  # each (B, M, D): what the first decoder layers, one after the other, add to visual tokens (DeepStack)
 
 
 @register_dataclass
@@ -78,6 +82,7 @@ class TrainBatch:
     prompt: PromptInput
     tail: TailInput
     reference: Array  # (B, M) bool: vision slots that hold the evidence
+    known: Array  # (B, M) bool: vision slots of which is known whether they do; others have no part in the losses
     number: Array  # (B,) int: number of the sample in its step (the seed of its dropout), -1 padding
 
 
@@ -143,6 +148,7 @@ class Stream:
     tap_row: Array  # (B,) int
     kv: tuple[LayerKV, ...]  # layers already run
     taps: dict[int, Array]  # layer -> (B, T, N) glimpse logits on every row
+    deepstack: dict[int, Array] = dataclasses.field(default_factory=dict)  # layer not yet run -> (B, M, D), added behind it by vision slot
 
 
 @register_dataclass
@@ -160,6 +166,18 @@ class KeepLimits:
 
 @register_dataclass
 @dataclass(frozen=True)
+class LookLimits:
+    """The rule by which a first look chooses windows as numbers (see `pruning.look`). Importance as logits."""
+
+    threshold: Array  # (B,) float: choose windows above it
+    sure: Array  # (B,) float: without a window of at least this the whole picture is seen; NaN: off, the best `cap` windows are
+    margin: Array  # (B,) int: neighbours up to this number of windows away are chosen too
+    floor: Array  # (B,) int: choose at least this number, the best
+    cap: Array  # (B,) int: more than this is the whole picture
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Sampling:
     """How every row chooses its tokens. Temperature 0 is greedy; top_k 0 and top_p 1 are off. A draw depends on seed, number and step,
     not on the place of the row."""
@@ -169,6 +187,7 @@ class Sampling:
     top_p: Array  # (R,) float
     seed: Array  # (R,) int
     number: Array  # (R,) int: tells continuations with one seed apart
+    noted: Array  # (R,) bool: its log-probabilities are noted, where the state has room for them
     eos: Array  # (E,) int, -1: unused
     pad: Array  # () int: written after the end
 

@@ -2,14 +2,13 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from gp_jax.buckets import Ladders
 from gp_jax.config.schema import AtLeastOne, one
@@ -17,6 +16,8 @@ from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.function import fitting_inputs, inference_buckets, inference_inputs
 from gp_jax.inference.logprobs import score_completions
+from gp_jax.inference.looks import look_twice, plans_of
+from gp_jax.inference.notebook import describe
 from gp_jax.inference.requests import AUTO, Pruning, check_names, resolve, sampling_settings
 from gp_jax.inference.results import Answer, Generation, answers_of, outcome, per_token, split_tokens
 from gp_jax.inference.warmup import WarmUp
@@ -29,13 +30,15 @@ from gp_jax.processing.qwen import Prepared, Processor, as_batch
 from gp_jax.processing.table import load_processor
 from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.clock import Clock
+from gp_jax.runtime.progress import announce, bar
+from gp_jax.scenes.familiar import warn_of_strange
 from gp_jax.trees import Prefix
-
-T = TypeVar("T")
 
 
 class GlimpseVLM:
     """A vision-language model that can prune its visual tokens after one glimpse."""
+
+    __repr__ = describe
 
     def __init__(
         self,
@@ -57,9 +60,9 @@ class GlimpseVLM:
 
     def with_model(self, model: LVLM) -> "GlimpseVLM":
         """The same front door with another model behind it, e.g. one whose glimpse was trained."""
-        other, engine = copy.copy(self), self.engine
+        other, old = copy.copy(self), self.engine
         other.model, other.config, other.glimpse_config = model, model.config, model.glimpse_config
-        other.engine = Engine(model, engine.ladders, engine.mesh, engine.attention)
+        other.engine = Engine(model, old.ladders, old.mesh, old.attention)
         return other
 
     @classmethod
@@ -78,19 +81,19 @@ class GlimpseVLM:
 
         Args:
             path_or_hub_id: folder or Hub repository with config.json and safetensors.
-            glimpse: folder or Hub repository with config.json and glimpse.safetensors or new_modules_gp.pt; None: the model
-                folder's own, if it has one.
+            glimpse: folder or Hub repository with config.json and glimpse.safetensors or new_modules_gp.pt; None: the model's own, if any.
             dtype: of the base's weights and activations, e.g. "bfloat16"; None: as stored. The glimpse is always float32.
-            mesh: device mesh (`sharding.make_mesh`), None: one device.
-            attention: implementation for long sequences, "auto" or a name of `ops.attention.KERNELS`.
+            mesh: device mesh (`sharding.make_mesh`), None: one device. attention: over long sequences, "auto" or a name in `ops.attention`.
+            progress: say what is waited for: weights that are read; from then on also programs that are made for the first time.
             adapter: folder or Hub repository of a LoRA adapter in PEFT's files. It stays beside the weights, in float32.
         Raises: GlimpseError that names the file, field or keys at fault.
         """
+        announce(progress)
         dtype, stored = dtype_of(dtype), Checkpoint.find(path_or_hub_id, glimpse, adapter)
         processor = load_processor(stored.folder, stored.config)
-        model = stored.load(dtype, mesh, _bar("loading weights", "tensor", progress))
-        engine: dict[str, Any] = dict(mesh=mesh, ladders=ladders, attention=attention)
-        return cls(model, stored.hf, processor, folder=stored.folder, **engine, nested_keys=stored.nested, name=stored.name)
+        model = stored.load(dtype, mesh, bar("loading weights", "tensor", progress))
+        options: dict[str, Any] = dict(mesh=mesh, ladders=ladders, attention=attention, nested_keys=stored.nested, name=stored.name)
+        return cls(model, stored.hf, processor, folder=stored.folder, **options)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes base, glimpse, config, tokenizer and processor files; see `pretrained.saving`. Raises: GlimpseError with an adapter."""
@@ -110,8 +113,6 @@ class GlimpseVLM:
         Args: params: nested dicts of arrays, as `inference_params(vlm.model)` gives them. Raises: as `Engine.update`.
         """
         self.engine.update(params)
-
-    # Requests ---------------------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -138,9 +139,8 @@ class GlimpseVLM:
         Args:
             input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes: what the model's Hugging Face processor returns, as
                 numpy. Rows may be padded on either side; images belong to the image tokens in order.
-            prune: Prune settings, None for none, "auto" for those in the glimpse's config.
-            max_new_tokens: largest number of new tokens of a sample.
-            temperature: 0 is greedy; top_k (0 off), top_p (1 off) and seed matter above 0.
+            prune: Prune settings (with a `Look`: two looks), None for none, "auto" for those in the glimpse's config.
+            max_new_tokens: of a sample. temperature: 0 is greedy; top_k (0 off), top_p (1 off) and seed matter above 0.
             eos_token_id: id or ids that end a sample; "auto": the checkpoint's; None: never end early.
             stream: called with the new tokens (B,) int32 of every step; padding on samples that have ended.
             timed: measure seconds per stage, which waits for the device between stages; or a Clock to go on with.
@@ -148,14 +148,13 @@ class GlimpseVLM:
         Raises: GlimpseError that names the argument at fault, before anything runs.
         """
         check_names("generate", unknown)
-        pruning = self._shortest(prune)
+        pruning = self.resolve_shortest(prune)
         choose = partial(sampling_settings, self.config, temperature, top_k, top_p, seed, eos_token_id)
         choose()  # raises before anything runs
-        max_new_tokens = one(AtLeastOne, max_new_tokens, "max_new_tokens")
-        self.engine.ladders.decode.fit(max_new_tokens)
+        self.engine.ladders.decode.fit(max_new_tokens := one(AtLeastOne, max_new_tokens, "max_new_tokens"))
         samples = read_samples(self.config, input_ids, attention_mask, pixel_values, image_grid_thw, image_sizes)
         clock = timed if isinstance(timed, Clock) else Clock(timed)
-        filled = self.engine.prefill(self.engine.batch(samples, pruning), clock)
+        filled = self.engine.prefill(self.engine.batch(look_twice(self.engine, samples, pruning, clock), pruning), clock)
         prefix, count = self.engine.prefix(filled), len(samples)
         active = np.arange(prefix.logits.shape[0]) < count
         rows = Rows.behind(self.engine, prefix, choose(active.size), max_new_tokens, active)
@@ -171,7 +170,8 @@ class GlimpseVLM:
         Args: prune, inputs: as for `generate`. Raises: GlimpseError likewise.
         """
         check_names("prefill", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
-        return self.engine.prefix(self.engine.prefill(self.engine.batch(self._read(inputs), self._shortest(prune))))
+        pruning = self.resolve_shortest(prune)
+        return self.engine.prefix(self.engine.prefill(self.engine.batch(look_twice(self.engine, self._read(inputs), pruning), pruning)))
 
     def logprobs(
         self,
@@ -189,7 +189,9 @@ class GlimpseVLM:
             for `generate`. Returns: (B, G, C) float32, 0 on padding. Raises: GlimpseError that names the argument.
         """
         check_names("logprobs", inputs.keys() - {*ARRAYS, "mm_token_type_ids"})
-        return score_completions(self.engine, self._read(inputs), self._resolve(prune), completion_ids, completion_mask, mode, temperature)
+        pruning = self._resolve(prune)
+        samples = look_twice(self.engine, self._read(inputs), pruning)
+        return score_completions(self.engine, samples, pruning, completion_ids, completion_mask, mode, temperature)
 
     def answer(
         self,
@@ -202,19 +204,20 @@ class GlimpseVLM:
         on_stage: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Answer | list[Answer]:
-        """Answers questions about pictures (paths, PIL images or arrays).
+        """Answers questions about pictures: paths, addresses (https://...), bytes, open files, PIL images or arrays.
 
         Args:
             images: for one question: an image or a list of them. For a list of questions: a list with, per question, an image, a
                 list of images, or None.
             system: system message, default the chat template's.
             on_text: called with the growing answer of a single question.
-            on_stage: called with the name of every stage that ends: processing, vision, glimpse, finish, decode.
+            on_stage: called with the name of every stage that ends: processing, (look,) vision, glimpse, finish, decode.
             options: as for `generate` (prune, max_new_tokens, temperature, ...).
         Returns: an Answer, or a list of them for a list of questions.
         """
         clock = Clock(enabled=True, on_lap=on_stage)
         prepared = self._prepare(images, questions, system, max_image_pixels)
+        warn_of_strange(self.folder, prepared.images, questions, self.processor.tokenize)
         clock.lap("processing")
         pieces: list[int] = []
 
@@ -257,7 +260,7 @@ class GlimpseVLM:
             scale `images` that are too large down to what the buckets hold; else they are an error.
         """
         plan, rule = self._resolve(prune)
-        buckets = buckets or inference_buckets(self.config, cuts=len(plan))
+        buckets = buckets or inference_buckets(self.config, cuts=len(plan), look=bool(rule and rule.look))
         if inputs is None:
             own, questions = as_batch(images, questions)
             return fitting_inputs(self.processor, own, questions, self.glimpse_config, rule, buckets, shrink=shrink)[1]
@@ -266,14 +269,15 @@ class GlimpseVLM:
     def _resolve(self, prune: Prune | str | None) -> Pruning:
         return resolve(prune, self.glimpse_config, self.config.text.num_hidden_layers)
 
-    def _shortest(self, prune: Prune | str | None) -> Pruning:
+    def resolve_shortest(self, prune: Prune | str | None) -> Pruning:
+        """What `prune` stands for in `generate`."""
         pruning = self._resolve(prune)  # never slower than not pruning: no cuts where everything is kept
         return pruning._replace(plan=()) if pruning.rule is not None and pruning.rule.keeps_everything else pruning
 
     def _read(self, inputs: Mapping[str, Any]) -> list[Sample]:
         return read_samples(self.config, *(inputs.get(name) for name in ARRAYS))
 
-    def _prepare(self, images: Any, questions: str | Sequence[str] | None, system: str | None, max_image_pixels: int) -> Prepared:
+    def _prepare(self, images: Any, questions: Any, system: str | None, max_image_pixels: int) -> Prepared:
         return self.processor(*as_batch(images, questions), system, max_image_pixels)
 
     def warm_up(
@@ -288,13 +292,9 @@ class GlimpseVLM:
     ) -> None:
         """Compiles every program that requests up to these lengths can need (default: the whole ladders).
 
-        Args: prune: the kind of pruning: with the glimpse, none, or with reference masks; the numbers in it do not matter.
+        Args: prune: the kind of pruning: with the glimpse, none, with reference masks, with a look; the numbers in it do not matter.
             batch: samples; patches: vision patches of a sample; prompt: prompt tokens of a sample with its visual tokens.
         """
-        plan = self._resolve(prune).plan
         settings = partial(sampling_settings, self.config, 0.0, 0, 1.0, 0, AUTO)
-        WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(_bar("compiling", "bucket", progress))
-
-
-def _bar(label: str, unit: str, progress: bool) -> Callable[[list[T]], Iterable[T]]:
-    return lambda items: tqdm(items, desc=label, unit=unit, disable=not progress)
+        for plan in plans_of(self.engine, self._resolve(prune)):
+            WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(bar("compiling", "bucket", progress))

@@ -26,6 +26,13 @@ import numpy as np
 import pytest
 from margins import Margins
 
+from gp_jax.runtime import clock, progress
+
+progress.BEATS = clock.BEATS = (
+    3600.0,
+    3600.0,
+)  # tests count lines; on a busy machine work would add to them (tests/runtime/test_progress.py)
+
 hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine must not fail a test
 hypothesis.settings.load_profile("steady")
 
@@ -46,6 +53,8 @@ LONGEST = (
     "training/test_scenes_training.py",
     "training/test_training_step.py",
     "test_bundled.py",
+    "test_documentation.py",
+    "test_notebook.py",
     "commands/test_cli.py",
     "training/test_checkpoint.py",
     "pruning/test_pruning.py",

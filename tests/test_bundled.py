@@ -12,7 +12,8 @@ import scenes_tools
 
 from gp_jax import GlimpseVLM
 from gp_jax.evaluation.results import read_predictions
-from gp_jax.pretrained.files import BUNDLED
+from gp_jax.pretrained.checkpoint import Checkpoint
+from gp_jax.pretrained.files import BUNDLED, BUNDLED_GLIMPSES
 from gp_jax.processing.images import decode
 from gp_jax.scenes.source import ScenesSource
 
@@ -53,6 +54,13 @@ def test_it_prunes(found):
     own = [p for p in found["glimpse"] if 240 <= p.total <= 272]
     assert len(own) > 20 and 1 - sum(p.kept for p in own) / sum(p.total for p in own) > 0.9
     assert np.mean([p.metrics["recall"] for p in found["glimpse"]]) > 0.7
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", BUNDLED_GLIMPSES)
+def test_bundled_glimpses_fit_their_model(name):
+    stored = Checkpoint.find("scenes", glimpse=name)
+    assert stored.load().glimpse_config == stored.glimpse is not None and stored.folder == BUNDLED["scenes"]
 
 
 def test_files_are_small_and_complete():

@@ -15,13 +15,16 @@ sys.path.append(str(Path(__file__).parents[1]))
 from benchmarks.flops import beside, model_named, xla
 from benchmarks.scaling import Args, verdict
 from gp_jax import GlimpseError, Ladder, Ladders
+from gp_jax.ahead.passes import Request, costs_of, passes
 from gp_jax.config.model import GlimpseConfig, ModelConfig, TextConfig
-from gp_jax.config.vision import ClipConfig, VisionConfig
+from gp_jax.config.vision import ClipConfig, DeepStackConfig, VisionConfig
 from gp_jax.flops import SUMS, Cost, Workload, pruned_share, segments, stages
 from gp_jax.inference.engine import Engine
 from gp_jax.pretrained.known import SIZES
 from gp_jax.pretrained.params import abstract_model
-from gp_jax.processing.layout import pack_windows
+from gp_jax.processing.windows import pack_windows
+from gp_jax.training.build import glimpse_config
+from gp_jax.training.settings import GlimpseSettings
 
 # Wide enough for products to dominate: everything else is what XLA counts and we do not.
 WIDE = ModelConfig(
@@ -67,6 +70,16 @@ def test_a_tower_of_tiles_equals_what_xla_counts(deep):
     glimpse = dataclasses.replace(GLIMPSE, selected_visual_layers=(deep,)).validate(config)
     for name, (ours, theirs) in xla(config, glimpse, Workload(128, 128, 32, 2, 2), [(0, 0.25)]).items():
         assert theirs * 0.98 < ours <= theirs * 1.0001, (name, ours / theirs)
+
+
+def test_deepstack_and_a_head_width_of_its_own_equal_what_xla_counts():
+    vision = DeepStackConfig(2, 256, 1024, 2, 256, num_position_embeddings=16, deepstack_visual_indexes=(0, 1))
+    text = TextConfig(1024, 256, 1024, 2, 2, 1, 1e-6, 1e6, (32, 16, 16), attention_bias=False, head_size=128, qk_norm=True)
+    text = dataclasses.replace(text, mrope_interleaved=True, num_attention_heads=4, num_key_value_heads=2)
+    config = ModelConfig("qwen3_vl", vision, text, image_token_id=1)
+    glimpse = dataclasses.replace(GLIMPSE, selected_visual_layers=(1,)).validate(config)
+    for name, (ours, theirs) in xla(config, glimpse, Workload(256, 64, 32, 2, 2), [(0, 0.25)]).items():
+        assert theirs * 0.97 < ours <= theirs * 1.0001, (name, ours / theirs)
 
 
 def test_by_hand():
@@ -145,7 +158,17 @@ def test_a_glimpse_behind_another_cut():
     assert "predictor" not in stages(config, glimpse, Workload(0, 0, 50, 1), [(18, 0.1)])
 
 
-@pytest.mark.parametrize("name, count", [("3b", 3754622976), ("7b", 8292166656), ("32b", 33452718336), ("72b", 73410777344)])
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("3b", 3754622976),
+        ("7b", 8292166656),
+        ("32b", 33452718336),
+        ("72b", 73410777344),
+        ("qwen3-vl-4b", 4437815808),
+        ("qwen3-vl-8b", 8767123696),
+    ],
+)
 def test_known_sizes_have_the_published_parameters(name, count):
     config, depth = SIZES[name], SIZES[name].text.num_hidden_layers
     short = dataclasses.replace(config, text=dataclasses.replace(config.text, num_hidden_layers=1))
@@ -189,6 +212,33 @@ def test_what_is_no_product_stands_beside():
         "layers 0..5 + glimpse rows": (50, 10, 60.0),
         "head": (7, 0, 7.0),
     }
+
+
+@pytest.mark.parametrize("share, least, most", [(0.25, 0.36, 0.40), (0.0625, 0.23, 0.27)])
+def test_two_looks_of_7b(share, least, most):
+    """Vision and prefill at 4,096 visual tokens with a quarter of the windows, over dense: by sizes, with and without padding."""
+    config, request = SIZES["7b"], Request(1, 4096, 64, 2, look_share=share)
+    glimpse = glimpse_config(GlimpseSettings(), config)
+    for ladders in (None, Ladders()):
+        work = request.workload(config.vision, ladders)
+        reading = {}
+        for name in ("look", "glimpse", "dense"):
+            found = costs_of(config, glimpse, passes(name, request, config, glimpse, work), 2)
+            reading[name] = sum(found[part].flops for part in ("vision", "merger", "decoder prefill"))
+        assert least < reading["look"] / reading["dense"] < most and 0.75 < reading["glimpse"] / reading["dense"] < 0.85
+
+
+def test_a_second_look_costs_what_its_windows_cost():
+    """Linear layers by patches, attention by windows and, in blocks with full attention, by what is seen of a picture."""
+    vision = WIDE.vision
+    whole, part = Workload.of(vision, [(8, 8)], 8, 1), Workload.of(vision, [(8, 8)], 8, 1).seeing(vision, [[16, 16]])
+    assert segments(vision, part) == ([64, 64], [128]) and segments(vision, whole) == ([64] * 4, [256])
+    few, many = (stages(WIDE, None, work)["vision"].flops for work in (part, whole))
+    rows, width, inner = 128, vision.hidden_size, vision.intermediate_size
+    linear = 2 * rows * (vision.patch_dim * width + vision.depth * (4 * width * width + 3 * width * inner))
+    assert few == linear + 4 * width * (2 * 64**2 + 128**2) and few < many / 2 < 2 * few
+    with pytest.raises(GlimpseError, match="windows do not add up"):
+        stages(WIDE, None, dataclasses.replace(part, visual=31, patches=124))
 
 
 def test_slower_than_dense_is_beyond_the_noise_at_every_retention():

@@ -10,7 +10,7 @@ import pytest
 import tiny_models as tiny
 from jax.sharding import PartitionSpec
 
-from gp_jax import GlimpseError, GlimpseVLM, Ladder, Prune, make_mesh
+from gp_jax import GlimpseError, GlimpseVLM, Ladder, Look, Prune, make_mesh
 from gp_jax.sharding import _warn_once, parameter_sharding
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
@@ -40,12 +40,15 @@ def test_sharded_equals_unsharded(folder, plain, shape, rows):
         warnings.simplefilter("ignore")  # replicated heads are announced; tested below
         mesh = make_mesh(*shape)
         sharded = GlimpseVLM.from_pretrained(folder, glimpse=folder / "glimpse", ladders=ladders, mesh=mesh)
-    for prune in (Prune(max_remain_ratio=0.3), None) if (shape, rows) == ((2, 2, 2), 4) else (Prune(max_remain_ratio=0.3),):
+    look = Look(least=4, threshold=1.0, floor=0.4, cap=0.5, sure=None)  # of two of the samples, whose first looks are a batch of their own
+    for prune in (
+        (Prune(max_remain_ratio=0.3), Prune(look=look), None) if (shape, rows) == ((2, 2, 2), 4) else (Prune(max_remain_ratio=0.3),)
+    ):
         inputs = tiny.inputs(SAMPLES[:rows])
         a, b = (vlm.generate(**inputs, prune=prune, max_new_tokens=5, eos_token_id=None) for vlm in (plain, sharded))
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_allclose(a.first_logits, b.first_logits, atol=1e-4)
-        for x, y in zip(a.keep, b.keep, strict=True):
+        for x, y in zip((*a.keep, *a.viewed), (*b.keep, *b.viewed), strict=True):
             np.testing.assert_array_equal(x, y)
     weight = sharded.model.decoder.layers[0].mlp.gate_proj.weight[...]
     assert weight.sharding.spec == PartitionSpec("tensor", "fsdp")

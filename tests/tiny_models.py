@@ -136,10 +136,11 @@ def save_glimpse(folder: Path, model: Qwen2_5_VLForConditionalGeneration, glimps
     (folder / "config.json").write_text(json.dumps(model.config.to_dict() | {"model_type": "qwen2_5_vl_gp"} | glimpse, default=str))
 
 
-def inputs(samples: list[list], seed: int = 0, left: bool = True) -> dict[str, np.ndarray | None]:
+def inputs(samples: list[list], seed: int = 0, left: bool = True, patch: int = 14) -> dict[str, np.ndarray | None]:
     """A batch as a processor returns it.
 
     samples: per sample a list of segments, an int for so many text tokens, a (rows, columns) pair for an image in merged tokens.
+    patch: pixels of its side.
     """
     rng = np.random.default_rng(seed)
     rows, grids, pixels = [], [], []
@@ -152,7 +153,7 @@ def inputs(samples: list[list], seed: int = 0, left: bool = True) -> dict[str, n
             height, width = segment
             row += [VISION_START, *[IMAGE] * (height * width), VISION_END]
             grids.append((1, 2 * height, 2 * width))
-            pixels.append(rng.normal(size=(4 * height * width, 3 * 2 * 14 * 14)).astype(np.float32))
+            pixels.append(rng.normal(size=(4 * height * width, 3 * 2 * patch * patch)).astype(np.float32))
         rows.append(row)
     length = max(map(len, rows))
     ids, mask = np.full((len(rows), length), PAD, np.int64), np.zeros((len(rows), length), np.int64)

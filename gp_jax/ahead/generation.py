@@ -15,46 +15,22 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, bytes_of, placed, quiet, shortage
+from gp_jax.ahead.passes import Request, costs_of, passes
 from gp_jax.ahead.topology import hbm_bytes, inference_mesh
 from gp_jax.buckets import Ladders
 from gp_jax.config.model import GlimpseConfig, ModelConfig
-from gp_jax.config.vision import Vision
 from gp_jax.errors import GlimpseError
-from gp_jax.flops import Cost, Workload, segments, stages
+from gp_jax.flops import Cost, segments
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.requests import Batch, CutInput, sampling_settings
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.params import abstract_model
-from gp_jax.processing.layout import Sample
+from gp_jax.processing.layout import Sample, text_sample
 from gp_jax.pruning.plan import SCORERS, Plan
-from gp_jax.pruning.scorers.scorer import Cut
 from gp_jax.sharding import batch_sharding
 from gp_jax.trees import KeepLimits, Prefix
 
 LONG = 512  # for sequences of at least this length, no program may store rows x rows scores
-
-
-@dataclass(frozen=True)
-class Request:
-    """A batch of equal requests. retention: share of the visual tokens that the cut keeps."""
-
-    batch: int = 8
-    visual_tokens: int = 4096
-    prompt_tokens: int = 64
-    answer_tokens: int = 128
-    retention: float = 0.111
-
-    def grid(self, vision: Vision) -> tuple[int, int]:
-        """About a square of whole attention windows, (rows, columns) in visual tokens, with at least as many."""
-        side = vision.window_side
-        columns = max(side, int(self.visual_tokens**0.5) // side * side)
-        return -(-self.visual_tokens // columns), columns
-
-    def workload(self, vision: Vision, ladders: Ladders | None) -> Workload:
-        """The same as `flops` counts it."""
-        rows, columns = self.grid(vision)
-        work = Workload.of(vision, [(rows, columns)], self.prompt_tokens, self.answer_tokens, self.batch)
-        return Workload(work.patches, work.visual, work.text, work.new_tokens, work.batch, work.grids, ladders)
 
 
 @dataclass(frozen=True)
@@ -111,6 +87,7 @@ def label(function: Callable, args: tuple, static: dict) -> str:
         "predictor_layer": "predictor block",
         "stacked": "predictor outputs",
         "last_head": "predictor's last output",
+        "embed_rows": "embed",
     }.get(function.__qualname__) or words(function.__qualname__)
     if name == "layer":
         return f"layer, {args[0].shape[1]} rows"
@@ -149,9 +126,14 @@ def padded(request: Request, config: ModelConfig, glimpse: GlimpseConfig, plans:
     """The rungs that a request takes. Raises: GlimpseError when it is beyond a ladder."""
     try:
         work = request.workload(config.vision, ladders)
+        looks = passes("look", request, config, glimpse, work) if "look" in plans else []
         n, kept = work.text + work.visual, work.text + int(request.retention * work.visual)
         prompt = ladders.prompt.fit(n + (glimpse.rows if "glimpse" in plans else 0))
-        return dict(
+        more: dict[str, int] = {}
+        for title, one in zip(("first look", "second look"), looks, strict=False):
+            more[f"prompt of the {title}"] = ladders.prompt.fit(one.work.text + one.work.visual + glimpse.rows)
+            more[f"patches of the {title}"] = one.slots(config.vision) * config.vision.merge_unit
+        return more | dict(
             batch=ladders.batch.fit(request.batch),
             patches=segments(config.vision, work)[1][0],
             prompt=prompt,
@@ -176,7 +158,7 @@ def compile_generation(
     watch: Callable[[str], Any] = quiet,
     mesh: Mesh | None = None,
 ) -> GenerationReport:
-    """Compiles what generation runs for a request under every plan ("glimpse", "dense").
+    """Compiles what generation runs for a request under every plan ("look", "glimpse", "dense").
 
     Args: sizes: of the mesh, None: chosen; watch: program's name -> context around its compilation; mesh: instead of the topology's.
     Raises: GlimpseError when the topology is unknown, a length is beyond its ladder, or a program cannot fit a chip at all.
@@ -190,28 +172,27 @@ def compile_generation(
     if weights > hbm:
         raise GlimpseError(f"{topology}: the weights alone need {weights / 2**30:.2f} GiB of {hbm / 2**30:.2f} GiB per chip")
     work = request.workload(config.vision, ladders)
-    n, slots = work.text + work.visual, lengths["patches"] // config.vision.merge_unit
-    long = {r for r in (lengths["prompt"], ladders.prompt.fit(n), slots, lengths["patches"]) if r >= LONG}
+    bare = {ladders.prompt.fit(work.text + work.visual), lengths["patches"] // config.vision.merge_unit}
+    long = {r for r in bare | {r for name, r in lengths.items() if name.startswith(("prompt", "patches"))} if r >= LONG}
     rows = explained(long, model, lengths["batch"], mesh)
     compiler = Compiler(mesh, weights, label, watch, rows)
-    blank = [blank_sample(config, n)] * request.batch
 
     def compiled(name: str) -> Compiled:
-        plan: Plan = (Cut(glimpse.reduce_layer, "glimpse"),) if name == "glimpse" else ()
-        kept = [work.text + int(request.retention * work.visual)] * len(plan)
-        engine = CompilingEngine(model, ladders, mesh, compiler, slots, kept)
+        steps = passes(name, request, config, glimpse, work)
         compiler.begin()
         try:
-            filled = engine.prefill(blank_batch(engine, plan, blank, slots))
+            for step in steps:
+                slots = step.slots(config.vision)
+                engine = CompilingEngine(model, ladders, mesh, compiler, slots, step.kept)
+                blank = [blank_sample(config, step.work.text + step.work.visual)] * request.batch
+                filled = engine.prefill(blank_batch(engine, step.plan, blank, slots), scores_only=step.ends)
             cache = decode(engine, engine.prefix(filled), lengths["decode"])
         except Exception as error:
             if (short := shortage(error)) is None:
                 raise
             raise GlimpseError(f"{topology}, program '{compiler.own.current}': {short}") from error
         runs = Counter(p.name for p in compiler.own.ran)
-        cuts = ((glimpse.reduce_layer, request.retention),) if plan else ()
-        costs = stages(config, glimpse if plan else None, work, cuts, triangle=True, itemsize=kind.itemsize)
-        return Compiled(dict(runs), cache, costs)
+        return Compiled(dict(runs), cache, costs_of(config, glimpse, steps, kind.itemsize))
 
     start, processor = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(len(plans)) as threads:  # what the plans share is compiled once, the rest side by side
@@ -237,8 +218,7 @@ def compile_generation(
 
 def blank_sample(config: ModelConfig, tokens: int) -> Sample:
     """A prompt of so many tokens; what its pictures are is said elsewhere, since only shapes matter."""
-    rest = np.zeros((0, config.vision.patch_dim), np.float32), *(np.zeros(0, np.int32),) * 3
-    return Sample(np.zeros(tokens, np.int32), np.zeros((config.position_axes, tokens), np.int32), np.full(tokens, -1), (), *rest)
+    return text_sample(np.zeros(tokens, np.int32), np.zeros((config.position_axes, tokens), np.int32), config.vision.patch_dim)
 
 
 def blank_batch(engine: CompilingEngine, plan: Plan, samples: list[Sample], slots: int) -> Batch:

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from gp_jax.ahead.compiling import Program
-from gp_jax.ahead.generation import Request
+from gp_jax.ahead.passes import Request
 
 GIB = 2**30
 

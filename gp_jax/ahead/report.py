@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Iterator
 
 from gp_jax.ahead.compiling import DECODE, PREFILL, VISION, Program
-from gp_jax.ahead.generation import Compiled, GenerationReport, Request
+from gp_jax.ahead.generation import Compiled, GenerationReport
+from gp_jax.ahead.passes import Request
 
 GIB = 2**30
+READING = "vision and prefill"
 COUNTED = (VISION, PREFILL, DECODE)  # choosing the first token takes negligible work
 
 
@@ -34,12 +36,17 @@ def totals(generation: GenerationReport, name: str) -> dict[str, dict[str, float
 
 
 def ratios(generation: GenerationReport) -> dict[str, dict[str, float]]:
-    """Costs of the pruned plan divided by those of the dense one, per stage; empty unless both were compiled."""
-    if len(generation.plans) < 2:
+    """Costs of the first plan divided by those of the dense one, per stage; empty unless both were compiled. Vision: with a look, which
+    alone changes it; then also vision and prefill together."""
+    first = next(iter(generation.plans))
+    if first == "dense":
         return {}
-    pruned, dense = (totals(generation, name) for name in ("glimpse", "dense"))
-    found = {s: {k: pruned[s][k] / dense[s][k] for k in dense[s] if dense[s][k]} for s in dense if s != VISION}
-    return found | {"kv cache": {"bytes": generation.plans["glimpse"].cache / generation.plans["dense"].cache}}
+    pruned, dense = (totals(generation, name) for name in (first, "dense"))
+    if first == "look":
+        for table in (pruned, dense):
+            table[READING] = {k: table[VISION][k] + table[PREFILL][k] for k in table[VISION]}
+    found = {s: {k: pruned[s][k] / dense[s][k] for k in dense[s] if dense[s][k]} for s in dense if s != VISION or first == "look"}
+    return found | {"kv cache": {"bytes": generation.plans[first].cache / generation.plans["dense"].cache}}
 
 
 def _programs(generation: GenerationReport) -> Iterator[str]:
@@ -68,6 +75,9 @@ def _stages(generation: GenerationReport) -> Iterator[str]:
             ratio = compared.get(stage, {}).get(key)
             line += f"{values + (f' {ratio:.1%}' if ratio else ''):>26}"
         yield line
+    if READING in compared:
+        said = ", ".join(f"{compared[READING][key]:.1%} {words}" for key, words in (("flops_xla", "by XLA"), ("flops_sizes", "from sizes")))
+        yield f"{READING}, of dense: FLOPs {said}"
     caches = " / ".join(f"{plan.cache / GIB:.3f}" for plan in generation.plans.values())
     less = f" ({compared['kv cache']['bytes']:.1%})" if compared else ""
     yield f"{' / '.join(generation.plans)}; keys and values on a chip: {caches} GiB{less}"
@@ -99,6 +109,8 @@ def text(generation: GenerationReport, request: Request, model: str, topology: s
     samples = f"{request.batch} x ({request.visual_tokens} visual + {request.prompt_tokens} text) tokens"
     split = generation.mesh["data"] * generation.mesh["fsdp"]
     lines = [f"{model} in {dtype}, {samples}, {request.retention:.1%} kept, on {topology} ({mesh}); padded to {lengths}"]
+    if "look" in generation.plans:
+        lines.append(f"look: first at {request.look_share:.1%} of the visual tokens, then at {request.seen:.1%} of the windows")
     if generation.lengths["batch"] % split:
         lines.append(
             f"a batch of {generation.lengths['batch']} does not divide over data x fsdp = {split}: every chip computes all samples"

@@ -19,7 +19,8 @@ from gp_jax.data.shapes import round_up
 from gp_jax.errors import GlimpseError
 from gp_jax.ops.target import targeting
 from gp_jax.pretrained.params import abstract_model
-from gp_jax.processing.layout import Sample, pack_windows, rope_positions
+from gp_jax.processing.layout import rope_positions, text_sample
+from gp_jax.processing.windows import pack_windows
 from gp_jax.sharding import batch_sharding, make_mesh, mesh_sizes
 from gp_jax.training.build import glimpse_config
 from gp_jax.training.optim import learning_rate, optimizer
@@ -59,14 +60,7 @@ def shape_of(config: ModelConfig, visual_tokens: int, prompt_tokens: int, tail: 
 def example(config: ModelConfig, batch: int, shape: Shape, rows: int) -> TrainBatch:
     """A batch of abstract arrays, with shapes and no values. rows: of the glimpse."""
     image_token = np.full(3, -1)  # the shapes come from `shape`, so a sample without pictures suffices
-    sample = Sample(
-        np.zeros(3, np.int32),
-        rope_positions(image_token, (), config.position_axes),
-        image_token,
-        (),
-        np.zeros((0, config.vision.patch_dim), np.float32),
-        *(np.zeros(0, np.int32),) * 3,
-    )
+    sample = text_sample(np.zeros(3, np.int32), rope_positions(image_token, (), config.position_axes), config.vision.patch_dim)
     empty = train_batch([TrainSample(sample, np.zeros(1, np.int32), np.zeros(0, bool))], config, 1, shape, rows, [0])
     batched = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), empty)
 

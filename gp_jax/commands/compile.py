@@ -1,5 +1,6 @@
 """The command `gp-jax compile`."""
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
 import tyro
 
 from gp_jax.errors import GlimpseError
+from gp_jax.runtime import progress
 
 if TYPE_CHECKING:
     from gp_jax.config.model import GlimpseConfig, ModelConfig
@@ -43,7 +45,8 @@ class Compile:
     """What to compile: the programs of generation; the training step of the glimpse with the released settings; or a step of fine-tuning
     under pruning (the stage plus of train.py), rollout and update."""
     model: str = ""
-    """3b, 7b, 32b or 72b (Qwen2.5-VL), llava-1.5-7b, llava-1.5-13b, or a model folder, of which only config.json is read."""
+    """3b, 7b, 32b or 72b (Qwen2.5-VL), qwen3-vl-2b, -4b, -8b or -32b, llava-1.5-7b, llava-1.5-13b, or a model folder, of which only
+    config.json is read."""
     topology: str = "v5e:4x4"
     """TPU generation (v4, v5e, v5p, v6e) and chips, e.g. v5e:1x1, v5e:2x4, v6e:4x4, v5p:2x2x4."""
     batch: int | None = None
@@ -54,9 +57,13 @@ class Compile:
     """Text tokens of a prompt."""
     answer_tokens: int | None = None
     """Tokens of an answer, plus: of a completion. [default: 128; train: 32]"""
-    plan: Literal["glimpse", "dense"] = "glimpse"
-    """Generation: glimpse compiles the pruning programs and compares them with the dense ones; dense compiles only the dense ones. Plus:
-    dense compiles a step in which nothing is cut."""
+    plan: Literal["glimpse", "look", "dense"] = "glimpse"
+    """Generation: glimpse compiles the pruning programs and compares them with the dense ones; look does so with two looks; dense compiles
+    only the dense ones. Plus: dense compiles a step in which nothing is cut."""
+    look_share: float = 0.25
+    """Generation, look: visual tokens of the first look, as a share."""
+    seen: float = 0.25
+    """Generation, look: share of the vision windows that the second look sees."""
     retention: float = 0.111
     """Generation, plus: share of the visual tokens that the cut keeps."""
     group: int = 8
@@ -94,8 +101,11 @@ class Compile:
         for name in ("batch", "visual_tokens", "prompt_tokens", "answer_tokens", "accumulation", "rank"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise GlimpseError(f"--{name.replace('_', '-')} {value} must be positive")
-        if not 0 <= self.retention <= 1:
-            raise GlimpseError(f"--retention {self.retention} is not in 0..1")
+        for name in ("retention", "look_share", "seen"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise GlimpseError(f"--{name.replace('_', '-')} {getattr(self, name)} is not in 0..1")
+        if self.plan == "look" and self.what != "generate":
+            raise GlimpseError("--plan look is of --what generate")
         if self.mesh and any(getattr(self, axis) is not None for axis in ("data", "fsdp", "tensor")):
             raise GlimpseError("--mesh cannot be combined with --data, --fsdp or --tensor")
         if self.json and str(self.json) != "-" and not self.json.parent.is_dir():
@@ -131,6 +141,8 @@ def model_named(name: str) -> tuple["ModelConfig", "GlimpseConfig"]:
 
 def run(args: Compile) -> None:
     """Runs `gp-jax compile`."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise GlimpseError('the TPU compiler is not installed: pip install libtpu (on a TPU VM: pip install "gp_jax[tpu]")')
     os.environ.update(WITHOUT_TPU)  # before JAX is imported
     args.check()
     sizes = args.sizes()
@@ -154,12 +166,16 @@ def note(
 def generate(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
     """Compiles the programs of generation and reports them."""
     from gp_jax.ahead import report
-    from gp_jax.ahead.generation import Request, compile_generation
+    from gp_jax.ahead.generation import compile_generation
+    from gp_jax.ahead.passes import Request
 
     given = {f.name: getattr(args, f.name) for f in fields(Request) if getattr(args, f.name) is not None}
     if args.visual_tokens is None and config.vision.most_tokens:
         given["visual_tokens"] = config.vision.most_tokens
-    request, plans = Request(**given), ("glimpse", "dense") if args.plan == "glimpse" else ("dense",)
+    request, plans = (
+        Request(**given),
+        {"look": ("look", "glimpse", "dense"), "glimpse": ("glimpse", "dense"), "dense": ("dense",)}[args.plan],
+    )
     found = compile_generation(config, glimpse, args.topology, request, plans=plans, sizes=sizes, dtype=args.dtype, watch=ticking)
     words = (found, request, args.model, args.topology, args.dtype)
     show(args, report.facts(*words), report.text(*words))
@@ -227,11 +243,14 @@ class ticking:
 
     def __init__(self, what: str):
         self.what, self.done, self.live = what, threading.Event(), sys.stderr.isatty()
+        self.work = progress.Work(lambda seconds: progress.note(f"compiling {what} ... {seconds:.0f} s"))
 
     def __enter__(self) -> None:
         self.start = self.running[self.what] = time.monotonic()
         if self.live:
             threading.Thread(target=self._tick, daemon=True).start()
+        else:
+            progress.HEART.add(self.work)
 
     def _tick(self) -> None:
         while not self.done.wait(0.5):
@@ -241,6 +260,7 @@ class ticking:
 
     def __exit__(self, *_: Any) -> None:
         self.done.set()
+        progress.HEART.remove(self.work)
         self.running.pop(self.what, None)
         with self.lock:
             clear = "\r\x1b[K" if self.live else ""

@@ -37,8 +37,9 @@ class Export:
     glimpse: str | None = None
     """Folder or Hub id of the glimpse; by default the model folder's own, if it has one."""
     plan: str | None = None
-    """Pruning plan: dense, glimpse, glimpse-11.1 (keeps at most 11.1 %), glimpse-fixed-11.1 (exactly 11.1 %), nothing, or attention-11.1,
-    fastv-11.1, pyramiddrop-, visionzip-, divprune-, cdpruner-, vscan-11.1. [default: glimpse if there is one, else dense]"""
+    """Pruning plan: dense, glimpse, glimpse-11.1 (keeps at most 11.1 %), glimpse-fixed-11.1 (exactly 11.1 %), nothing, look (two looks, its
+    settings as for eval.py), or attention-11.1, fastv-11.1, pyramiddrop-, visionzip-, divprune-, cdpruner-, vscan-11.1. [default: glimpse
+    if there is one, else dense]"""
     batch: int = 1
     """Samples per call; smaller batches are padded."""
     visual_tokens: tuple[int, ...] = ()
@@ -98,7 +99,7 @@ def named_plan(name: str | None, glimpse: "GlimpseConfig | None") -> "tuple[str,
         plan = make_plan(name, glimpse)
     except GlimpseError as error:
         raise GlimpseError(f"--plan: {error}") from error
-    if plan.name.partition("-")[0] in NOT_FIXED:
+    if plan.name.partition("-")[0] in NOT_FIXED or plan.name.startswith(("look-oracle", "look-first")):
         raise GlimpseError(f"--plan {name}: needs more than a picture and a question")
     if plan.matched:
         raise GlimpseError(f"--plan {name}: say how much to keep, in percent (attention-11.1, fastv-11.1, ...)")
@@ -121,7 +122,7 @@ def run(args: Export) -> None:
     from gp_jax.vlm import GlimpseVLM
 
     check_target(args.to)
-    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=sys.stderr.isatty())
+    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=True)
     name, prune = named_plan(args.plan, vlm.glimpse_config)
     plan, _ = resolve(prune, vlm.glimpse_config, vlm.config.text.num_hidden_layers)
     most = vlm.config.vision.most_tokens
@@ -129,7 +130,8 @@ def run(args: Export) -> None:
     if most and max(visual_tokens) < most:
         raise GlimpseError(f"--visual-tokens {max(visual_tokens)}: this model's pictures have up to {most}, which nothing can change")
     prompt, kept, cuts = args.prompt_length, args.kept, len(plan)
-    buckets = inference_buckets(vlm.config, batch=args.batch, visual_tokens=visual_tokens, prompt=prompt, kept=kept, cuts=cuts)
+    look = prune is not None and prune.look is not None
+    buckets = inference_buckets(vlm.config, batch=args.batch, visual_tokens=visual_tokens, prompt=prompt, kept=kept, cuts=cuts, look=look)
     program = ExportSettings(prune, buckets, args.max_new_tokens, platforms, args.attention, name, Path(args.model).name)
     example = (draw() if picture is None else picture, args.question) if args.example else None
     bar = tqdm(total=len(STEPS), bar_format="{desc} ({n}/{total}) {elapsed}", leave=False, disable=not sys.stderr.isatty())

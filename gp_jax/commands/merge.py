@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,7 +80,6 @@ def run(args: Merge) -> None:
     args.check()
     assert args.to is not None, "checked"
     import jax.numpy as jnp
-    from tqdm import tqdm
 
     from gp_jax.models.adapter import adapted, add
     from gp_jax.pretrained import files
@@ -89,6 +87,7 @@ def run(args: Merge) -> None:
     from gp_jax.pretrained.checkpoint import Checkpoint
     from gp_jax.pretrained.saving import plain_hf_config, save_model
     from gp_jax.runtime.disk import path_of
+    from gp_jax.runtime.progress import Progress
 
     to = path_of(args.to)
     stored = Checkpoint.find(args.model, adapter=args.adapter)
@@ -96,7 +95,7 @@ def run(args: Merge) -> None:
     left_out = stored.glimpse is not None and not args.keep_glimpse
     if left_out:
         stored = dataclasses.replace(stored, hf=plain_hf_config(stored.hf), glimpse=None, glimpse_source=None)
-    bar = partial(tqdm, disable=not sys.stderr.isatty(), leave=False)
+    bar = partial(Progress, leave=False)
     model = stored.load(progress=partial(bar, desc="loading weights", unit="tensor"))
     layers = sorted(adapted(model), key=lambda layer: layer[0])
     for path, linear in bar(layers, desc="merging", unit="layer"):

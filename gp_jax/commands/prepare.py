@@ -1,6 +1,5 @@
 """The command `gp-jax prepare`."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -60,26 +59,25 @@ def run(args: Prepare) -> None:
     assert args.images is not None and args.out is not None, "checked"
     from gp_jax.data.prepare import TooManyBad
     from gp_jax.data.prepare import prepare as run
+    from gp_jax.runtime.exits import saving_as
 
     try:
-        report = run(
-            args.sources,
-            args.images,
-            args.out,
-            split=args.split,
-            boxes=args.boxes,
-            workers=args.workers,
-            max_bad_share=args.max_bad_share,
-            rows_per_shard=args.rows_per_shard,
-            offenders=args.offenders,
-            overwrite=args.overwrite,
-            progress=sys.stderr.isatty(),
-        )
+        with saving_as(f"the parts that are checked are kept in {args.out}; the same command goes on", grace=10.0):
+            report = run(
+                args.sources,
+                args.images,
+                args.out,
+                split=args.split,
+                boxes=args.boxes,
+                workers=args.workers,
+                max_bad_share=args.max_bad_share,
+                rows_per_shard=args.rows_per_shard,
+                offenders=args.offenders,
+                overwrite=args.overwrite,
+                progress=True,
+            )
     except TooManyBad as error:
         print(error.report.text(args.offenders), flush=True)
-        raise
-    except KeyboardInterrupt:
-        print("gp-jax: interrupted; the same command goes on from here", file=sys.stderr)
         raise
     print(report.text(args.offenders))
     print(f"out       {args.out}")

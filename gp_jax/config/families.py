@@ -75,6 +75,18 @@ FAMILIES: tuple[Family, ...] = (
         cost=Lazy("gp_jax.flops:windowed_tower"),
     ),
     Family(
+        title="Qwen3-VL",
+        model_types=("qwen3_vl",),
+        file_types=("qwen3_vl", "qwen3_vl_moe"),  # the second is refused by its own name
+        key=r"visual\.deepstack_merger_list\.",
+        read=Lazy("gp_jax.pretrained.qwen3:read_model"),
+        names=Lazy("gp_jax.pretrained.names:QWEN3"),
+        processor=Lazy("gp_jax.processing.qwen:Processor.load"),
+        pictures=Lazy("gp_jax.processing.views:read_grids"),
+        tower=Lazy("gp_jax.models.deepstack:DeepStackTower"),
+        cost=Lazy("gp_jax.flops:deepstack_tower"),
+    ),
+    Family(
         title="LLaVA in its own layout (model_type llava_llama)",
         model_types=("llava_llama",),
         file_types=("llava", "llava_llama", "llava_llama_gp"),

@@ -19,7 +19,11 @@ ANCHORS = get_args(Anchor)
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Decoder of the Qwen2 / Llama kind."""
+    """Decoder of the Qwen2 / Llama / Qwen3 kind.
+
+    head_size: `head_dim` of files that have their own; None: hidden_size / num_attention_heads. qk_norm: whether queries and keys are
+    normalised per head before the rope.
+    """
 
     vocab_size: Size
     hidden_size: Width
@@ -30,13 +34,17 @@ class TextConfig:
     rms_norm_eps: Small
     rope_theta: RopeBase
     mrope_section: Several[Count] = ()  # frequencies per axis (time, row, column); empty: ordinary 1-D rope
+    mrope_interleaved: bool = False  # the axes take turns among the frequencies; else each has its section of them
     tie_word_embeddings: bool = False
     attention_bias: bool = True
     hidden_act: Activation = "silu"
+    head_size: Width | None = None
+    qk_norm: bool = False
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        """Width of a head."""
+        return self.head_size or self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,7 @@ class GlimpseConfig:
         check(not self.le_layers or 0 in self.le_layers, "le_layers", "must contain 0, the layer that creates the glimpse rows")
         inside = distinct(self.selected_visual_layers, blocks.stop)
         check(inside, "selected_visual_layers", f"must be distinct blocks in 0..{blocks[-1]}")
+        check(self.attn_fuse_global or vision.windowed, "attn_fuse_global", "must be true: the model's vision tower has no windows")
         divides = f"x 4 must divide attn_fuse_size + visual condition ({qk_size}), for a 2-D rope"
         check(qk_size % (4 * heads) == 0, "attn_fuse_num_heads", divides)
         even = self.attn_fuse_use_flash_attn or self.attn_fuse_size % heads == 0

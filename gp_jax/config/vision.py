@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -18,7 +18,10 @@ Pinpoint = Annotated[Several[Pixels], Field(min_length=2, max_length=2)]
 class Vision(ABC):
     """The interface of all vision tower configurations. Widths in channels.
 
-    sized_by: the input that determines how many visual tokens pictures have. class_token: whether the tower has a class token.
+    sized_by: the input that determines how many visual tokens pictures have. class_token: whether the tower has a class token. windowed:
+    whether the tower's attention is limited to windows in some blocks; else windows are only the parts of a picture that a second look
+    chooses from. overviews: whether pictures have two views each, an overview in one tile and the detail. parts: whether there are parts
+    of a picture that the tower can see alone.
     """
 
     depth: Layers
@@ -28,6 +31,15 @@ class Vision(ABC):
     out_hidden_size: Width
     sized_by: ClassVar[str]
     class_token: ClassVar[bool] = False
+    windowed: ClassVar[bool] = True
+
+    @property
+    def overviews(self) -> bool:
+        return False
+
+    @property
+    def parts(self) -> bool:
+        return True
 
     @property
     def head_dim(self) -> int:
@@ -93,16 +105,13 @@ class Vision(ABC):
 
 
 @dataclass(frozen=True)
-class VisionConfig(Vision):
-    """Windowed ViT of Qwen2.5-VL. Sizes in pixels where they end in `_size` of a patch or window, else in channels."""
+class QwenVision(Vision):
+    """What the towers of Qwen2.5-VL and Qwen3-VL share: pictures of any size in patches, of which squares become visual tokens."""
 
-    fullatt_block_indexes: Annotated[Several[Layer], Field(min_length=1)]
-    window_size: Pixels = 112
-    patch_size: Patch = 14
-    temporal_patch_size: Few = 2
-    spatial_merge_size: Few = 2
-    in_channels: Few = 3
-    hidden_act: Activation = "silu"
+    patch_size: Patch = field(default=14, kw_only=True)
+    temporal_patch_size: Few = field(default=2, kw_only=True)
+    spatial_merge_size: Few = field(default=2, kw_only=True)
+    in_channels: Few = field(default=3, kw_only=True)
     sized_by: ClassVar[str] = "image_grid_thw"
 
     @property
@@ -116,24 +125,9 @@ class VisionConfig(Vision):
         return range(self.depth)
 
     @property
-    def usual_conditions(self) -> tuple[int, ...]:
-        """The released choice: the blocks with full attention, deepest first."""
-        return tuple(sorted(self.fullatt_block_indexes, reverse=True))
-
-    @property
     def usual_logits(self) -> bool:
         """The released choice of `use_attention_logits`."""
         return True
-
-    @property
-    def watchable(self) -> tuple[int, int]:
-        """A shallow block and the last one whose attention sees whole pictures, for methods that read the tower's attention."""
-        return min(self.fullatt_block_indexes), max(self.fullatt_block_indexes)
-
-    @property
-    def window_side(self) -> int:
-        """Side of an attention window, in visual tokens."""
-        return self.window_size // self.spatial_merge_size // self.patch_size
 
     def slots_for(self, tokens: int) -> int:
         """Vision slots that are enough for any picture of `tokens` visual tokens. At worst a little more than half of each block is full,
@@ -145,6 +139,61 @@ class VisionConfig(Vision):
         """Visual tokens that pictures of any shape, this number of them, may have together in these vision slots."""
         side = self.window_side
         return (slots - pictures * side**2) * (side // 2 + 1) // side
+
+
+@dataclass(frozen=True)
+class VisionConfig(QwenVision):
+    """Windowed ViT of Qwen2.5-VL. Sizes in pixels where they end in `_size` of a patch or window, else in channels."""
+
+    fullatt_block_indexes: Annotated[Several[Layer], Field(min_length=1)]
+    window_size: Pixels = 112
+    hidden_act: Activation = "silu"
+
+    @property
+    def usual_conditions(self) -> tuple[int, ...]:
+        """The released choice: the blocks with full attention, deepest first."""
+        return tuple(sorted(self.fullatt_block_indexes, reverse=True))
+
+    @property
+    def watchable(self) -> tuple[int, int]:
+        """A shallow block and the last one whose attention sees whole pictures, for methods that read the tower's attention."""
+        return min(self.fullatt_block_indexes), max(self.fullatt_block_indexes)
+
+    @property
+    def window_side(self) -> int:
+        """Side of an attention window, in visual tokens."""
+        return self.window_size // self.spatial_merge_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class DeepStackConfig(QwenVision):
+    """ViT of Qwen3-VL: full attention everywhere, learned positions that are resampled to every picture, and DeepStack (arXiv
+    2406.04334): the outputs of some blocks become features that the first decoder layers add to the visual tokens.
+
+    num_position_embeddings: of a square table. deepstack_visual_indexes: blocks counted from 0, each with a merger of its own.
+    """
+
+    patch_size: Patch = field(default=16, kw_only=True)
+    num_position_embeddings: Annotated[int, Field(ge=1, le=2**20)]
+    deepstack_visual_indexes: Several[Layer]
+    hidden_act: Activation = "gelu_pytorch_tanh"
+    windowed: ClassVar[bool] = False
+    window_side: ClassVar[int] = 4
+
+    @property
+    def usual_conditions(self) -> tuple[int, ...]:
+        """The last block and those of DeepStack, deepest first: 23, 17, 11, 5 of 24 in the released models."""
+        return tuple(sorted({self.depth - 1, *self.deepstack_visual_indexes}, reverse=True))
+
+    @property
+    def watchable(self) -> tuple[int, int]:
+        """The block at a quarter of the depth, and the last."""
+        return min(self.depth // 4, self.depth - 1), self.depth - 1
+
+    @property
+    def table_side(self) -> int:
+        """Side of the table of positions."""
+        return math.isqrt(self.num_position_embeddings)
 
 
 @dataclass(frozen=True)
@@ -167,6 +216,14 @@ class ClipConfig(Vision):
     sized_by: ClassVar[str] = "pixel_values"
     class_token: ClassVar[bool] = True
     spatial_merge_size: ClassVar[int] = 1
+
+    @property
+    def overviews(self) -> bool:
+        return bool(self.pinpoints)
+
+    @property
+    def parts(self) -> bool:
+        return self.overviews
 
     @property
     def patch_shape(self) -> tuple[int, ...]:

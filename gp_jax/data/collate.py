@@ -19,6 +19,7 @@ class TrainSample:
     prompt: Sample
     answer: np.ndarray  # (a,) int, a > 0: token ids, the end of the turn included
     reference: np.ndarray  # (N,) bool over visual tokens, in prompt order
+    known: np.ndarray | None = None  # (N,) bool: whether it is known if they are evidence; None: of all
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,19 @@ def train_batch(
     whole = [None if sample is None else sample.prompt for sample in samples]
     prompts = whole if glimpse_rows else [None if prompt is None else without_last(prompt) for prompt in whole]
     reference, number = np.zeros((batch, shape.slots), bool), np.full(batch, -1, np.int32)
+    known = np.ones_like(reference)
     for b, sample in enumerate(samples):
         if sample is None:
             continue
         reference[b, sample.prompt.slot_of_token[sample.reference]] = True
         number[b] = numbers[b]
+        if sample.known is not None:
+            known[b, sample.prompt.slot_of_token] = sample.known
     return TrainBatch(
         vision=vision_input(whole, config, batch, shape.slots),
         prompt=prompt_input(prompts, config, batch, shape.prompt, 0),
         tail=tail_input(samples, config, batch, shape.tail, glimpse_rows),
         reference=reference,
+        known=known,
         number=number,
     )

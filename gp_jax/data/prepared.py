@@ -14,6 +14,7 @@ from gp_jax.data.record import BadRecord, Entry, Record
 from gp_jax.data.tally import Natural, read_as, say
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import MAX_JSON, check_regular, folder_of, kind_of, read_bytes, read_json
+from gp_jax.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from array_record.python.array_record_module import ArrayRecordReader
@@ -77,10 +78,8 @@ class PreparedSource:
         return entries
 
     def _scan(self, why: str) -> list[Entry]:
-        from tqdm import tqdm
-
         entries = []
-        for i in tqdm(range(len(self)), desc=f"{why} in {self.folder}, reading", unit="record", disable=not self._progress):
+        for i in Progress(range(len(self)), desc=f"{why} in {self.folder}, reading", unit="record", disable=not self._progress):
             record, sizes = self._read(i)
             entries.append(Entry(record.id, record.dataset, record.question, record.answer, sizes))
         return entries

@@ -1,7 +1,9 @@
 """Makes training samples of records: chat template, tokens, pictures, evidence. On the host only; picklable for worker processes."""
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -9,18 +11,38 @@ import numpy as np
 
 from gp_jax.data.collate import TrainSample, lengths
 from gp_jax.data.formats import LONGEST
-from gp_jax.data.masks import evidence
+from gp_jax.data.masks import evidence, known
 from gp_jax.data.record import BadRecord, Entry, Record
 from gp_jax.data.schedule import Length
 from gp_jax.errors import GlimpseError, one_line, reason, some
 from gp_jax.processing.images import decode
-from gp_jax.processing.layout import pack_windows, read_samples
+from gp_jax.processing.layout import read_samples
+from gp_jax.processing.looks import FirstSize, first_look, first_plots
 from gp_jax.processing.qwen import Processor
+from gp_jax.processing.windows import pack_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZED_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class LookSizes:
+    """Which records are seen at the size of a first look: a share of them, at one of several shares of their visual tokens. It depends on
+    a record's id alone, so that every epoch, process and stage agrees."""
+
+    records: float
+    shares: tuple[float, ...]
+    least: int
+    seed: int
+
+    def of(self, name: str) -> FirstSize | None:
+        """The size of a first look for the record with this id; None: its pictures are seen as they are."""
+        random = np.random.default_rng([self.seed, zlib.crc32(name.encode("utf-8", "replace"))])
+        if random.random() >= self.records:
+            return None
+        return FirstSize(self.shares[random.integers(len(self.shares))], None, self.least)
 
 
 def question_text(question: str, suffix: str) -> str:
@@ -31,10 +53,17 @@ def question_text(question: str, suffix: str) -> str:
 class SampleMaker:
     """Makes training samples of records, and measures their lengths without reading pictures."""
 
-    def __init__(self, processor: Processor, glimpse_rows: int, max_visual_tokens: int | None = None, released_boxes: bool = False):
+    def __init__(
+        self,
+        processor: Processor,
+        glimpse_rows: int,
+        max_visual_tokens: int | None = None,
+        released_boxes: bool = False,
+        looks: LookSizes | None = None,
+    ):
         """Args: max_visual_tokens: larger pictures are scaled down to this many visual tokens per picture; released_boxes: see
-        `masks.evidence`."""
-        self.released_boxes = released_boxes
+        `masks.evidence`; looks: which records are seen at the size of a first look, None: none."""
+        self.released_boxes, self.looks = released_boxes, looks
         self.processor = processor.limited(max_visual_tokens) if max_visual_tokens else processor
         self.config, self.glimpse_rows = processor.config, glimpse_rows
         self._framings: dict[int, Counter[int]] = {}  # by number of pictures
@@ -126,6 +155,8 @@ class SampleMaker:
                 found.append(fault)
                 continue
             plots = [self.processor.plot(width, height) for width, height in entry.sizes]
+            if size := self.looks.of(entry.id) if self.looks else None:
+                plots = first_plots(self.config, plots, size) or plots
             visual = sum(rows * columns for plot in plots for rows, columns in plot.grids)
             slots = pack_windows([grid for plot in plots for grid in plot.seen], self.config.vision.window_side)[0].size
             rows = sum(plot.rows.size for plot in plots)
@@ -140,10 +171,17 @@ class SampleMaker:
             prepared = self.processor([images], [question_text(record.question, suffix)])
             answer = self.processor.tokenize([record.answer.strip()], prompts=False)[0]
             prompt = read_samples(self.config, **prepared.inputs)[0]
-            parts = evidence(record, [image.size for image in images], self.processor, self.released_boxes)
+            size, grids, views = self.looks.of(record.id) if self.looks else None, None, 1
+            if size and (short := first_look(self.config, prompt, size)):
+                prompt, views = short, 1 + self.config.vision.overviews  # an overview stands for both views of a picture
+                grids = [grid for grid in short.grids for _ in range(views)]
+            places = ([image.size for image in images], self.processor)
+            parts = evidence(record, *places, self.released_boxes, grids)[::views]
+            told = known(record, *places, grids)[::views] if any(record.masks) else []
         except (OSError, MemoryError):
             raise
         except Exception as error:  # whatever is wrong with one record, the run continues without it
             raise BadRecord(f"record {record.id}: {reason(error)}") from error
         reference = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.zeros(0, bool)
-        return TrainSample(prompt, np.array([*answer, self._end], np.int32), reference)
+        sure = np.concatenate([part.reshape(-1) for part in told]) if told else None
+        return TrainSample(prompt, np.array([*answer, self._end], np.int32), reference, sure)

@@ -43,6 +43,13 @@ class DataConfig:
     """Seed of the order of the records."""
     max_visual_tokens: int | None = 4096
     """Larger pictures are scaled down to this many visual tokens per picture. None: the processor's own limit."""
+    looks: float = 0.0
+    """Share of the records whose pictures are seen at the size of a first look, with the same evidence: one glimpse then serves both looks
+    (docs/looks.md)."""
+    look_shares: tuple[float, ...] = (0.25, 0.125, 0.0625)
+    """Sizes of these: shares of a picture's visual tokens, one of which is drawn for every record."""
+    look_least: int = 16
+    """Visual tokens of these, as far as a picture has as many: never fewer."""
     released_boxes: bool = False
     """For models that pad pictures to a square: take boxes as shares of that square, as the released training of LLaVA does by mistake."""
     max_prompt: int | None = None

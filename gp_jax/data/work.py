@@ -21,6 +21,7 @@ from gp_jax.data.sources import Chunk
 from gp_jax.data.tally import Natural, Report, read_as, say
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import MAX_JSON, kind_of, read_bytes, write_text
+from gp_jax.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,11 @@ def finish_all(job: Job, chunks: Sequence[Chunk], workers: int, allowed: float, 
 
     Raises: GlimpseError when the disk or a process fails; finished chunks remain on disk.
     """
-    from tqdm import tqdm
-
     done = find_done(job, chunks)
     bad = sum(one.report.bad for one in done.values())
     todo = [chunk for chunk in chunks if chunk.index not in done]
     rows = sum(chunk.rows for chunk in chunks)
-    with tqdm(total=rows, initial=rows - sum(c.rows for c in todo), unit="row", desc="preparing", disable=not progress) as bar:
+    with Progress(total=rows, initial=rows - sum(c.rows for c in todo), unit="row", desc="preparing", disable=not progress) as bar:
         bar.set_postfix(bad=bad)
         if bad > allowed or not todo:
             return list(done.values())

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gp_jax.data.checks import Checker, upright_size
 from gp_jax.data.formats import BadRow, Row, parse_row
 from gp_jax.data.record import Entry, Record
 from gp_jax.data.sources import Chunk, cut, find_files, scan
 from gp_jax.errors import GlimpseError, printable, reason
 from gp_jax.runtime.disk import kind_of, path_of
+from gp_jax.runtime.progress import Progress
 
 EVIDENCE = ("no evidence", "box ", "mask ", "size disagrees")  # first words of the reasons for which a question is still asked
 
@@ -43,7 +42,9 @@ class Annotations:
     def _rows(self) -> list[tuple[Row, Entry]]:
         found: list[tuple[Row, Entry]] = []
         names: Counter[str] = Counter()
-        rows = tqdm(Chunk.read(self._chunk), desc=printable(self.name, 80), total=self._chunk.rows, unit="row", disable=not self._progress)
+        rows = Progress(
+            Chunk.read(self._chunk), desc=printable(self.name, 80), total=self._chunk.rows, unit="row", disable=not self._progress
+        )
         for where, stem, data in rows:
             try:
                 references, data = _references(data)

@@ -1,4 +1,4 @@
-"""The command line of `eval.py`, and the evaluation that it runs."""
+"""The command line of `gp-jax eval` and `eval.py`, and the evaluation that it runs."""
 
 import contextlib
 import dataclasses
@@ -8,12 +8,14 @@ from pathlib import Path
 
 import tyro
 
-from gp_jax.config.files import exit_status, given_path, read_config
+from gp_jax.config.files import given_path, read_config
 from gp_jax.errors import GlimpseError, printable, shown, some
 from gp_jax.evaluation.results import Saved, mend_predictions, merge_predictions, set_predictions_aside
 from gp_jax.evaluation.settings import EvalConfig
 from gp_jax.runtime.disk import kind_of, path_of, read_json, set_aside, write_text, writing
+from gp_jax.runtime.exits import exit_status, saving_as
 from gp_jax.runtime.lock import only_one
+from gp_jax.runtime.progress import waiting
 
 PREDICTIONS, NOTES = "predictions.jsonl", "made_with.json"
 
@@ -23,15 +25,16 @@ class EvalLaunch(EvalConfig):
     """Compare ways to prune: accuracy, visual tokens kept, cost. If --out holds an evaluation already, it continues where it stopped."""
 
     config: Path | None = None
-    """A Python file whose `evaluation` is an EvalConfig, e.g. configs/eval_scenes.py; the options below override it."""
+    """Name of a configuration (gp-jax configs lists them), or a Python file whose `evaluation` is an EvalConfig; the options below override
+    it."""
 
 
-def parse(argv: list[str]) -> EvalConfig:
+def parse(argv: list[str], prog: str = "gp-jax eval") -> EvalConfig:
     """Reads the command line; the configuration file sets the defaults."""
     path = given_path(argv)
     base = EvalConfig() if path is None else read_config(path, "evaluation", (EvalConfig,))
     default = EvalLaunch(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
-    launch = tyro.cli(EvalLaunch, default=default, args=argv, prog="eval.py", config=(tyro.conf.HelptextFromCommentsOff,))
+    launch = tyro.cli(EvalLaunch, default=default, args=argv, prog=prog, config=(tyro.conf.HelptextFromCommentsOff,))
     return EvalConfig(**{f.name: getattr(launch, f.name) for f in dataclasses.fields(EvalConfig)})
 
 
@@ -80,12 +83,15 @@ def evaluate(config: EvalConfig) -> Path | None:
     Raises: GlimpseError for errors in the configuration, the model or the data, and when another process evaluates in the same folder.
     """
     config = config.check()
-    import jax
+    with waiting("loading libraries"):
+        import jax
 
-    from gp_jax.sharding import start_processes
+        from gp_jax.sharding import start_processes
+        from gp_jax.vlm import GlimpseVLM  # noqa: F401 (slow to import)
 
     start_processes(config.coordinator, config.processes, config.process)
-    with only_one(path_of(config.out), "eval.py") if jax.process_index() == 0 else contextlib.nullcontext():
+    saved = saving_as(f"the answers so far are in {path_of(config.out) / PREDICTIONS}; the same command goes on")
+    with saved, only_one(path_of(config.out), "eval.py") if jax.process_index() == 0 else contextlib.nullcontext():
         return _evaluate(config, jax.process_index() == 0)
 
 
@@ -107,8 +113,9 @@ def _evaluate(config: EvalConfig, first: bool) -> Path | None:
     if config.devices > len(devices):
         raise GlimpseError(f"devices={config.devices}: this process has {len(devices)}")
     mesh = make_mesh(data=len(devices), devices=devices) if len(devices) > 1 else None
-    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, mesh, adapter=config.adapter)
-    plans, out = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks), path_of(config.out)
+    vlm = GlimpseVLM.from_pretrained(config.model, config.glimpse, config.dtype, mesh, adapter=config.adapter, progress=first)
+    plans = make_plans(config.plans, vlm.glimpse_config, vlm.processor.shrinks, vlm.config.vision.parts)
+    out = path_of(config.out)
     if first:
         for line in claim(out, config.identity()):
             print(printable(line))
@@ -132,13 +139,13 @@ def _evaluate(config: EvalConfig, first: bool) -> Path | None:
     return summarise(config, vlm, found, notes)
 
 
-def main(argv: list[str]) -> int:
+def run(config: EvalConfig) -> None:
+    """Evaluates and names the report."""
+    report = evaluate(config)
+    if report is not None:
+        print(printable(f"report: {report}"))
+
+
+def main(argv: list[str], command: str = "eval.py") -> int:
     """Runs `eval.py`. Returns: the exit status."""
-
-    def body() -> int:
-        report = evaluate(parse(argv))
-        if report is not None:
-            print(printable(f"report: {report}"))
-        return 0
-
-    return exit_status("eval.py", body)
+    return exit_status(command, lambda: run(parse(argv, command)))

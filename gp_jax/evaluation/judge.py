@@ -16,7 +16,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx2
-from tqdm import tqdm
 
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.evaluation.jsonl import appending
@@ -24,6 +23,7 @@ from gp_jax.evaluation.redaction import redactor
 from gp_jax.evaluation.settings import JudgeConfig
 from gp_jax.evaluation.verdicts import Question, Verdicts, digest, read_cache, read_score, request
 from gp_jax.runtime.disk import parse_json, writing
+from gp_jax.runtime.progress import Progress
 
 TRY_AGAIN = {408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 HOPELESS = {401, 405}  # status codes that every further request would get too
@@ -90,7 +90,7 @@ class _Asking:
         gate, waiting = asyncio.Semaphore(self.config.at_once), self.config.timeout
         with writing(self.cache):
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-        with appending(self.cache) as append, tqdm(total=len(todo), desc="judge", unit="answer", disable=self.quiet) as bar:
+        with appending(self.cache) as append, Progress(total=len(todo), desc="judge", unit="answer", disable=self.quiet) as bar:
             async with httpx2.AsyncClient(headers=headers, timeout=waiting) as client:
 
                 async def one(digest: str, question: Question) -> None:

@@ -10,10 +10,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from gp_jax.errors import GlimpseError
 from gp_jax.pruning.rule import Prune
+from gp_jax.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from gp_jax.vlm import GlimpseVLM
@@ -107,7 +106,7 @@ class ChatModel:
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(repr(request.args[2]), []).append(number)
-        with tqdm(total=len(requests), desc="answering", unit="answer", disable=getattr(self, "rank", 0) != 0) as bar:
+        with Progress(total=len(requests), desc="answering", unit="answer", disable=getattr(self, "rank", 0) != 0) as bar:
             for numbers in groups.values():
                 for start in range(0, len(numbers), self.batch_size):
                     part = numbers[start : start + self.batch_size]

@@ -6,20 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gp_jax.processing.views import shrunk_grid
+
 Grids = Sequence[tuple[int, int]]  # (rows, columns) of the visual tokens of a sample's pictures
-
-
-def shrunk_grid(grid: tuple[int, int], ratio: float) -> tuple[int, int]:
-    """The (rows, columns) with at most `ratio` of a grid's visual tokens, at least one, that are nearest in number and shape."""
-    rows, columns = grid
-    target = max(1, int(ratio * rows * columns))
-
-    def misfit(r: int) -> float:
-        c = min(columns, target // r)
-        return abs(math.log(c * rows / (r * columns))) + math.log(target / (r * c))
-
-    best = min(range(1, min(rows, target) + 1), key=misfit)
-    return best, min(columns, target // best)
 
 
 def sample_ratio(grids: Grids, kept: int, shrink: bool = False) -> float:

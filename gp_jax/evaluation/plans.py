@@ -6,6 +6,14 @@ glimpse             the glimpse with its own threshold; glimpse-11.1: at most 11
 oracle              exactly the visual tokens that the evidence boxes touch
 nothing             no visual token is kept after the cut: shows how much the text rows have read from the picture before it
 
+look                two looks (`pruning.look`): a first one at few visual tokens chooses the vision windows that are seen; then as glimpse
+look-oracle         the windows that the evidence boxes touch are seen, without a first look
+look-random         random windows are seen, without a first look: as many as floor says
+look-first          the first look alone: the picture at its size, then as glimpse
+
+The last four with any settings of a look, shares in percent (-share25 -tokens64 -least16 -above5 -margin1 -floor10 -cap60 -sure50
+-sureoff), -seed3 (of look-random) and -keep11.1 (keep at most that percentage): look-share6.25-above10-margin1
+
 The following plans keep as many visual tokens of each sample as the glimpse does; with a percentage after a dash (visionzip-11.1) they
 keep that percentage; with `-pooled` (visionzip-pooled) one percentage for all samples, with which the totals match:
 
@@ -18,6 +26,7 @@ downsample          the picture is scaled down to that number of visual tokens, 
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +36,7 @@ import numpy as np
 
 from gp_jax.config.model import GlimpseConfig
 from gp_jax.errors import GlimpseError, printable
+from gp_jax.pruning.look import Look
 from gp_jax.pruning.plan import PUBLISHED
 from gp_jax.pruning.rule import Prune
 
@@ -40,6 +50,7 @@ NAMES = (
     "glimpse-above-PERCENT",
     "oracle",
     "nothing",
+    "look[-oracle|-random|-first][-SETTINGS]",
     "random",
     "random-SEED",
     "random-SEED-PERCENT",
@@ -47,6 +58,18 @@ NAMES = (
     *(f"{n}-pooled" for n in ("random", "random-SEED", *AT_RATIO)),
 )
 POOLED = "pooled"
+LOOKS = ("oracle", "random", "first")
+LOOK_SETTINGS = {  # word -> field of `Look`, whether it is a whole number; else it is a percentage
+    "share": ("share", False),
+    "tokens": ("tokens", True),
+    "least": ("least", True),
+    "above": ("threshold", False),
+    "margin": ("margin", True),
+    "floor": ("floor", False),
+    "cap": ("cap", False),
+    "sure": ("sure", False),
+}
+LOOK_WORDS = (*(f"{word}{'N' if whole else 'PERCENT'}" for word, (_, whole) in LOOK_SETTINGS.items()), "sureoff", "seedN", "keepPERCENT")
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,7 @@ class EvalPlan:
         "pooled": of all samples together (`matching.pooled_ratio`). None: the share to keep is `ratio`.
     shrink: pictures are scaled down to the share to keep instead of pruned.
     prunes: whether visual tokens of a picture are removed, so that there are metrics of which ones.
+    parts: only parts of pictures are seen.
     """
 
     name: str
@@ -66,12 +90,13 @@ class EvalPlan:
     ratio: float | None = None
     shrink: bool = False
     prunes: bool = True
+    parts: bool = False
 
 
 def make_plan(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
     """A plan by its name. Raises: GlimpseError for an unknown name, with the most similar one, or when a needed glimpse is missing."""
     plain = name.removesuffix(f"-{POOLED}")
-    plan = _at_ratio(name, plain, glimpse) or _by_rule(plain, glimpse)
+    plan = look_plan(plain, glimpse) if plain.split("-")[0] == "look" else _at_ratio(name, plain, glimpse) or _by_rule(plain, glimpse)
     if plain == name:
         return plan
     if plan.matched is None:
@@ -125,10 +150,41 @@ def _by_rule(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
         "nothing": EvalPlan(name, lambda masks, ratio: Prune(method="nothing", min_remain_num=0, after=after)),
     }
     if name not in plans:
-        known = [*plans, *AT_RATIO, "glimpse", "random", *(f"{n}-{POOLED}" for n in ("random", *AT_RATIO))]
+        known = [*plans, *AT_RATIO, "glimpse", "look", "random", *(f"{n}-{POOLED}" for n in ("random", *AT_RATIO))]
         near = difflib.get_close_matches(name, known, n=1)
         raise GlimpseError(f"plan '{name}' is unknown" + (f", did you mean '{near[0]}'?" if near else "") + f" (plans: {', '.join(NAMES)})")
     return plans[name]
+
+
+def look_plan(name: str, glimpse: GlimpseConfig | None) -> EvalPlan:
+    """A plan with two looks, by its name. Raises: GlimpseError."""
+    if glimpse is None:
+        raise GlimpseError(f"plan '{name}' needs a glimpse (--glimpse)")
+    kind, *words = name.split("-")[1:] or [""]
+    kind, words = (kind, words) if kind in LOOKS else ("", name.split("-")[1:])
+    found: dict[str, Any] = {}
+    rule = Prune.from_config(glimpse)
+    for word in words:
+        match = re.fullmatch(r"([a-z]+?)(off|[0-9.]+)", word)
+        if match is None or match[1] not in (*LOOK_SETTINGS, "keep", "seed") or (match[2] == "off" and match[1] != "sure"):
+            raise GlimpseError(f"plan '{printable(name, 80)}': '{printable(word, 80)}' is not one of {', '.join(LOOK_WORDS)}")
+        if match[1] == "keep":
+            rule = dataclasses.replace(rule, max_remain_ratio=_number(name, match[2], 0, 100) / 100)
+        elif match[1] == "seed":
+            found["random"] = _seed(name, match[2])
+        else:
+            field, whole = LOOK_SETTINGS[match[1]]
+            found[field] = None if match[2] == "off" else _seed(name, match[2]) if whole else _number(name, match[2], 0, 100) / 100
+    if kind == "random":
+        found.setdefault("random", 0)
+    elif "random" in found:
+        raise GlimpseError(f"plan '{name}': only look-random has a seed")
+    look = Look(**found)
+    if kind == "first":
+        return EvalPlan(name, lambda masks, ratio: rule, ratio=look.share, shrink=True, prunes=False)
+    if kind == "oracle":
+        return EvalPlan(name, lambda masks, ratio: dataclasses.replace(rule, look=dataclasses.replace(look, windows=masks)), parts=True)
+    return EvalPlan(name, lambda masks, ratio: dataclasses.replace(rule, look=look), parts=True)
 
 
 def _number(name: str, value: str, low: float, high: float) -> float:
@@ -153,8 +209,9 @@ def _pooled_hint(name: str, value: str) -> str:
     return f", did you mean '{name.removesuffix(value)}{POOLED}'?" if near else ""
 
 
-def make_plans(names: Sequence[str], glimpse: GlimpseConfig | None, resizable: bool = True) -> list[EvalPlan]:
-    """Plans in the order in which they can run. resizable: whether the model takes pictures with fewer visual tokens.
+def make_plans(names: Sequence[str], glimpse: GlimpseConfig | None, resizable: bool = True, parts: bool = True) -> list[EvalPlan]:
+    """Plans in the order in which they can run. resizable: whether the model takes pictures with fewer visual tokens; parts: whether it can
+    see parts of them alone.
 
     Raises: GlimpseError for a wrong name, for a plan that must match the plan `glimpse` without it, or that must shrink pictures which are
     not resizable.
@@ -162,6 +219,8 @@ def make_plans(names: Sequence[str], glimpse: GlimpseConfig | None, resizable: b
     plans = [make_plan(name, glimpse) for name in dict.fromkeys(names)]
     if not resizable and (shrinking := next((p.name for p in plans if p.shrink), None)):
         raise GlimpseError(f"plan '{shrinking}': this model's pictures cannot be given with fewer visual tokens; leave it out of --plans")
+    if not parts and (looking := next((p.name for p in plans if p.parts), None)):
+        raise GlimpseError(f"plan '{looking}': this model sees a picture in one small square, of which it cannot see a part")
     if any(plan.matched for plan in plans) and "glimpse" not in names:
         raise GlimpseError(f"plan '{next(p.name for p in plans if p.matched)}' keeps as many as the plan 'glimpse' does: name that one too")
     return sorted(plans, key=lambda plan: plan.matched is not None)

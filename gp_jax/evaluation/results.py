@@ -41,6 +41,8 @@ class Prediction:
     ratio:             the share of this sample's visual tokens that the plan was told to keep; None: it was told none.
     sizes:             (width, height) of the pictures.
     made_from:         digest of where pictures and evidence came from; empty: not known.
+    windows:           per picture, the visual tokens of each vision window that was seen; empty: pictures were seen whole.
+    looked:            per picture, the (rows, columns) of visual tokens of the first look; empty: there was none.
     peak:              bytes of memory at most, since its plan's turn began, `memory.Peak`; None: not known.
     """
 
@@ -67,6 +69,13 @@ class Prediction:
     sizes: tuple[tuple[Size, Size], ...] = ()
     peak: Annotated[int, Field(ge=0)] | None = None
     made_from: str = ""
+    windows: tuple[tuple[Natural, ...], ...] = ()
+    looked: tuple[tuple[Natural, Natural], ...] = ()
+
+    @property
+    def viewed(self) -> int:
+        """Visual tokens that the vision tower saw, without those of a first look."""
+        return sum(map(sum, self.windows or [[rows * columns] for rows, columns in self.grids]))
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -117,7 +126,7 @@ class Prediction:
             values["metrics"] = {name: math.nan if value is None else value for name, value in values["metrics"].items()}
             for name in ("grid", "keep"):
                 values[name] = tuple(values[name])
-            for name in ("boxes", "cuts", "more_grids", "sizes"):
+            for name in ("boxes", "cuts", "more_grids", "sizes", "windows", "looked"):
                 values[name] = tuple(tuple(one) for one in values[name])
             made = checked(cls(**{f.name: values[f.name] for f in fields(cls)}), "the line")
             made.check()
@@ -130,6 +139,8 @@ class Prediction:
         tokens = sum(rows * columns for rows, columns in self.grids)
         if tokens > MOST_TOKENS:
             raise GlimpseError(f"grids of {tokens} visual tokens")
+        if sum(map(sum, self.windows)) > tokens:
+            raise GlimpseError("windows: more visual tokens than the grids have")
         if list(self.keep) != sorted({*self.keep}):
             raise GlimpseError("keep: numbers are not ascending")
         layers = [after for after, _ in self.cuts]

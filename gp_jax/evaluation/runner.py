@@ -15,27 +15,29 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL.Image import Image
-from tqdm import tqdm
 
 from gp_jax.data.samples import question_text
 from gp_jax.errors import GlimpseError, reason
-from gp_jax.evaluation.matching import pooled_ratio, sample_ratio, shrunk_grid
+from gp_jax.evaluation.matching import pooled_ratio, sample_ratio
 from gp_jax.evaluation.memory import Peak
 from gp_jax.evaluation.metrics import iou, recall
 from gp_jax.evaluation.plans import POOLED, EvalPlan
 from gp_jax.evaluation.results import Prediction, Saved, merge_predictions, part_path, write_predictions
 from gp_jax.evaluation.samples import LoadedRecord, Samples
 from gp_jax.evaluation.tasks import Task
-from gp_jax.flops import Workload, stages
+from gp_jax.flops import Workload, first_look, stages
 from gp_jax.inference.requests import resolve
 from gp_jax.inference.results import Answer
+from gp_jax.processing.views import shrunk_grid
 from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.clock import COMPILE
+from gp_jax.runtime.progress import Progress
 from gp_jax.sharding import wait_for_all
 from gp_jax.vlm import GlimpseVLM
 
 GIVE_UP = 10  # unexpected errors of a plan one after the other: no fault of the questions
 GLIMPSE = "glimpse"  # the plan that others match
+LOOKING = (GLIMPSE, "look")  # plans whose names begin so cut where the glimpse does
 ANY = 0.5  # a retention, where its number does not matter
 PASSES = 3  # over a batch, until one makes no program
 
@@ -95,7 +97,7 @@ class Runner:
     def current(self, prediction: Prediction) -> bool:
         """As of `Samples`, and a glimpse cuts where it does."""
         glimpse, layers = self.vlm.glimpse_config, [after for after, _ in prediction.cuts]
-        strange = prediction.plan.startswith(GLIMPSE) and glimpse and layers not in ([], [glimpse.reduce_layer])
+        strange = prediction.plan.startswith(LOOKING) and glimpse and layers not in ([], [glimpse.reduce_layer])
         return not strange and self.samples.current(prediction)
 
     def scored(self, prediction: Prediction) -> Prediction:
@@ -138,7 +140,7 @@ class Runner:
         names = [entry.id for entry in self.task.entries]
         share = self.samples.batches(self.batch)[jax.process_index() :: jax.process_count()]
         left, kept = sum(names[n] not in own for part in share for n in part for own in done.values()), sum(map(len, done.values()))
-        with tqdm(total=left + kept, initial=kept, desc=self.task.name, unit="answer", disable=quiet) as bar:
+        with Progress(total=left + kept, initial=kept, desc=self.task.name, unit="answer", disable=quiet) as bar:
             for turn, part in enumerate(share):
                 loaded = list(self.samples.loaded([n for n in part if any(names[n] not in own for own in done.values())]))
                 for plan in in_turn(plans, turn):
@@ -242,6 +244,8 @@ class Runner:
             sizes=tuple((width, height) for width, height in self.task.entries[number].sizes),
             peak=self._memory.bytes(),
             made_from=self.task.made_from(number),
+            windows=() if answer.seen_share == 1 else answer.windows,
+            looked=answer.look.grids if answer.look else (),
         )
 
     def flops(self, prediction: Prediction) -> float:
@@ -255,7 +259,11 @@ class Runner:
         breaks = sum(int((plot.rows < 0).sum()) for plot in plots)
         text = len(processor.tokenize([prompt])[0]) - len(plots) + breaks
         work = Workload.of(config.vision, grids, text, len(processor.tokenize([answer], prompts=False)[0]) + 1)
+        work = work.seeing(config.vision, prediction.windows) if prediction.windows else work
         cuts = [(after, min(1.0, (kept + 0.5) / max(1, work.visual))) for after, kept in prediction.cuts]  # half: rounded down there
-        glimpse = self.vlm.glimpse_config if prediction.plan.startswith(GLIMPSE) else None
+        glimpse = self.vlm.glimpse_config if prediction.plan.startswith(LOOKING) else None
         cuts = cuts or ([(glimpse.reduce_layer, 1.0)] if glimpse else [])  # a glimpse that keeps all has still been taken
-        return float(stages(config, glimpse, work, cuts, itemsize=4, past=prediction.held == prediction.kept)["total"].flops)
+        looked = 0
+        if prediction.looked and glimpse:
+            looked = first_look(config, glimpse, Workload.of(config.vision, prediction.looked, text - breaks, 1), itemsize=4).flops
+        return float(looked + stages(config, glimpse, work, cuts, itemsize=4, past=prediction.held == prediction.kept)["total"].flops)

@@ -90,7 +90,7 @@ class Samples:
             (prediction.question.strip(), prediction.answer.strip()) == (entry.question.strip(), entry.answer.strip())
             and prediction.sizes in ((), tuple(tuple(size) for size in entry.sizes))
             and (not prediction.made_from or not made_from or prediction.made_from == made_from)
-            and (own == grids or (prediction.plan.startswith("downsample") and prediction.kept == there))
+            and (own == grids or (prediction.plan.startswith(("downsample", "look-first")) and prediction.viewed == there))
             and (prediction.total, prediction.kept) == (total, len(prediction.keep))
             and max(prediction.keep, default=-1) < there
             and all(after < self.processor.config.text.num_hidden_layers for after, _ in prediction.cuts)

@@ -92,16 +92,18 @@ class EvalConfig:
     adapter: str | None = None
     """Folder or Hub id of a LoRA adapter in PEFT's files, which is used beside the weights."""
     tasks: tuple[str, ...] = ("scenes",)
-    """Tasks: scenes, scenes:SPLIT (val, test, test_ood); viscot:PATH, a released Visual-CoT benchmark file or a folder of them; PATH of
-    your own .jsonl or .json (the formats of gp-jax prepare); FOLDER or FOLDER:SPLIT that gp-jax prepare wrote, a task per data set."""
+    """Tasks: scenes, scenes:SPLIT (val, test, test_ood), scenes:SPLIT:400-576 (by visual tokens); viscot:PATH, a released Visual-CoT
+    benchmark file or a folder of them; PATH of your own .jsonl or .json (the formats of gp-jax prepare); FOLDER or FOLDER:SPLIT that gp-jax
+    prepare wrote, a task per data set."""
     images: str | None = None
     """Folder of the pictures that viscot: files and your own files refer to."""
     boxes: Literal["auto", "pixel", "normalized", "0-1000"] = "auto"
     """Meaning of box numbers in your own files, as for gp-jax prepare: auto, pixel, normalized or 0-1000."""
     plans: tuple[str, ...] = DEFAULT
     """Pruning plans: dense, glimpse, glimpse-PERCENT, glimpse-fixed-PERCENT, glimpse-above-PERCENT, oracle, nothing, random-SEED-PERCENT,
-    NAME-PERCENT; plans that keep as many visual tokens of every sample as the glimpse: random, random-SEED, attention, fastv, pyramiddrop,
-    visionzip, divprune, cdpruner, vscan, downsample; as many in total, with one share for all samples: NAME-pooled."""
+    NAME-PERCENT; look, look-oracle, look-random and look-first, with settings (look-share6.25-above10, docs/looks.md); plans that keep as
+    many visual tokens of every sample as the glimpse: random, random-SEED, attention, fastv, pyramiddrop, visionzip, divprune, cdpruner,
+    vscan, downsample; as many in total, with one share for all samples: NAME-pooled."""
     metrics: tuple[str, ...] = ()
     """Metrics: exact_match, vqa_accuracy, anls, token_f1, judge; tables show the first. [default: by data set, see docs/evaluation.md]"""
     prompt: Literal["free", "brief"] = "free"
@@ -124,6 +126,8 @@ class EvalConfig:
     """Folder to write: predictions.jsonl, left_out.jsonl, table.md, .csv and .json, tables by family or task, and report/index.html."""
     report: str | None = None
     """Path of the report. [default: report/index.html in --out]"""
+    cost: str | None = None
+    """Also show what pruning saves at the sizes of real pictures: the JSON file that `python -m benchmarks.cost` wrote."""
     pictures: int = 60
     """Number of samples in the report's gallery."""
     title: str = "GlimpsePrune: accuracy against retention"
@@ -158,6 +162,8 @@ class EvalConfig:
             raise GlimpseError("out is missing: the folder of the evaluation (--out)")
         if "://" in self.out:
             raise GlimpseError(f"out={self.out!r} must be a folder of this machine, not a URI")
+        if self.cost is not None and kind_of(path_of(self.cost)) != "file":
+            raise GlimpseError(f"cost={self.cost!r} is not a file; python -m benchmarks.cost --out {self.cost} writes it")
         for place in (self.out, self.report):
             if place is not None:
                 kind_of(path_of(place))

@@ -11,6 +11,7 @@ from typing import Literal
 from gp_jax.data.masks import inside
 from gp_jax.errors import printable, reason
 from gp_jax.evaluation.reporting.contact_sheet import write_sheet
+from gp_jax.evaluation.reporting.cost_panel import panel, read_cost
 from gp_jax.evaluation.reporting.exports import as_csv, as_json, grouped_csv, grouped_json
 from gp_jax.evaluation.reporting.gallery import Example
 from gp_jax.evaluation.reporting.html import write_report
@@ -71,9 +72,10 @@ def summarise(config: EvalConfig, vlm: GlimpseVLM, found: Found, more: Sequence[
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     samples, missing = gallery(config, found, metric, lines)
-    write_report(path, config.title, rows, groups, samples, [*notes(config, vlm, found), *more, *missing], lines, metric)
+    saved = panel(read_cost(path_of(config.cost))) if config.cost else ""
+    write_report(path, config.title, rows, groups, samples, [*notes(config, vlm, found), *more, *missing], lines, metric, saved)
     if SHOWN in names:
-        write_sheet(out / "overlays.png", samples[:SHEET], SHOWN)
+        write_sheet(out / "overlays.png", samples, SHOWN, SHEET)
     return path
 
 
@@ -90,7 +92,7 @@ def command(config: EvalConfig) -> str:
     for part, prefix in ((config, "--"), (config.judge, "--judge.")):
         for field in dataclasses.fields(part):
             value = config.judge.shown if part is config.judge and field.name == "url" else getattr(part, field.name)
-            if field.name not in ("judge", "process", "title", "report", "compilation_cache") and value != field.default:
+            if field.name not in ("judge", "process", "title", "report", "cost", "compilation_cache") and value != field.default:
                 words.append(f"{prefix}{field.name.replace('_', '-')}")
                 words += map(shlex.quote, map(str, value if isinstance(value, tuple) else [value]))
     return " ".join(words)

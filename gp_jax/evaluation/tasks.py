@@ -1,6 +1,6 @@
 """Tasks: a task is a set of records, a prompt and the metrics of its answers.
 
-scenes, scenes:SPLIT        the bundled benchmark (val, test, test_ood)
+scenes, scenes:SPLIT        the bundled benchmark (val, test, test_ood); scenes:test:400-576: pictures with that number of visual tokens
 viscot:PATH                 a released Visual-CoT benchmark file, or a folder of them: one task each, called viscot:gqa and so on
 FILE.jsonl, FILE.json       your own records
 FOLDER, FOLDER:SPLIT        a folder that gp-jax prepare wrote; with several data sets in it one task each, called FOLDER/gqa
@@ -8,6 +8,7 @@ FOLDER, FOLDER:SPLIT        a folder that gp-jax prepare wrote; with several dat
 
 import difflib
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,10 +146,12 @@ def _open(name: str, config: EvalConfig, progress: bool) -> list[Task]:
 
     kind, _, rest = name.partition(":")
     if kind == DATASET:
-        split = rest or "test"
-        if split not in SPLIT_SEED:
+        split, _, sizes = (rest or "test").partition(":")
+        between = re.fullmatch(r"(\d{1,6})-(\d{1,6})", sizes)
+        if split not in SPLIT_SEED or bool(sizes) != bool(between):
             raise GlimpseError(_unknown(name, [f"{DATASET}:{other}" for other in SPLIT_SEED]))
-        return [task(name, ScenesSource(split, config.limit, config.start, seed=config.scenes_seed), DATASET)]
+        tokens = (int(between[1]), int(between[2])) if between else None
+        return [task(name, ScenesSource(split, config.limit, config.start, seed=config.scenes_seed, tokens=tokens), DATASET)]
     if kind == "viscot":
         if not rest:
             raise GlimpseError("task 'viscot' needs a released benchmark file or a folder of them: viscot:PATH")

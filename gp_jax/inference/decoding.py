@@ -24,7 +24,7 @@ from gp_jax.inference.engine import Engine
 from gp_jax.inference.requests import ending
 from gp_jax.trees import DecodeState, LayerKV, Prefix, Sampling
 
-PER_ROW = ("temperature", "top_k", "top_p", "seed", "number")  # of `Sampling`
+PER_ROW = ("temperature", "top_k", "top_p", "seed", "number", "noted")  # of `Sampling`
 
 
 def check_finite(broken: np.ndarray, steps: int) -> None:
@@ -102,6 +102,7 @@ class Rows:
             top_p=np.ones(batch, np.float32),
             seed=np.zeros(batch, np.int32),
             number=np.arange(batch, dtype=np.int32),
+            noted=np.zeros(batch, bool),
             eos=ending(engine.config.eos_token_ids if eos is None else eos),
             pad=np.int32(engine.config.pad_token_id),
         )
@@ -169,6 +170,30 @@ class Rows:
         rows = np.arange(self.settings.seed.size) // copies == prompt
         (ended,) = self.engine.split((rows,), rows.size)
         self.state = self.engine.call(sampling.free, self.state, ended, donate=(0,))
+
+    def resize(self, places: Sequence[int]) -> None:
+        """Goes on with the prompts of these places only, in this order; -1: a free place.
+
+        Arrays are replaced one after another: beside the old rows and the new ones nothing is held longer than a layer.
+        Raises: GlimpseError when there is no such place.
+        """
+        copies = self.settings.seed.size // self.prompts
+        for place in places:
+            if place != -1:
+                self._check_place(place)
+        prompts = np.asarray(places, np.int32)
+        rows = np.where(prompts[:, None] >= 0, prompts[:, None] * copies + np.arange(copies), -1).reshape(-1).astype(np.int32)
+        pick, at, of = self.engine.call, self.engine.place(prompts), self.engine.place(rows)
+        kv, new_kv, bare = list(self.kv), list(self.state.new_kv), dataclasses.replace(self.state, new_kv=())
+        self.kv, self.state = (), bare
+        for layer, old in enumerate(kv):
+            kv[layer] = LayerKV(*pick(sampling.picked, (old.key, old.value, old.valid), at))
+            new_kv[layer] = pick(sampling.picked, new_kv[layer], of)
+        self.kv, self.own = tuple(kv), True
+        self.state = dataclasses.replace(pick(sampling.picked_state, bare, of), new_kv=tuple(new_kv))
+        taken = np.maximum(rows, 0)
+        self.settings = dataclasses.replace(self.settings, **{name: getattr(self.settings, name)[taken] for name in PER_ROW})
+        self.placed = self.engine.place_settings(self.settings)
 
     def _check_place(self, prompt: int) -> int:
         """Number of places. Raises: GlimpseError unless `prompt` is one of them."""

@@ -20,11 +20,11 @@ from gp_jax.buckets import Ladders
 from gp_jax.inference import sampling
 from gp_jax.inference.requests import Batch, Pruning, make_batch
 from gp_jax.inference.shared_programs import Parts
-from gp_jax.inference.walk import Route, Scores, Stages
+from gp_jax.inference.walk import Route, Scores, Stages, lengths
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.params import replace_params
 from gp_jax.processing.layout import Sample, prompt_input, slots_of, vision_input
-from gp_jax.pruning.plan import needs_glimpse
+from gp_jax.pruning.plan import Plan, needs_glimpse
 from gp_jax.runtime.clock import COMPILES, Clock
 from gp_jax.runtime.compilation_cache import ROOM, keep_compiled
 from gp_jax.sharding import batch_sharding, fetch, put, replicated
@@ -82,11 +82,13 @@ class Engine(Stages):
     def start(self, prefix: Prefix, settings: Sampling, active: Array, limit: Array, *, slots: int, logprobs: bool) -> DecodeState:
         """The state of rows behind their first token."""
         bare = dataclasses.replace(prefix, kv=())  # the program does not depend on the lengths of the caches
-        return self.call(sampling.start, self.model, bare, settings, active, limit, slots=slots, logprobs=logprobs)
+        with COMPILES.naming(f"the first token of {active.size} row(s)"):
+            return self.call(sampling.start, self.model, bare, settings, active, limit, slots=slots, logprobs=logprobs)
 
     def advance(self, kv: tuple, state: DecodeState, settings: Sampling, steps: Array) -> DecodeState:
         """Generates; `state` is used up."""
-        return self.call(sampling.advance, self.model, kv, state, settings, steps, donate=(1,))
+        with COMPILES.naming(f"decoding of {lengths(state.tokens.shape, 'new tokens')}"):
+            return self.call(sampling.advance, self.model, kv, state, settings, steps, donate=(1,))
 
     def vision_slots(self, samples: Sequence[Sample]) -> int:
         """Vision slots M of the bucket, a multiple of the attention window; 0 when no sample has an image."""
@@ -130,6 +132,14 @@ class Engine(Stages):
         """Samples in the engine's buckets. Raises: GlimpseError, before any device work, when there are too many or one is too long."""
         return make_batch(samples, pruning, self.ladders.batch.fit(len(samples)), self.vision_slots(samples))
 
+    def rows(self, plan: Plan) -> int:
+        """Glimpse rows behind a prompt."""
+        return self.glimpse_rows if needs_glimpse(plan) else 0
+
+    def length(self, batch: Batch) -> int:
+        """Prompt rows T of the bucket. Raises: GlimpseError when a prompt is beyond its ladder."""
+        return self.ladders.prompt.fit(max(sample.ids.size for sample in batch.samples) + self.rows(batch.plan))
+
     # The engine's choice of a length behind a cut (see `walk.Choice`): the host reads what is needed and takes the smallest rung.
 
     def rungs(self, need: Array, length: int) -> tuple[int]:
@@ -156,9 +166,7 @@ class Engine(Stages):
         """
         lap = (clock or Clock()).lap
         samples, plan, size = batch.samples, batch.plan, batch.size
-        rows = self.glimpse_rows if needs_glimpse(plan) else 0
-        length = self.ladders.prompt.fit(max(sample.ids.size for sample in samples) + rows)
-        prompt = self.prompt(samples, size, length, rows)
+        prompt = self.prompt(samples, size, self.length(batch), self.rows(plan))
         ROOM.make(COMPILES.count)
         vision, features = view or self.view(batch) or (None, None)
         lap("vision", features)

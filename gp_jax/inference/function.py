@@ -6,7 +6,6 @@ B samples, T prompt rows, S vision patches, M vision slots, A position axes, N =
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import cache, partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.config.schema import AtLeastOne, Several, one
 from gp_jax.errors import GlimpseError, TooLong
 from gp_jax.inference import traced
+from gp_jax.inference.look_inputs import LOOK_INPUTS, as_dict, first_buckets, look_inputs, told_looks
 from gp_jax.inference.requests import AUTO, Pruning, make_batch, resolve, sampling_settings
 from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.target import PLATFORMS, targeting
@@ -31,16 +31,18 @@ from gp_jax.processing.qwen import Processor
 from gp_jax.pruning.plan import Plan, needs_glimpse
 from gp_jax.pruning.rule import Prune
 
+PARTS = (4, 2, 1)  # of the pictures, for which a program with a look has sizes
 KERNELS = ("auto", "xla")  # xla: XLA's own operations, which XLA can split over any mesh, on every platform
 
 INPUTS = {
     "patches": "(B, S, values) float32: normalised pixels of every patch, in window order",
     "patch_hw": "(B, S, 2) int32: row and column of a patch in its picture",
-    "patch_window": "(B, S) int32: attention window inside its block, -1 padding",
+    "patch_window": "(B, S) int32: attention window inside the sample, -1 padding",
     "patch_image": "(B, S) int32: picture inside the sample, -1 padding",
     "token_hw": "(B, M, 2) int32: row and column of a visual token in its picture",
-    "token_window": "(B, M) int32: attention window inside its block, -1 padding",
+    "token_window": "(B, M) int32: attention window inside the sample, -1 padding",
     "token_image": "(B, M) int32: picture inside the sample, -1 padding",
+    "token_sides": "(B, M, 2) int32: rows and columns of the whole picture in visual tokens",
     "ids": "(B, T) int32: token ids, left-aligned",
     "positions": "(B, A, T) int32: position ids (time, row, column)",
     "valid": "(B, T) bool: rows that are not padding; a sample without any only fills the batch",
@@ -48,6 +50,7 @@ INPUTS = {
     "glimpse_row": "(B, T) int32: 0, 1, ... on the glimpse rows behind the prompt, -1 elsewhere",
     "tap_row": "(B,) int32: the last of these rows, or of the prompt",
     "next_position": "(B,) int32: position of the first new token",
+    **LOOK_INPUTS,
     "cut*_threshold": "(B, 1) float32: keep visual tokens whose importance is above it",
     "cut*_cap_trigger": "(B,) int32: more kept than this ...",
     "cut*_cap": "(B,) int32: ... and only this number of the best stay",
@@ -59,6 +62,7 @@ INPUTS = {
 OUTPUTS = {
     "tokens": "(B, n) int32: new tokens, padding behind a sample's end",
     "lengths": "(B,) int32: new tokens of a sample, its end token included",
+    "seen": "(B, N) bool: the visual tokens that the vision tower saw, in the order of keep; all of them without a look",
     "kept": "(B,) int32: visual tokens that were left after the last cut",
     "visual_tokens": "(B,) int32: visual tokens before it",
     "keep": "(B, N) bool: which of them, picture by picture, row by row, then padding",
@@ -75,6 +79,7 @@ def inference_buckets(
     prompt: Sequence[int] = (),
     kept: Sequence[int] = (),
     cuts: int = 1,
+    look: bool = False,
 ) -> Ladders:
     """Sizes for `inference_fn`. The largest are the capacity; smaller ones let it do less where a request is small.
 
@@ -84,13 +89,20 @@ def inference_buckets(
         prompt: rows of a sample, its visual tokens and the glimpse's rows included; default: the visual tokens and 128 more.
         kept: rows left behind a cut, to choose from; default: a few parts of the prompt.
         cuts: of the plan: behind each there is a copy of the rest of the program per size.
+        look: there are two looks: where only one size of visual tokens or prompt is given, add smaller ones, for the parts that are seen.
     Raises: GlimpseError that names the setting.
     """
     batch = one(AtLeastOne, batch, "batch")
     given = {"visual_tokens": visual_tokens, "prompt": prompt, "kept": kept}
     visual_tokens, prompt, kept = (one(Several[AtLeastOne], sizes, name) for name, sizes in given.items())
-    patches = sorted({config.vision.slots_for(size) * config.vision.merge_unit for size in visual_tokens})
-    prompt = sorted(prompt) or [-(-(size + 128) // 64) * 64 for size in sorted(visual_tokens)[-1:]]
+    most = max(visual_tokens, default=1)
+    prompt = sorted(prompt) or [-(-(most + 128) // 64) * 64]
+    if look and len(prompt) == 1:
+        prompt = sorted({-(-max(1, prompt[0] - most + most // part) // 16) * 16 for part in PARTS} & {*range(prompt[0])} | {*prompt})
+    slots, tile = {config.vision.slots_for(size) for size in visual_tokens}, config.vision.window_side**2
+    if look and len(slots) == 1:
+        slots = {-(-max(slots) // part // tile) * tile for part in PARTS}
+    patches = sorted(size * config.vision.merge_unit for size in slots)
     parts = (16, 8, 4, 2) if cuts < 2 else (4,)
     kept = sorted(kept) or sorted({-(-prompt[-1] // part // 16) * 16 or 1 for part in parts})
     return Ladders(
@@ -111,13 +123,19 @@ def inference_params(model: LVLM) -> dict[str, Any]:
 
 
 def inference_inputs(
-    samples: Sequence[Sample], config: ModelConfig, glimpse: GlimpseConfig | None, prune: Prune | Plan | str | None, buckets: Ladders
+    samples: Sequence[Sample],
+    config: ModelConfig,
+    glimpse: GlimpseConfig | None,
+    prune: Prune | Plan | Pruning | str | None,
+    buckets: Ladders,
 ) -> dict[str, np.ndarray]:
     """What `inference_fn` of the same plan and buckets takes: see INPUTS; every array has the batch in front.
 
     Args: samples: of `layout.read_samples`, up to the batch. Raises: GlimpseError that names the ladder that is too short.
     """
     pruning = _resolved(prune, glimpse, config)
+    looks = first_buckets(config, pruning.look, buckets) is not None
+    samples = told_looks(config, samples, pruning) if pruning.look is not None and not looks else samples
     rows = glimpse.rows if glimpse and needs_glimpse(pruning.plan) else 0
     batch, length = buckets.batch.rungs[-1], buckets.prompt.rungs[-1]
     buckets.batch.fit(len(samples))
@@ -126,10 +144,12 @@ def inference_inputs(
         buckets.patches.fit(max(1, sample.slots.size * config.vision.merge_unit))
     slots = slots_of(buckets.patches.rungs[-1], config)
     made = make_batch(samples, pruning, batch, slots)
-    inputs = _as_dict(vision_input(samples, config, batch, slots)) | _as_dict(prompt_input(samples, config, batch, length, rows))
+    inputs = as_dict(vision_input(samples, config, batch, slots)) | as_dict(prompt_input(samples, config, batch, length, rows))
     inputs |= {"positions": np.moveaxis(inputs["positions"], 0, 1), "next_position": made.next_positions}
+    if looks:
+        inputs |= look_inputs(samples, config, glimpse, pruning, buckets, rows)
     for number, cut in enumerate(made.cuts):
-        rule = _as_dict(cut.limits) | {"threshold": np.full((batch, 1), cut.limits.threshold, np.float32)}
+        rule = as_dict(cut.limits) | {"threshold": np.full((batch, 1), cut.limits.threshold, np.float32)}
         rule |= {} if cut.given is None else {"given": cut.given}
         inputs |= {f"cut{number}_{name}": value for name, value in rule.items()}
     return inputs
@@ -201,8 +221,9 @@ def inference_fn(
     Returns: the function. params: of `inference_params`; inputs: of `inference_inputs`; outputs: see OUTPUTS.
     Raises: GlimpseError that names the argument at fault; the function itself when an array's shape is not the program's.
     """
-    plan, _ = _resolved(plan, glimpse, config)
-    buckets = buckets or inference_buckets(config, cuts=len(plan))
+    pruning = _resolved(plan, glimpse, config)
+    plan = pruning.plan
+    buckets = buckets or inference_buckets(config, cuts=len(plan), look=pruning.look is not None)
     if not slots_of(most := buckets.patches.rungs[-1], config):
         window = config.vision.merge_unit * config.vision.window_side**2
         raise GlimpseError(f"{most} patches are less than an attention window of this model, {window}; raise Ladders.patches")
@@ -216,7 +237,9 @@ def inference_fn(
         return nnx.split(abstract_model(config, glimpse, dtype))
 
     parts(jnp.dtype(jnp.float32))  # as above
-    shapes = {name: x.shape for name, x in inference_inputs([], config, glimpse, plan, buckets).items()}
+    first = first_buckets(config, pruning.look, buckets)
+    bare = Prune(look=pruning.look) if first else Prune()  # what only requests have, such as masks, does not change shapes
+    shapes = {name: x.shape for name, x in inference_inputs([], config, glimpse, Pruning(plan, bare), buckets).items()}
     platforms = ("xla",) if attention == "xla" else PLATFORMS
 
     def infer(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Array]:
@@ -227,20 +250,16 @@ def inference_fn(
         graph, state = parts(_base_dtype(params))
         with targeting(*platforms):
             model, arrays = nnx.merge(graph, _state(state, params)), {name: jnp.asarray(x) for name, x in inputs.items()}
-            return traced.answer(model, plan, buckets, settings(), max_new_tokens, arrays)
+            return traced.answer(model, plan, buckets, settings(), max_new_tokens, arrays, first)
 
     return infer
 
 
-def _resolved(prune: Prune | Plan | str | None, glimpse: GlimpseConfig | None, config: ModelConfig) -> Pruning:
+def _resolved(prune: Prune | Plan | Pruning | str | None, glimpse: GlimpseConfig | None, config: ModelConfig) -> Pruning:
     """`requests.resolve` that also takes a plan as it is; its keep rule is the default one then."""
     if isinstance(prune, tuple):
-        return Pruning(prune, Prune())
+        return prune if isinstance(prune, Pruning) else Pruning(prune, Prune())
     return resolve(prune, glimpse, config.text.num_hidden_layers)
-
-
-def _as_dict(tree: Any) -> dict[str, np.ndarray]:
-    return {f.name: np.asarray(getattr(tree, f.name)) for f in fields(tree)}
 
 
 def _base_dtype(params: Mapping[str, Any]) -> jnp.dtype:

@@ -76,8 +76,9 @@ def pick(vision: VisionInput, features: VisionFeatures, rows: Array, slots: int)
     for field in dataclasses.fields(vision)[1:]:
         length = slots * unit if field.name.startswith("patch_") else slots
         values[field.name] = constrained(getattr(vision, field.name)[rows, :length], "batch")
-    tokens = constrained(features.tokens[rows, :slots], "batch")
-    return View(VisionInput(**values), dataclasses.replace(features, tokens=tokens, conditions=(), received={}, keys={}))
+    tokens, *deepstack = (constrained(part[rows, :slots], "batch") for part in (features.tokens, *features.deepstack))
+    picked: dict[str, Any] = dict(tokens=tokens, deepstack=tuple(deepstack), conditions=(), received={}, keys={})
+    return View(VisionInput(**values), dataclasses.replace(features, **picked))
 
 
 def masked_prompt(
@@ -136,7 +137,8 @@ def score_completions(
     given = rule.reference_masks if batch.plan and rule is not None else None
     masks = [np.ones(sample.count, bool) for sample in samples]
     if given is not None:
-        masks = [reference_mask(given[b], sample.grids, f"reference_masks[{b}]") for b, sample in enumerate(samples)]
+        whole = [reference_mask(given[b], sample.grids, f"reference_masks[{b}]") for b, sample in enumerate(samples)]
+        masks = [mask[sample.tokens] for mask, sample in zip(whole, samples, strict=True)]
     prompt, length = masked_prompt(engine, batch, masks, engine.view(batch), range(count), batch.size)
     rows = ((0, batch.size - count), (0, 0), (0, 0))
     completions = engine.split(Completions(np.pad(tokens, rows).astype(np.int32), np.pad(valid, rows)), batch.size)

@@ -13,6 +13,7 @@ from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.config.schema import Count, FromNumpy, Several, TokenId, one
 from gp_jax.errors import GlimpseError, shown
 from gp_jax.processing.layout import Sample
+from gp_jax.pruning.look import Look
 from gp_jax.pruning.plan import SCORERS, Plan, make_plan, shares
 from gp_jax.pruning.rule import Prune, anchor_indices, limits, reference_mask
 from gp_jax.trees import KeepLimits, Sampling
@@ -34,10 +35,15 @@ class CutInput:
 
 
 class Pruning(NamedTuple):
-    """What `prune` stands for: where to cut, and the keep rule (None: no pruning)."""
+    """What `prune` stands for: where to cut, and the keep rule (None: no pruning), which also says whether to look twice."""
 
     plan: Plan
     rule: Prune | None
+
+    @property
+    def look(self) -> Look | None:
+        """How the parts of pictures are chosen that are seen; None: pictures are seen whole."""
+        return self.rule.look if self.rule else None
 
 
 @dataclass(frozen=True)
@@ -88,20 +94,22 @@ def keep_rules(samples: Sequence[Sample], plan: Plan, prune: Prune | None, batch
         raise GlimpseError(f"fixed_remain_ratio holds {len(prune.ratios)} shares for {len(samples)} samples")
     exact = masks is not None or prune.method == "nothing"
     rule = Prune(min_remain_num=None) if exact else prune  # a given mask is kept as it is
-    counts, always = np.zeros(batch, int), np.zeros((batch, slots), bool)
+    counts, totals, always = np.zeros(batch, int), np.zeros(batch, int), np.zeros((batch, slots), bool)
     given = np.full((batch, slots), -np.inf, np.float32)
     for b, sample in enumerate(samples):
-        counts[b] = sample.count
-        always[b, sample.slot_of_token[anchor_indices(rule.anchor_positions, sample.grids)]] = True
+        counts[b], totals[b] = sample.count, sample.total
+        anchors = np.isin(sample.tokens, anchor_indices(rule.anchor_positions, sample.grids))
+        always[b, sample.slot_of_token[anchors]] = True
         if prune.method == "random":  # of the sample, not of its place in a batch
             random = np.random.default_rng([prune.seed, zlib.crc32(sample.ids.tobytes()), zlib.crc32(sample.pixels.tobytes())])
-            given[b, sample.slot_of_token] = random.random(sample.count)
+            given[b, sample.slot_of_token] = random.random(sample.total)[sample.tokens]
         if masks is not None:
             kept = reference_mask(masks[b], sample.grids, f"reference_masks[{b}]")
-            given[b, sample.slot_of_token[kept]] = np.inf
+            given[b, sample.slot_of_token[kept[sample.tokens]]] = np.inf
     rules = [dataclasses.replace(rule, fixed_remain_ratio=own) for own in shares(rule, plan)]
     return [
-        CutInput(limits(own, counts, always), given if SCORERS[cut.scorer].given else None) for cut, own in zip(plan, rules, strict=True)
+        CutInput(limits(own, totals, always, counts), given if SCORERS[cut.scorer].given else None)
+        for cut, own in zip(plan, rules, strict=True)
     ]
 
 
@@ -126,8 +134,10 @@ def sampling_settings(
     seed: int,
     eos_token_id: int | Sequence[int] | str | None,
     rows: int = 1,
+    noted: bool = True,
 ) -> Sampling:
-    """Checked sampling settings as arrays of `rows` rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none."""
+    """Checked sampling settings as arrays of `rows` rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none; noted:
+    whether log-probabilities are noted where the rows have room for them."""
     temperature, top_p = one(Temperature, temperature, "temperature"), one(TopP, top_p, "top_p")
     top_k, seed = one(Count, top_k, "top_k"), one(Count, seed, "seed")
     if isinstance(eos_token_id, str) and eos_token_id == AUTO:
@@ -142,6 +152,7 @@ def sampling_settings(
         top_p=np.full(rows, top_p, np.float32),
         seed=np.full(rows, seed, np.int32),
         number=np.arange(rows, dtype=np.int32),
+        noted=np.full(rows, noted),
         eos=ending(ends),
         pad=np.int32(config.pad_token_id),
     )

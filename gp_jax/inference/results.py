@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, shown
 from gp_jax.inference.engine import Engine, Prefilled
+from gp_jax.inference.notebook import card
 from gp_jax.processing.images import overlay, side_by_side
-from gp_jax.processing.layout import Sample
+from gp_jax.processing.layout import FirstLook, Sample
+from gp_jax.processing.looks import window_sizes
 from gp_jax.processing.qwen import Prepared, Processor
 from gp_jax.pruning.plan import Plan
+from gp_jax.runtime.clock import COMPILE
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Generation:
                     code pads them.
     attention_mask: (B, rows) int32, 0 on that padding.
     seen, cached:   (B, layers) int, visual tokens that a decoder layer saw in prefill, and that its cache holds for decoding.
+    viewed:         per sample (visual tokens,) bool: those that the vision tower saw; all true without a look.
+    windows:        per sample and view, the visual tokens of each vision window that was seen.
+    looks:          per sample the first look: its grids and the importance that it found; None: there was none.
     timings:        seconds per stage when asked for.
     """
 
@@ -39,7 +45,14 @@ class Generation:
     attention_mask: np.ndarray
     seen: np.ndarray
     cached: np.ndarray
+    viewed: list[np.ndarray]
+    windows: list[tuple[tuple[int, ...], ...]]
+    looks: list[FirstLook | None]
     timings: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        kept, total = sum(int(own.sum()) for own in self.keep), sum(own.size for own in self.keep)
+        return f"Generation({self.tokens.shape[0]} x {self.tokens.shape[1]} tokens, {kept} of {total} visual tokens kept)"
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,8 @@ class Answer:
 
     kept, total: visual tokens after and before pruning; keep: per image (rows, columns) bool; images: upright RGB pictures;
     timings: seconds per stage (of the whole batch); seen, cached: per decoder layer, visual tokens that it saw in prefill and that its
-    cache holds.
+    cache holds. viewed: per image (rows, columns) bool, what the vision tower saw; windows: per image, the visual tokens of each window
+    that it saw; look: the first look, None: there was none.
     """
 
     text: str
@@ -60,17 +74,46 @@ class Answer:
     timings: dict[str, float]
     seen: tuple[int, ...] = ()
     cached: tuple[int, ...] = ()
+    viewed: tuple[np.ndarray, ...] = ()
+    windows: tuple[tuple[int, ...], ...] = ()
+    look: FirstLook | None = None
 
     @property
     def cuts(self) -> tuple[tuple[int, int], ...]:
-        """Where it was pruned: (last layer in front of the cut, visual tokens behind it), in order."""
-        before = (self.total, *self.seen)
+        """Where it was pruned: (last layer in front of the cut, visual tokens behind it), in order. A second look is none."""
+        before = (sum(int(view.sum()) for view in self.viewed) if self.viewed else self.total, *self.seen)
         return tuple((layer - 1, now) for layer, (was, now) in enumerate(itertools.pairwise(before)) if was != now)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole batch, without what only its first call cost."""
+        return sum(seconds for stage, seconds in self.timings.items() if stage != COMPILE)
+
+    def __repr__(self) -> str:
+        return f"Answer({shown(self.text)}, {self.kept} of {self.total} visual tokens kept, {self.seconds:.2f} s)"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the overlay and the numbers."""
+        stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.timings.items() if stage != COMPILE)
+        facts = {"visual tokens": f"{self.kept} of {self.total} kept ({self.retention:.1%})", "seconds": stages}
+        if self.timings.get(COMPILE):
+            facts["first call"] = f"{self.timings[COMPILE]:.1f} s more, which later answers do not take"
+        return card(self.text, facts, self.overlay())
 
     @property
     def retention(self) -> float:
         """Share of the visual tokens that the last layer still sees; 1.0 when there are none."""
         return self.kept / self.total if self.total else 1.0
+
+    @property
+    def seen_share(self) -> float:
+        """Share of the visual tokens that the vision tower saw: of the picture, what the second look saw; 1.0 without a look."""
+        return sum(int(view.sum()) for view in self.viewed) / self.total if self.total and self.viewed else 1.0
+
+    @property
+    def maps(self) -> list[np.ndarray]:
+        """Per image (rows, columns) float32 in 0 .. 1: the importance that the first look found; none without one."""
+        return split_tokens(1 / (1 + np.exp(-self.look.logits)), tuple(k.shape for k in self.keep)) if self.look else []
 
     def overlays(self) -> list[Image.Image]:
         """Every picture with its kept regions bright and the rest dimmed."""
@@ -92,15 +135,25 @@ Scores = Sequence[tuple[np.ndarray, np.ndarray]]  # per cut: logits (B, M), keep
 
 
 def per_token(scores: Scores, samples: Sequence[Sample]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Keep mask and importance logits of the last cut, per sample in prompt order; all kept, logits 0 without a cut."""
+    """Keep mask and importance logits of the last cut, per sample in prompt order; all kept, logits 0 without a cut. Whole pictures: what a
+    second look did not see is not kept, with a logit of -inf."""
     if not scores:
-        return [np.ones(sample.count, bool) for sample in samples], [np.zeros(sample.count, np.float32) for sample in samples]
+        kept = [np.ones(sample.count, bool) for sample in samples]
+        return on_grids(kept, [np.zeros(sample.count, np.float32) for sample in samples], samples)
     logits, keep = scores[-1]
     for number, sample in enumerate(samples):
         if np.isnan(logits[number, sample.slot_of_token]).any():
             raise GlimpseError(f"sample {number + 1} of {len(samples)}: the importance of its visual tokens is not a number")
     kept, importance = ([rows[b, sample.slot_of_token] for b, sample in enumerate(samples)] for rows in (keep, logits))
-    return kept, importance
+    return on_grids(kept, importance, samples)
+
+
+def on_grids(
+    keep: Sequence[np.ndarray], logits: Sequence[np.ndarray], samples: Sequence[Sample]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Values of the visual tokens that were seen as values of whole pictures: what was not seen is not kept, its importance is -inf."""
+    kept = [sample.on_grids(own, False) for own, sample in zip(keep, samples, strict=True)]
+    return kept, [sample.on_grids(own, -np.inf) for own, sample in zip(logits, samples, strict=True)]
 
 
 def per_layer(plan: Plan, scores: Scores, samples: Sequence[Sample], layers: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +169,8 @@ def per_layer(plan: Plan, scores: Scores, samples: Sequence[Sample], layers: int
 
 def answers_of(done: Generation, prepared: Prepared, processor: Processor) -> list[Answer]:
     """A batch's answers."""
-    rows = zip(done.tokens, done.keep, prepared.grids, prepared.images, done.seen, done.cached, strict=True)
+    facts = zip(done.seen, done.cached, done.viewed, done.windows, done.looks, strict=True)
+    rows = zip(done.tokens, done.keep, prepared.grids, prepared.images, facts, strict=True)
     return [
         Answer(
             text=processor.text(tokens),
@@ -128,8 +182,11 @@ def answers_of(done: Generation, prepared: Prepared, processor: Processor) -> li
             timings=done.timings,
             seen=tuple(seen.tolist()),
             cached=tuple(cached.tolist()),
+            viewed=tuple(split_tokens(viewed, grids)),
+            windows=windows,
+            look=look,
         )
-        for tokens, keep, grids, images, seen, cached in rows
+        for tokens, keep, grids, images, (seen, cached, viewed, windows, look) in rows
     ]
 
 
@@ -154,4 +211,7 @@ def outcome(engine: Engine, filled: Prefilled, pruned: bool) -> dict[str, Any]:
         attention_mask=mask,
         seen=seen,
         cached=cached,
+        viewed=[sample.on_grids(np.ones(sample.count, bool), False) for sample in samples],
+        windows=[window_sizes(sample) for sample in samples],
+        looks=[sample.first_look for sample in samples],
     )

@@ -81,8 +81,16 @@ def write(state: DecodeState, logits: Array, sampling: Sampling, rows: Array | b
     ended = jnp.any(token[:, None] == sampling.eos[None], axis=-1) | (step >= state.limit)
     logprobs = state.logprobs
     if logprobs is not None:
-        found = logprob(drawn_from, token), logprob(logits, token)
-        logprobs = tuple(kept.at[place, slot].set(new, mode="drop") for kept, new in zip(logprobs, found, strict=True))
+        noted = going & sampling.noted
+
+        def both(drawn_from: Array, logits: Array) -> tuple[Array, Array]:
+            return logprob(drawn_from, token), logprob(logits, token)
+
+        def neither(drawn_from: Array, logits: Array) -> tuple[Array, Array]:
+            return (jnp.zeros(token.size, jnp.float32),) * 2
+
+        found, at = jax.lax.cond(jnp.any(noted), both, neither, drawn_from, logits), jnp.where(noted, slot, state.tokens.shape[1])
+        logprobs = tuple(kept.at[place, at].set(new, mode="drop") for kept, new in zip(logprobs, found, strict=True))
     return _by_rows(
         state,
         tokens=state.tokens.at[place, slot].set(token, mode="drop"),
@@ -187,6 +195,36 @@ def insert(
 def free(state: DecodeState, rows: Array) -> DecodeState:
     """Ends rows (R,) bool: their place can be taken."""
     return _by_rows(state, done=state.done | rows)
+
+
+def widened(kv: tuple[LayerKV, ...], length: int) -> tuple[LayerKV, ...]:
+    """Caches of prompts with room for `length` rows in every layer."""
+
+    def wide(x: Array, axis: int) -> Array:
+        padded = jnp.pad(x, [(0, length - size if a == axis else 0) for a, size in enumerate(x.shape)])
+        return constrained(padded, "batch", *(("kv_heads",) if x.ndim == 4 else ()))
+
+    return tuple(LayerKV(wide(layer.key, 2), wide(layer.value, 2), wide(layer.valid, 1)) for layer in kv)
+
+
+def picked(caches: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
+    """Rows of arrays at the places `index` (n,) int; -1: an empty row."""
+
+    def pick(x: Array) -> Array:
+        own = index.reshape(-1, *(1,) * (x.ndim - 1))
+        rows = jnp.where(own >= 0, jnp.take(x, jnp.maximum(index, 0), axis=0), jnp.zeros((), x.dtype))
+        return constrained(rows, "batch", *(("kv_heads",) if x.ndim == 4 else ()))
+
+    return tuple(map(pick, caches))
+
+
+def picked_state(state: DecodeState, index: Array) -> DecodeState:
+    """What belongs to the rows at these places, without their caches of new tokens; free rows at -1."""
+    names = ("tokens", "step", "limit", "last", "next_position", "broken")
+    rows = dict(zip(names, picked(tuple(getattr(state, name) for name in names), index), strict=True))
+    done = picked((state.done,), index)[0] | (index < 0)
+    logprobs = None if state.logprobs is None else picked(state.logprobs, index)
+    return _by_rows(state, **rows, done=done, logprobs=logprobs)
 
 
 def advance(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState, sampling: Sampling, steps: Array) -> DecodeState:

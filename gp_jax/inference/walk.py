@@ -18,6 +18,7 @@ from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.layers import at_once
 from gp_jax.pruning.plan import SCORERS, Plan, merges, needs_glimpse, tapped_layers, watched_blocks
 from gp_jax.pruning.scorers.scorer import Cut, Scoring
+from gp_jax.runtime.clock import COMPILES
 from gp_jax.trees import Array, KeepLimits, PromptInput, Stream, VisionFeatures, VisionInput
 
 T = TypeVar("T")
@@ -39,6 +40,12 @@ class Finish(Protocol[T_co]):
     """What becomes of the end of a walk. stream, logits (B, V) of the first new token: None where only scores were asked for."""
 
     def __call__(self, stream: Stream | None, logits: Array | None, scores: Scores) -> T_co: ...
+
+
+def lengths(shape: Sequence[int], what: str) -> str:
+    """Sizes in words, e.g. "4 x 1,024 patches"."""
+    samples, length = shape
+    return (f"{samples} x " if samples > 1 else "") + f"{length:,} {what}"
 
 
 def ignore(stage: str, result: Any) -> None:
@@ -72,11 +79,13 @@ class Stages:
 
     def see(self, vision: VisionInput, watch: tuple[int, ...] = ()) -> VisionFeatures:
         """The vision tower."""
-        return pipeline.see(self.model, vision, self.vision_attention, watch=watch, call=self.call)
+        samples, slots = vision.token_image.shape
+        with COMPILES.naming(f"vision for {lengths((samples, slots * self.config.vision.merge_unit), 'patches')}"):
+            return pipeline.see(self.model, vision, self.vision_attention, watch=watch, call=self.call)
 
     def embed(self, prompt: PromptInput, features: VisionFeatures | None) -> Stream:
         """The prompt before layer 0."""
-        return self.call(pipeline.embed, self.model, prompt, features)
+        return pipeline.embed(self.model, prompt, features, self.call)
 
     def look(self, plan: Plan) -> dict[str, Any]:
         """What `run` must record for a plan's scorers."""
@@ -88,32 +97,35 @@ class Stages:
 
     def run(self, stream: Stream, low: int, high: int, taps: tuple[int, ...] = (), glimpse: bool = False) -> Stream:
         """Layers low .. high-1, which overwrite the stream's hidden states."""
-        return pipeline.run(self.model, stream, low, high, taps, glimpse, self.attention, self.call)
+        with COMPILES.naming(f"layers {low} to {high - 1} for {lengths(stream.valid.shape, 'rows')}"):
+            return pipeline.run(self.model, stream, low, high, taps, glimpse, self.attention, self.call)
 
     def score(
         self, stream: Stream, vision: VisionInput, features: VisionFeatures, *, cut: Cut, limits: KeepLimits, given: Array | None
     ) -> tuple[Array, Array, Array, Array]:
         """Ranks the visual tokens at a cut; see `pipeline.score`."""
-        stream = dataclasses.replace(stream, kv=())  # no scorer looks at the caches
+        stream = dataclasses.replace(stream, kv=(), deepstack={})  # no scorer looks at the caches
         logits, scorer = None, SCORERS[cut.scorer]
-        if scorer.in_parts:
-            logits = scorer.score(Scoring(self.model, cut, stream, vision, features, limits, given, self.call))
-            stream = dataclasses.replace(stream, taps={})
-        return self.call(pipeline.score, self.model, stream, vision, features, cut, limits, given, logits)
+        with COMPILES.naming(f"the scores of {cut.scorer} for {lengths(stream.valid.shape, 'rows')}"):
+            if scorer.in_parts:
+                logits = scorer.score(Scoring(self.model, cut, stream, vision, features, limits, given, self.call))
+                stream = dataclasses.replace(stream, taps={})
+            return self.call(pipeline.score, self.model, stream, vision, features, cut, limits, given, logits)
 
     def merge(self, stream: Stream, vision: VisionInput, features: VisionFeatures, keep: Array, *, cut: Cut, limits: KeepLimits) -> Stream:
         """Lets kept tokens take in dropped ones."""
-        return self.call(pipeline.merge, self.model, stream, vision, features, keep, cut, limits)
+        merged = self.call(pipeline.merge, self.model, dataclasses.replace(stream, deepstack={}), vision, features, keep, cut, limits)
+        return dataclasses.replace(merged, deepstack=stream.deepstack)
 
     def compact(self, stream: Stream, stays: Array, *, cut: Cut, length: int) -> Stream:
         """Applies a cut. A cache that it leaves alone stays outside."""
         kv = stream.kv if cut.past else ()
-        done = self.call(pipeline.compact, dataclasses.replace(stream, kv=kv), stays, cut, length=length)
-        return done if cut.past else dataclasses.replace(done, kv=stream.kv)
+        done = self.call(pipeline.compact, dataclasses.replace(stream, kv=kv, deepstack={}), stays, cut, length=length)
+        return dataclasses.replace(done, kv=done.kv if cut.past else stream.kv, deepstack=stream.deepstack)
 
     def head(self, stream: Stream) -> Array:
         """Logits of the first new token."""
-        return self.call(pipeline.head, self.model, dataclasses.replace(stream, kv=(), taps={}))
+        return self.call(pipeline.head, self.model, dataclasses.replace(stream, kv=(), taps={}, deepstack={}))
 
     def walk(self, stream: Stream, route: Route[T], scores: Scores = ()) -> T:
         """From behind the cuts that `scores` are of (none: from layer 0) to the end.

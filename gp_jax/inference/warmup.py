@@ -14,7 +14,7 @@ from gp_jax.inference.shared_programs import Kind, Parts, signature
 from gp_jax.inference.walk import Route, Scores
 from gp_jax.processing.layout import vision_input
 from gp_jax.pruning.plan import SCORERS, Plan, needs_glimpse
-from gp_jax.trees import Array, KeepLimits, Sampling, Stream, VisionFeatures, VisionInput
+from gp_jax.trees import Array, KeepLimits, Prefix, Sampling, Stream, VisionFeatures, VisionInput
 
 T = TypeVar("T")
 
@@ -98,15 +98,19 @@ class WarmUp:
             if shapes in self.decoded:
                 return
             self.decoded.add(shapes)
-            prefix = engine.prefix(Prefilled(empty, stream, logits, scores))
-            for rung in self.decode_rungs:
-                with self.once.forgetting():
-                    Rows.behind(engine, prefix, self.settings(batch), 1, np.zeros(batch, bool), rung).generate()
+            self.decode(engine.prefix(Prefilled(empty, stream, logits, scores)))
 
         rows = engine.glimpse_rows if needs_glimpse(plan) else 0
         stream = engine.embed(engine.prompt([], batch, length, rows), features)
         rules = [self.rule(cut.scorer, batch, slots) for cut in plan]
         engine.walk(stream, Route(plan, rules, vision, features, self, finish))
+
+    def decode(self, prefix: Prefix) -> None:
+        """What follows a prompt whose caches have these lengths."""
+        batch = prefix.logits.shape[0]
+        for rung in self.decode_rungs:
+            with self.once.forgetting():
+                Rows.behind(self.engine, prefix, self.settings(batch), 1, np.zeros(batch, bool), rung).generate()
 
     def rule(self, scorer: str, batch: int, slots: int) -> tuple[KeepLimits, Array | None]:
         """A cut's numbers, which do not matter."""

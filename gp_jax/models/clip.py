@@ -1,7 +1,7 @@
 """CLIP ViT and LLaVA's projector (arXiv 2103.00020, 2310.03744): square tiles with learned positions and a class token.
 
 B samples, S = M patches, one visual token each, in tiles of n patches, t tiles of a sample, C ViT width, N heads, H head width, D decoder
-width. A tile is a full attention window of `layout.pack_windows`, so its patches lie row by row and tiles are a reshape.
+width. A tile is a full attention window of `processing.windows`, so its patches lie row by row and tiles are a reshape.
 """
 
 from collections.abc import Callable

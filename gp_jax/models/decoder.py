@@ -1,4 +1,4 @@
-"""The decoder of Qwen2 and Llama: grouped-query attention, rope of one or three axes, gated MLP.
+"""The decoder of Qwen2, Qwen3 and Llama: grouped-query attention, rope of one or three axes, gated MLP.
 
 B samples, T rows, D width, N query heads, K key-value heads, H head width, P prompt slots of a cache, n new-token slots.
 
@@ -34,11 +34,14 @@ class Attention(nnx.Module):
         self.k_proj = Linear(config.hidden_size, key_value, bias=bias, dtype=dtype, rngs=rngs)
         self.v_proj = Linear(config.hidden_size, key_value, bias=bias, dtype=dtype, rngs=rngs)
         self.o_proj = Linear(query, config.hidden_size, bias=False, dtype=dtype, rngs=rngs)
+        norms = (RMSNorm(width, config.rms_norm_eps, dtype=dtype) if config.qk_norm else None for _ in range(2))
+        self.q_norm, self.k_norm = norms
         self.head_dim = width
 
     def project(self, x: Array, angles: Array) -> tuple[Array, Array, Array]:
-        """(B, T, D) -> queries (B, N, T, H), keys and values (B, K, T, H), rope applied."""
+        """(B, T, D) -> queries (B, N, T, H), keys and values (B, K, T, H), norms and rope applied."""
         q, k, v = (rearrange(f(x), "b t (n h) -> b n t h", h=self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = (x if norm is None else norm(x) for norm, x in ((self.q_norm, q), (self.k_norm, k)))
         return rotate(q, angles), rotate(k, angles), v
 
     def output(self, heads: Array) -> Array:
@@ -136,7 +139,7 @@ def two_part_attention(q: Array, parts: tuple[tuple[Array, Array], ...], visible
 
 def row_angles(positions: Array, config: TextConfig) -> Array:
     """(A, B, T) int -> (B, T, H / 2) float32."""
-    return text_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)
+    return text_angles(positions, config.head_dim, config.rope_theta, config.mrope_section, config.mrope_interleaved)
 
 
 class Decoder(nnx.Module):

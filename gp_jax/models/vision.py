@@ -1,7 +1,7 @@
 """Vision tower of Qwen2.5-VL (arXiv 2502.13923): windowed ViT with a few full-attention blocks and a 2x2 merger.
 
 B samples, S patches, M = S / merge_unit visual tokens, C ViT width, N heads, H head width, W patches of a full window.
-Patches come in blocks of W, each holding whole windows (`layout.pack_windows`), so window attention is a reshape.
+Patches come in blocks of W, each holding whole windows (`processing.windows`), so window attention is a reshape.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from gp_jax.config.vision import VisionConfig
+from gp_jax.config.vision import QwenVision, VisionConfig
 from gp_jax.ops.attention import attend
 from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, at_once, rematerialised
 from gp_jax.ops.received import attention_received
@@ -38,8 +38,8 @@ class PatchEmbed(Linear):
 
     NARROW = 64
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        super().__init__(config.patch_dim, config.hidden_size, bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, config: QwenVision, *, bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(config.patch_dim, config.hidden_size, bias=bias, dtype=dtype, rngs=rngs)
         self.shape = (config.in_channels, config.temporal_patch_size * config.patch_size, config.patch_size)
 
     def __call__(self, patches: Array) -> Array:
@@ -58,16 +58,17 @@ class PatchEmbed(Linear):
             return total, None
 
         with jax.enable_x64(True):
-            return jax.lax.scan(add_row, jnp.zeros((*x.shape[:2], weight.shape[0]), jnp.float32), (x_rows, w_rows))[0]
+            total = jax.lax.scan(add_row, jnp.zeros((*x.shape[:2], weight.shape[0]), jnp.float32), (x_rows, w_rows))[0]
+        return total if self.bias is None else total + self.bias[...]
 
 
 class VisionAttention(nnx.Module):
     """Attention among patches of one image, or of one window."""
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=True, dtype=dtype, rngs=rngs)
-        self.proj = Linear(config.hidden_size, config.hidden_size, bias=True, dtype=dtype, rngs=rngs)
-        self.num_heads = config.num_heads
+    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.qkv = Linear(width, 3 * width, bias=True, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, bias=True, dtype=dtype, rngs=rngs)
+        self.num_heads = num_heads
 
     def __call__(self, x: Array, angles: Array, segment: Array, implementation: str) -> Array:
         """x: (rows, length, C); angles: (rows, length, H / 2); segment: (rows, length)."""
@@ -93,7 +94,7 @@ class VisionBlock(nnx.Module):
     def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm1 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
         self.norm2 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
-        self.attn = VisionAttention(config, dtype=dtype, rngs=rngs)
+        self.attn = VisionAttention(config.hidden_size, config.num_heads, dtype=dtype, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, angles: Array, segment: Array, implementation: str = "auto") -> Array:
@@ -122,9 +123,13 @@ class VisionBlock(nnx.Module):
 
     def watched(self, x: Array, angles: Array, segment: Array, unit: int) -> tuple[Array, Array]:
         """Means over every merge group of what `VisionAttention.watch` gives: (B, M), (B, M, H), float32."""
-        received, keys = self.attn.watch(self.norm1(x), angles, segment)
-        received, keys = (rearrange(a, "b (m u) ... -> b m u ...", u=unit).mean(axis=2) for a in (received, keys))
-        return received, keys
+        return grouped(self.attn.watch(self.norm1(x), angles, segment), unit)
+
+
+def grouped(values: tuple[Array, Array], unit: int) -> tuple[Array, Array]:
+    """Means over every merge group, (B, S, ...) -> (B, M, ...) each."""
+    first, second = (rearrange(a, "b (m u) ... -> b m u ...", u=unit).mean(axis=2) for a in values)
+    return first, second
 
 
 def pooled(x: Array, unit: int) -> Array:

@@ -17,21 +17,34 @@ def inverse_frequencies(width: int, theta: float) -> np.ndarray:
     return (1.0 / theta ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))).astype(np.float32)
 
 
-def text_angles(positions: Array, head_dim: int, theta: float, sections: tuple[int, ...] = ()) -> Array:
+def text_angles(positions: Array, head_dim: int, theta: float, sections: tuple[int, ...] = (), interleaved: bool = False) -> Array:
     """Angles of a decoder's rope.
 
     Args:
         positions: (A, B, T) int, A = 1, or 3 with `sections`.
-        sections: frequencies per axis, in order (Qwen2-VL, arXiv 2409.12191, M-RoPE); empty for 1-D.
+        sections: frequencies per axis (M-RoPE); empty for 1-D.
+        interleaved: the axes take turns (Qwen3-VL); else they stand in order (Qwen2-VL, arXiv 2409.12191).
     Returns: (B, T, head_dim / 2) float32.
     """
     angles = positions.astype(jnp.float32)[..., None] * inverse_frequencies(head_dim, theta)  # (A, B, T, H/2)
     if not sections:
         return angles[0]
+    if interleaved:
+        axis = interleaved_axes(head_dim // 2, sections)
+        return jnp.where(axis == 0, angles[0], jnp.where(axis == 1, angles[1], angles[2]))
     ends = np.cumsum(sections)
     return jnp.concatenate(
         [angles[axis, ..., end - size : end] for axis, (end, size) in enumerate(zip(ends, sections, strict=True))], axis=-1
     )
+
+
+def interleaved_axes(frequencies: int, sections: tuple[int, ...]) -> np.ndarray:
+    """The axis that turns every frequency: time, row, column, time, ... while rows and columns have frequencies left of their own, then
+    time. Returns: (frequencies,) int."""
+    axes = np.zeros(frequencies, int)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return axes
 
 
 def grid_angles(hw: Array, head_dim: int, theta: float = 10000.0) -> Array:

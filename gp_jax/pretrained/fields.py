@@ -61,25 +61,41 @@ def read(kind: type[T], source: Mapping[str, Any], where: str, names: Mapping[st
 
 
 def text_config(
-    text: Mapping[str, Any], top: Mapping[str, Any], where: str, above: str, *, defaults: Mapping[str, Any], axes: int, bias: bool
+    text: Mapping[str, Any],
+    top: Mapping[str, Any],
+    where: str,
+    above: str,
+    *,
+    defaults: Mapping[str, Any],
+    axes: int,
+    bias: bool,
+    **own: Any,
 ) -> TextConfig:
-    """A decoder of the Qwen2 / Llama kind.
+    """A decoder of the Qwen2 / Llama / Qwen3 kind.
 
     Args: text: the object with its fields; top: the whole file; where, above: their names in messages; defaults: of missing fields; axes:
-        of its rope, 3 for M-RoPE; bias: whether queries, keys and values have one.
+        of its rope, 3 for M-RoPE; bias: whether queries, keys and values have one; own: what the family's decoder has and others do not
+        (`head_size`, `qk_norm`, `mrope_interleaved`).
     """
     # If both descriptions of the rope are there, the older one is used, as in transformers.
     name = "rope_scaling" if value(text, "rope_scaling", Section, where, {}) else "rope_parameters"
     rope = value(text, name, Section, where, {})
     choice(rope, "rope_type" if rope.get("rope_type") is not None else "type", ("default", "mrope"), f"{where}: {name}", "default")
-    own = {"num_key_value_heads": text.get("num_attention_heads"), **defaults, **present(text), "mrope_section": rope.get("mrope_section")}
-    own |= present({"rope_theta": rope.get("rope_theta")})
+    found = {
+        "num_key_value_heads": text.get("num_attention_heads"),
+        **defaults,
+        **present(text),
+        "mrope_section": rope.get("mrope_section"),
+    }
+    found |= present({"rope_theta": rope.get("rope_theta")})
+    own = {"head_size": None, "qk_norm": False, "mrope_interleaved": False} | own
     tied = [value(source, "tie_word_embeddings", bool, place, False) for source, place in ((top, above), (text, where))]
-    config = read(TextConfig, own, where, tie_word_embeddings=any(tied), attention_bias=bias)
+    config = read(TextConfig, found, where, tie_word_embeddings=any(tied), attention_bias=bias, **own)
     width, heads, kv_heads, section = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.mrope_section
-    refuse_if(width % heads != 0, f"{where}: hidden_size={width} is not divisible by num_attention_heads={heads}")
+    refuse_if(not config.head_size and width % heads != 0, f"{where}: hidden_size={width} is not divisible by num_attention_heads={heads}")
     refuse_if(heads % kv_heads != 0, f"{where}: num_attention_heads={heads} is not divisible by num_key_value_heads={kv_heads}")
-    odd = f"{where}: head width {config.head_dim} (hidden_size / num_attention_heads) is not even, as a rope needs"
+    name = "head_dim" if config.head_size else "hidden_size / num_attention_heads"
+    odd = f"{where}: head width {config.head_dim} ({name}) is not even, as a rope needs"
     refuse_if(config.head_dim % 2 != 0, odd)
     fits = (len(section) == axes and sum(section) == config.head_dim // 2) if axes > 1 else not section
     half = f"must be {axes} numbers that add up to half the head width ({config.head_dim // 2})" if axes > 1 else "is for other models"

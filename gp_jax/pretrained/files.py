@@ -1,6 +1,7 @@
 """Checkpoint folders: finding them (disk or Hub), reading tensors lazily, writing files atomically."""
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_template
 SHARD_BYTES = 5 * 10**9
 
 BUNDLED = {"scenes": Path(__file__).parent / "bundled" / "scenes"}
+BUNDLED_GLIMPSES = {"scenes-looks": Path(__file__).parent / "bundled" / "scenes_looks"}
 
 
 def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
@@ -40,7 +42,7 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     Raises: GlimpseError when it is none of these.
     """
     path = path_of(name)
-    bundled = BUNDLED.get(str(name))
+    bundled = (BUNDLED | BUNDLED_GLIMPSES).get(str(name))
     if bundled is not None and kind_of(path / "config.json") is None:
         return bundled
     kind = kind_of(path)
@@ -49,7 +51,8 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     if kind is not None:
         raise GlimpseError(f"{path}: is no folder, a model folder or Hub id is needed")
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
-        raise GlimpseError(f"{name}: no such folder")
+        near = difflib.get_close_matches(str(name), BUNDLED, n=1)
+        raise GlimpseError(f"{name}: no such folder" + (f"; did you mean '{near[0]}', the bundled model?" if near else ""))
     from huggingface_hub import snapshot_download  # slow to import, rarely needed
 
     try:

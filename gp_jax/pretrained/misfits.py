@@ -21,7 +21,6 @@ KINDS = (
 )
 # Models that are not supported, by their keys.
 OTHERS = (
-    (r"deepstack_merger", "Qwen3-VL"),
     (r"visual\.blocks\.\*\.mlp\.fc1\.", "Qwen2-VL"),
     (r"^(thinker|talker)\.", "Qwen2.5-Omni"),
     (r"^mlp1\.|^vision_model\.", "InternVL"),

@@ -68,6 +68,15 @@ QWEN = Names(
     ),
     nested=(("model.visual.", "visual."), ("model.language_model.", "model.")),
 )
+QWEN3 = Names(
+    rules=(
+        Rule("vision.patch_embed.", "visual.patch_embed.proj."),
+        Rule("vision.pos_embed", "visual.pos_embed.weight"),
+        Rule("vision.", "visual."),
+        *_decoder("model.", "lm_head."),
+    ),
+    nested=QWEN.nested,
+)
 CLIP_BUFFERS = ("*rotary_emb.inv_freq", "*embeddings.position_ids")
 TOWER = "model.vision_tower.vision_tower.vision_model."
 LLAVA_ORIGINAL = Names(

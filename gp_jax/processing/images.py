@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import IO, Annotated, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from gp_jax.config.schema import FromNumpy, one
 from gp_jax.errors import GlimpseError, one_line, printable
+from gp_jax.processing.addresses import fetch, is_address, shown_address
 from gp_jax.processing.encoded import SIDEWAYS, UPRIGHT, formats, open_encoded
 from gp_jax.runtime.disk import read_bytes, spelled
 
@@ -27,7 +28,7 @@ PIXEL_BYTES = 8  # of the largest pixel, four channels of 16 bits
 BAND = 1 << 22  # pixels that are converted at a time
 
 Limit = Annotated[float, Field(ge=0), FromNumpy]
-ImageLike = str | os.PathLike | Image.Image | np.ndarray
+ImageLike = str | os.PathLike | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 
 
 def check_size(size: tuple[int, int], name: str, max_pixels: int = MAX_PIXELS) -> None:
@@ -93,10 +94,18 @@ def decode(encoded: bytes, name: str) -> Image.Image:
 def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "image") -> Image.Image:
     """A picture as upright RGB; transparent parts become white.
 
-    Args: source: a path, a PIL image, or an array (rows, columns[, 1, 3 or 4]), uint8 or float in 0..1.
+    Args: source: a path, an address (http or https), the bytes of a file, a file that is open for reading them, a PIL image, or an array
+        (rows, columns[, 1, 3 or 4]), uint8 or float in 0..1.
     Raises: GlimpseError that names the file.
     """
     max_pixels = int(one(Limit, max_pixels, "max_image_pixels"))
+    most = max(MAX_BYTES, PIXEL_BYTES * max_pixels)
+    if isinstance(source, str) and is_address(source):
+        return read_picture(fetch(source, most), shown_address(source), max_pixels).rgb()
+    if isinstance(source, bytes | bytearray | memoryview):
+        return read_picture(_bounded(bytes(source), most, name), name, max_pixels).rgb()
+    if not isinstance(source, Image.Image) and callable(getattr(source, "read", None)):
+        return read_picture(read_open(cast(IO[bytes], source), most, name), name, max_pixels).rgb()
     if isinstance(source, str | os.PathLike):
         return read_picture(spelled(source), max_pixels=max_pixels).rgb()
     with _within_memory(name):
@@ -109,6 +118,28 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS, name: str = "ima
         except Exception:  # tags that Pillow cannot read
             turned = None
         return picture.copy() if turned is None else picture.transpose(turned)
+
+
+def read_open(file: IO[bytes], most: int, name: str) -> bytes:
+    """All of an open file. most: bytes. Raises: GlimpseError when it is longer, empty, or open for text."""
+    try:
+        with _within_memory(name):
+            content = file.read(most + 1)
+    except GlimpseError:
+        raise
+    except Exception as error:  # a file of any kind
+        raise GlimpseError(f"{name}: cannot be read ({one_line(error)})") from error
+    if not isinstance(content, bytes):
+        raise GlimpseError(f"{name}: is open for text, not for bytes")
+    if not content:
+        raise GlimpseError(f"{name}: is empty (a file that was read to its end?)")
+    return _bounded(content, most, name)
+
+
+def _bounded(content: bytes, most: int, name: str) -> bytes:
+    if len(content) > most:
+        raise GlimpseError(f"{name}: is larger than {most >> 10} KiB")
+    return content
 
 
 @contextlib.contextmanager
@@ -172,7 +203,7 @@ def _from_array(source: object, name: str, max_pixels: int) -> Image.Image:
     except Exception as error:  # raised by an object that claims to be an array
         raise GlimpseError(f"{name}: a {type(source).__name__} cannot be read as an array ({one_line(error)})") from error
     if not isinstance(found, np.ndarray):
-        raise GlimpseError(f"{name}: a {type(source).__name__} is not a path, PIL image or array")
+        raise GlimpseError(f"{name}: a {type(source).__name__} is not a path, address, file, PIL image or array")
     array = found[..., 0] if found.ndim == 3 and found.shape[2] == 1 else found
     if found.ndim not in (2, 3) or (found.ndim == 3 and found.shape[2] not in (1, 3, 4)) or found.size == 0:
         raise GlimpseError(f"{name}: an array of shape {found.shape} is not (rows, columns) or (rows, columns, 1, 3 or 4)")

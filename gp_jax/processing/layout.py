@@ -1,10 +1,7 @@
 """Converts the output of a Hugging Face processor to padded NumPy arrays. Image grids are not used beyond this module.
 
-Vision slots. A sample's visual tokens are reordered so that attention windows are in blocks of equal size: full windows first, then the
-partial ones of image borders, several to a block if they fit (first-fit decreasing). Window attention is then a reshape. The same
-slots are used for full attention (segments = images) and for the windowed predictor, and padding stays small.
-
-    block 0: [window 0                ]   block k: [window 7 | window 9 | - -]      '-' = padding
+Vision slots. A sample's visual tokens are reordered so that attention windows are in blocks of equal size. The same
+slots are used for full attention (segments = images) and for the windowed predictor, and padding stays small (see `windows`).
 """
 
 from collections.abc import Sequence
@@ -15,27 +12,52 @@ import numpy as np
 
 from gp_jax.config.model import ModelConfig
 from gp_jax.errors import GlimpseError
-from gp_jax.processing.views import Picture, numeric
+from gp_jax.processing.views import Picture, Plot, numeric
+from gp_jax.processing.windows import pack, split_windows
 from gp_jax.trees import PromptInput, VisionInput
 
 
 @dataclass(frozen=True)
+class FirstLook:
+    """What a first look at a sample's pictures has found (see `pruning.look`). N visual tokens of the whole pictures."""
+
+    grids: tuple[tuple[int, int], ...]  # (rows, columns) of visual tokens that were looked at, per view
+    logits: np.ndarray  # (N,) float32 importance, carried to the whole pictures
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One prompt without padding. n tokens, N visual tokens in prompt order, A position axes."""
+    """One prompt without padding. n tokens, N visual tokens in prompt order, A position axes, W attention windows.
+
+    A second look at chosen windows is a sample too: its prompt, patches and windows are some of the whole one's, at their old places.
+    """
 
     ids: np.ndarray  # (n,) int
     positions: np.ndarray  # (A, n) int
     image_token: np.ndarray  # (n,) int: number of the visual token, -1 for text
-    grids: tuple[tuple[int, int], ...]  # (rows, columns) of visual tokens per image, or view of one
+    grids: tuple[tuple[int, int], ...]  # (rows, columns) of visual tokens per image, or view of one; of whole pictures
+    tokens: np.ndarray  # (N,) int: place of every visual token among those of the grids
     pixels: np.ndarray  # (groups * merge_unit, patch_dim) float32
     groups: np.ndarray  # (M,) int: number of the patch group in every vision slot, -1 padding
     slots: np.ndarray  # (M,) int: number of the visual token in every vision slot, -1: none
-    windows: np.ndarray  # (M,) int: window number inside its block, -1 padding
+    windows: np.ndarray  # (M,) int: number of the window in every vision slot, -1 padding
+    places: np.ndarray  # (W, 3) int: view, row and column of every window among those of its view
+    first_look: FirstLook | None = None
 
     @property
     def count(self) -> int:
-        """Visual tokens."""
+        """Visual tokens, N."""
+        return self.tokens.size
+
+    @property
+    def total(self) -> int:
+        """Visual tokens of the whole pictures."""
         return sum(rows * columns for rows, columns in self.grids)
+
+    @cached_property
+    def cells(self) -> np.ndarray:
+        """(N, 3) int per visual token: view, row, column."""
+        return token_grid(self.grids)[self.tokens]
 
     @cached_property
     def slot_of_token(self) -> np.ndarray:
@@ -48,40 +70,17 @@ class Sample:
         """Position of the first new token, on every axis."""
         return int(self.positions.max()) + 1
 
+    def on_grids(self, values: np.ndarray, elsewhere: float) -> np.ndarray:
+        """Values of its visual tokens (N,) as values of all of the whole pictures; `elsewhere`: where it has none."""
+        found = np.full(self.total, elsewhere, values.dtype)
+        found[self.tokens] = values
+        return found
 
-def pack_windows(grids: Sequence[tuple[int, int]], side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Orders visual tokens by attention window.
 
-    Args: grids: (rows, columns) per image; side: of a window, in tokens.
-    Returns: slots (M,) and windows (M,) as in `Sample`; M is a multiple of side^2.
-    """
-    capacity, first = side * side, 0
-    full: list[np.ndarray] = []
-    partial: list[np.ndarray] = []
-    for rows, columns in grids:
-        tokens = np.arange(first, first + rows * columns).reshape(rows, columns)
-        first += rows * columns
-        for top in range(0, rows, side):
-            for left in range(0, columns, side):
-                window = tokens[top : top + side, left : left + side].reshape(-1)
-                (full if window.size == capacity else partial).append(window)
-    blocks: list[list[np.ndarray]] = [[window] for window in full]
-    free: list[int] = [0] * len(blocks)
-    start = len(blocks)
-    for window in sorted(partial, key=len, reverse=True):
-        home = next((b for b in range(start, len(blocks)) if free[b] >= window.size), len(blocks))
-        if home == len(blocks):
-            blocks.append([])
-            free.append(capacity)
-        blocks[home].append(window)
-        free[home] -= window.size
-    slots = np.full((len(blocks), capacity), -1, np.int32)
-    windows = np.full((len(blocks), capacity), -1, np.int32)
-    for block, members in enumerate(blocks):
-        joined = np.concatenate(members)
-        slots[block, : joined.size] = joined
-        windows[block, : joined.size] = np.repeat(np.arange(len(members)), [m.size for m in members])
-    return slots.reshape(-1), windows.reshape(-1)
+def text_sample(ids: np.ndarray, positions: np.ndarray, patch_dim: int) -> Sample:
+    """A prompt without pictures. ids: (n,); positions: (A, n)."""
+    none, no_pixels = np.zeros(0, np.int32), np.zeros((0, patch_dim), np.float32)
+    return Sample(ids, positions, np.full(ids.size, -1, np.int32), (), none, no_pixels, none, none, none, np.zeros((0, 3), np.int32))
 
 
 def token_grid(grids: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -198,7 +197,8 @@ def _sample(config: ModelConfig, ids: np.ndarray, is_image: np.ndarray, pictures
         groups_token.append(np.where(tokens >= 0, tokens + first, -1))
         first += int((tokens >= 0).sum())
     grids = tuple(grid for picture in pictures for grid in picture.plot.grids)
-    groups, windows = pack_windows([grid for picture in pictures for grid in picture.plot.seen], config.vision.window_side)
+    split, places = split_windows([grid for picture in pictures for grid in picture.plot.seen], config.vision.window_side)
+    groups, windows = pack(split, config.vision.window_side)
     token_of_group = np.concatenate(groups_token) if pictures else np.zeros(0, int)
     pixels = [picture.pixels for picture in pictures] or [np.zeros((0, config.vision.patch_dim), np.float32)]
     return Sample(
@@ -206,11 +206,28 @@ def _sample(config: ModelConfig, ids: np.ndarray, is_image: np.ndarray, pictures
         positions=rope_positions(image_token, grids, config.position_axes),
         image_token=image_token,
         grids=grids,
+        tokens=np.arange(first),
         pixels=np.concatenate(pixels),
         groups=groups,
         slots=np.where(groups >= 0, np.append(token_of_group, -1)[groups], -1).astype(np.int32),
         windows=windows,
+        places=places,
     )
+
+
+def picture_samples(config: ModelConfig, sample: Sample, plots: Sequence[Plot]) -> list[Sample]:
+    """Every picture of a prompt as a prompt of its own, of nothing but the picture: for a tower that sees one picture at a time.
+
+    plots: of the pictures, in order.
+    """
+    found, first = [], 0
+    for plot in plots:
+        patches = sum(rows * columns for rows, columns in plot.seen) * config.vision.merge_unit
+        picture = Picture(plot, sample.pixels[first : first + patches])
+        ids = np.full(plot.rows.size, config.image_token_id, np.int64)
+        found.append(_sample(config, ids, np.ones(ids.size, bool), [picture], 0))
+        first += patches
+    return found
 
 
 def slots_of(patches: int, config: ModelConfig) -> int:
@@ -225,14 +242,15 @@ def vision_input(samples: Sequence[Sample | None], config: ModelConfig, batch: i
     patches = np.zeros((batch, slots, unit, config.vision.patch_dim), np.float32)
     token = np.zeros((batch, slots, 3), np.int32)
     token[..., 0] = -1
-    window = np.full((batch, slots), -1, np.int32)
+    window, sides = np.full((batch, slots), -1, np.int32), np.ones((batch, slots, 2), np.int32)
     for b, sample in enumerate(samples):
         if sample is None or not sample.count:
             continue
         held = np.flatnonzero(sample.groups >= 0)
         patches[b, held] = sample.pixels.reshape(-1, unit, config.vision.patch_dim)[sample.groups[held]]
-        token[b, sample.slot_of_token] = token_grid(sample.grids)
+        token[b, sample.slot_of_token] = sample.cells
         window[b, : sample.windows.size] = sample.windows
+        sides[b, sample.slot_of_token] = np.array(sample.grids)[sample.cells[:, 0]]
     inner = np.moveaxis(np.indices((side, side)), 0, -1).reshape(unit, 2)
     patch_hw = token[:, :, None, 1:] * side + inner
     return VisionInput(
@@ -243,6 +261,7 @@ def vision_input(samples: Sequence[Sample | None], config: ModelConfig, batch: i
         token_hw=token[..., 1:],
         token_window=window,
         token_image=token[..., 0],
+        token_sides=sides,
     )
 
 

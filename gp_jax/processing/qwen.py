@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from gp_jax.config.model import ModelConfig
-from gp_jax.config.vision import VisionConfig
+from gp_jax.config.vision import QwenVision
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.processing.images import MAX_PIXELS, ImageLike, open_image
 from gp_jax.processing.library import guarded, load_class
@@ -61,14 +61,14 @@ def as_batch(images: Any, questions: str | Sequence[str] | None) -> tuple[list[l
     return [[] if own is None else list(own) if isinstance(own, list | tuple) else [own] for own in images], list(questions)
 
 
-def _vision(config: ModelConfig) -> VisionConfig:
-    return cast(VisionConfig, config.vision)  # every model of this family has this tower
+def _vision(config: ModelConfig) -> QwenVision:
+    return cast(QwenVision, config.vision)  # every model of these families has such a tower
 
 
 class Processor:
     """Tokenizer, chat template and image processor of one model folder. Each may be missing: inputs that are arrays already need none.
 
-    This class is Qwen2.5-VL's; subclasses convert pictures and text in other ways.
+    This class is that of Qwen2.5-VL and Qwen3-VL; subclasses convert pictures and text in other ways.
     """
 
     def __init__(

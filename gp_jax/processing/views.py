@@ -6,12 +6,13 @@ one tile and the picture cut into several tiles, with a line break after each ro
     overview  24 x 24      detail  48 x 72 of 2 x 3 tiles, less the padding that made the picture fit them
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from gp_jax.config.vision import ClipConfig, VisionConfig
+from gp_jax.config.vision import ClipConfig, QwenVision
 from gp_jax.errors import GlimpseError, one_line, printable
 
 Grid = tuple[int, int]  # rows, columns
@@ -74,6 +75,19 @@ def whole(grid: Grid) -> Plot:
     return Plot((grid,), ((0, 0, *grid),), (False,))
 
 
+def shrunk_grid(grid: Grid, ratio: float) -> Grid:
+    """The (rows, columns) with at most `ratio` of a grid's visual tokens, at least one, that are nearest in number and shape."""
+    rows, columns = grid
+    target = max(1, int(ratio * rows * columns))
+
+    def misfit(r: int) -> float:
+        c = min(columns, target // r)
+        return abs(math.log(c * rows / (r * columns))) + math.log(target / (r * c))
+
+    best = min(range(1, min(rows, target) + 1), key=misfit)
+    return best, min(columns, target // best)
+
+
 def numeric(name: str, value: object) -> np.ndarray:
     """The value as a numeric array. Raises: GlimpseError that names the argument when it is ragged, masked or not numeric, or a view that
     repeats a few numbers to a huge array, since a copy would have its full size."""
@@ -106,7 +120,7 @@ def check_count(images: int, tokens: int, by: str) -> None:
         raise GlimpseError(f"{by} holds {images} images, but input_ids has tokens for {tokens} only")
 
 
-def read_grids(vision: VisionConfig, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
+def read_grids(vision: QwenVision, tokens: int, pixel_values: object, image_grid_thw: object, image_sizes: object) -> list[Picture]:
     """Pictures of any size in patches, one after the other: pixel_values (patches, patch_dim), image_grid_thw (images, 3).
 
     Args: tokens: image tokens of the prompts, at least one per picture. Returns: the pictures, in order. Raises: GlimpseError that names

@@ -60,6 +60,13 @@ PUBLISHED = {
 SCORER_OF = {"glimpse": "glimpse", "attention": "attention", "random": "given", "nothing": "given"}  # the other methods of `Prune`
 
 
+def look_plan(glimpse: GlimpseConfig | None) -> Plan:
+    """The plan of a first look (see `pruning.look`), which is taken up to its scores. Raises: GlimpseError without a glimpse."""
+    if glimpse is None:
+        raise GlimpseError("look: a first look needs a glimpse, unless Look(windows=...) says what to see")
+    return (Cut(glimpse.reduce_layer, "glimpse"),)
+
+
 def needs_glimpse(plan: Plan) -> bool:
     """Whether the prompt needs glimpse rows."""
     return any(SCORERS[cut.scorer].glimpse for cut in plan)

@@ -16,9 +16,10 @@ from pydantic import SkipValidation
 from gp_jax.config.choices import check_choice
 from gp_jax.config.model import Anchors, GlimpseConfig
 from gp_jax.config.schema import Count, Flag, Number, Seed, Several, Share, Whole, values
-from gp_jax.errors import GlimpseError
+from gp_jax.errors import GlimpseError, shown
 from gp_jax.ops.ranking import best
 from gp_jax.processing.views import numeric
+from gp_jax.pruning.look import Look
 from gp_jax.trees import KeepLimits
 
 METHODS = ("glimpse", "attention", "random", "nothing", "fastv", "pyramiddrop", "visionzip", "divprune", "cdpruner", "vscan")
@@ -44,6 +45,8 @@ class Prune:
     after:              last layer that sees every visual token (-1: cut before layer 0, only if no attention is read); None: as in
                         the glimpse's config, else at two thirds of the depth. Fixed for the published methods except "fastv".
     seed:               of the method "random".
+    look:               two looks: a first one at few visual tokens chooses the parts of the pictures that are seen at all. Shares to keep
+                        are still of all their visual tokens. Anchors are always seen.
     released_batch_positions: decode every sample of a batch at the last sample's positions. The released code does (transformers
                         4.51 slices the position ids of a pruned batch along the wrong axis), so its batched tokens depend on
                         the other samples. Only to reproduce them.
@@ -59,6 +62,7 @@ class Prune:
     method: str = "glimpse"
     after: Whole | None = None
     seed: Seed = 0
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         if self.anchor_positions is None:
@@ -69,6 +73,8 @@ class Prune:
             if not isinstance(self.reference_masks, list | tuple | np.ndarray) or getattr(self.reference_masks, "ndim", 1) == 0:
                 raise GlimpseError("reference_masks must be a list with one entry per sample")
             object.__setattr__(self, "reference_masks", tuple(self.reference_masks))
+        if not (self.look is None or isinstance(self.look, Look)):
+            raise GlimpseError(f"look must be a Look or None, not {shown(self.look)}")
         check_choice("method", self.method, METHODS)
         if self.method not in BY_RULE and self.fixed_remain_ratio is None:
             raise GlimpseError(f"method='{self.method}' ranks only: say how much to keep with fixed_remain_ratio")
@@ -137,16 +143,18 @@ def reference_mask(mask: object, grids: Sequence[tuple[int, int]], where: str) -
     return joined
 
 
-def limits(prune: Prune, counts: np.ndarray, always: np.ndarray) -> KeepLimits:
+def limits(prune: Prune, totals: np.ndarray, always: np.ndarray, counts: np.ndarray | None = None) -> KeepLimits:
     """The keep rule as numbers per sample.
 
-    Args: counts: (B,) int visual tokens per sample; always: (B, M) bool.
+    Args: totals: (B,) int visual tokens per sample, of which shares are; always: (B, M) bool; counts: (B,) int, those that are seen; None:
+        all.
     """
+    counts = totals if counts is None else counts
     last = prune.ratios[-1] if prune.ratios else None
-    ratios = [*prune.ratios, *[last] * (len(counts) - len(prune.ratios))]  # padding samples have no tokens, so any ratio will do
+    ratios = [*prune.ratios, *[last] * (len(totals) - len(prune.ratios))]  # padding samples have no tokens, so any ratio will do
 
     def per_sample(f, *more) -> np.ndarray:
-        return np.array([f(int(n), *own) for n, *own in zip(counts, *more, strict=True)], np.int32)
+        return np.array([min(f(int(total), *own), n) for total, n, *own in zip(totals, counts.tolist(), *more, strict=True)], np.int32)
 
     return KeepLimits(
         threshold=np.float32(prune.reduce_threshold),

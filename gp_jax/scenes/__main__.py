@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from gp_jax.errors import GlimpseError
+from gp_jax.runtime.exits import exit_status
 from gp_jax.scenes.write import Split, write
 
 
@@ -33,14 +33,13 @@ class Scenes:
 def main() -> None:
     """Entry point."""
     args = tyro.cli(Scenes, prog="python -m gp_jax.scenes", config=(tyro.conf.HelptextFromCommentsOff,))
-    try:
+
+    def body() -> None:
         write(args.out, args.split, args.count, args.start, seed=args.seed)
-    except GlimpseError as error:
-        print(f"gp_jax.scenes: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    print(f"wrote {args.count} records ({args.split}) to {args.out}")
+        print(f"wrote {args.count} records ({args.split}) to {args.out}")
+
+    if status := exit_status("gp_jax.scenes", body):
+        sys.exit(status)
 
 
 if __name__ == "__main__":

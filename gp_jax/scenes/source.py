@@ -11,6 +11,7 @@ from PIL import Image
 from gp_jax.config.choices import check_choice
 from gp_jax.data.record import Entry, Record
 from gp_jax.errors import GlimpseError
+from gp_jax.runtime.progress import Progress
 from gp_jax.scenes.draw import draw
 from gp_jax.scenes.labels import Labels, labels
 from gp_jax.scenes.palette import held_out
@@ -146,10 +147,8 @@ class ScenesSource:
     @functools.cached_property
     def entries(self) -> list[Entry]:
         """One entry per record, in order; each takes about a millisecond, once."""
-        from tqdm import tqdm
-
         numbers = [self._number(i) for i in range(self.count)]
-        bar = tqdm(numbers, desc=self.name, unit="scene", disable=not self._progress)
+        bar = Progress(numbers, desc=self.name, unit="scene", disable=not self._progress)
         return [scene_entry(self.split, i, self.seed, self.tokens) for i in bar]
 
     def __len__(self) -> int:

@@ -1,7 +1,6 @@
 """Writes a split of the benchmark as a prepared folder, which training and evaluation read like any other."""
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from gp_jax.errors import GlimpseError, one_line
 from gp_jax.runtime.disk import kind_of, path_of, writing
 from gp_jax.runtime.lock import FILE as LOCK
 from gp_jax.runtime.lock import only_one
+from gp_jax.runtime.progress import Progress
 from gp_jax.scenes.source import ScenesSource, scene_question
 
 RECORDS_PER_SHARD = 512
@@ -20,25 +20,22 @@ HOMEPAGE = "https://arxiv.org/abs/2508.01548"
 Split = Literal["train", "val", "test", "test_ood"]
 
 
-def write(out: Path, split: Split, count: int, start: int = 0, progress: bool | None = None, seed: int = 0) -> None:
+def write(out: Path, split: Split, count: int, start: int = 0, progress: bool = True, seed: int = 0) -> None:
     """Writes records start .. start + count - 1. The folder gets its name when it is complete.
 
-    Args: out: a new folder; progress: whether to show a bar; default: on a terminal.
+    Args: out: a new folder; progress: whether to show it.
     Raises: GlimpseError for an existing folder, bad numbers or a disk that cannot be written.
     """
-    from tqdm import tqdm
-
     source, out = ScenesSource(split, count, start, seed=seed), path_of(out)
     _check_new(out)
     shards = -(-count // RECORDS_PER_SHARD)
-    silent = not (sys.stderr.isatty() if progress is None else progress)
     scratch = out.parent / f".{out.name}.partial"
     with only_one(scratch, "gp_jax.scenes"), writing(out):
         _check_new(out)  # another process may just have written it
         _clear(scratch)  # left by a process that was killed
         try:
             lengths = []
-            bar = tqdm(total=count, unit="scene", desc=f"drawing {split}", disable=silent)
+            bar = Progress(total=count, unit="scene", desc=f"drawing {split}", disable=not progress)
             with bar, (scratch / f"index-{split}.jsonl").open("w", encoding="utf-8") as index:
                 for shard in range(shards):
                     with builder.ShardWriter(scratch / builder.shard_name(split, shard, shards)) as writer:

@@ -18,7 +18,7 @@ from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.data.feed import LoadMicroBatch, load, local_rows
 from gp_jax.data.prepared import PreparedSource, open_prepared
 from gp_jax.data.record import Source
-from gp_jax.data.samples import SampleMaker
+from gp_jax.data.samples import LookSizes, SampleMaker
 from gp_jax.data.schedule import Length, Schedule
 from gp_jax.data.settings import DataConfig, DataSource
 from gp_jax.data.tally import say
@@ -27,6 +27,7 @@ from gp_jax.glimpse.predictor import make_predictor
 from gp_jax.glimpse.prompt import GlimpsePrompt
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.files import GLIMPSE_TENSORS, GLIMPSE_TORCH, weights_digest
+from gp_jax.processing.looks import check_parts
 from gp_jax.pruning.plan import middle_layer
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.sharding import make_mesh, mesh_sizes, replicated, spread
@@ -215,7 +216,11 @@ def build(config: TrainConfig, progress: Progress) -> Run:
         vlm = vlm.with_model(model)
     glimpse = vlm.glimpse_config
     assert glimpse is not None and vlm.folder is not None, "it was loaded with a glimpse, or has just got one"
-    maker = SampleMaker(vlm.processor, glimpse.rows, config.data.max_visual_tokens, config.data.released_boxes)
+    data, looks = config.data, None
+    if data.looks:
+        check_parts(vlm.config)
+        looks = LookSizes(data.looks, data.look_shares, data.look_least, data.seed)
+    maker = SampleMaker(vlm.processor, glimpse.rows, data.max_visual_tokens, data.released_boxes, looks)
     feed = build_feed(config, config.data.sources, maker, mesh, progress)
     validation = build_feed(config, config.data.validation, maker, mesh, progress) if config.data.validation else None
     steps = number_of_steps(config, feed.schedule)

@@ -13,7 +13,7 @@ from gp_jax.glimpse.prompt import drop, tap
 from gp_jax.models.decoder import behind
 from gp_jax.models.lvlm import LVLM
 from gp_jax.ops.layers import rematerialised
-from gp_jax.pipeline import embed, run, see
+from gp_jax.pipeline import add_deepstack, embed, run, see
 from gp_jax.pruning.compact import take_rows
 from gp_jax.pruning.scorers.glimpse import importance
 from gp_jax.trees import PackedBatch, Stream, TrainBatch, TurnsInput
@@ -92,6 +92,8 @@ def forward_packed(
         cut = turns.cut <= index
         pair = partial(layer_pair, layer)
         x, rows = (rematerialised(pair) if remat else pair)(x, rows, seen | ~cut[:, None], jnp.where(cut[:, None, None], after, before))
+        if index in stream.deepstack:
+            x = add_deepstack(x, stream.deepstack[index], stream.image_slot)
         if index == tap % len(model.decoder.layers):
             tapped = rows
     return model.decoder.logits(rows), features.tokens, tapped

@@ -18,6 +18,8 @@ from gp_jax.errors import GlimpseError, printable
 from gp_jax.runtime.clock import COMPILES
 from gp_jax.runtime.compilation_cache import keep_compiled
 from gp_jax.runtime.disk import write_text, writing
+from gp_jax.runtime.exits import NOW, saving_as
+from gp_jax.runtime.progress import Progress
 from gp_jax.sharding import has_others, start_processes
 from gp_jax.training.base_settings import BaseConfig
 from gp_jax.training.build import plain
@@ -30,6 +32,7 @@ from gp_jax.training.run_log import RunLog, environment, memory_gib
 from gp_jax.training.settings import TrainConfig
 from gp_jax.training.stages import Stage, build_stage
 
+STEP_GRACE, SAVE_GRACE = 10.0, 120.0  # seconds that Ctrl-C leaves to a step, and to a checkpoint that is being written
 LAG = 2  # newest steps whose metrics are not read yet, so that the host never waits for the device
 
 
@@ -41,7 +44,7 @@ def say(message: str) -> None:
 
 def bar(items: Iterable, what: str, total: int | None = None) -> Iterable:
     """A progress bar in the first process."""
-    return tqdm(items, desc=what, total=total, leave=False, disable=None if jax.process_index() == 0 else True)
+    return Progress(items, desc=what, total=total, leave=False, disable=jax.process_index() != 0)
 
 
 class Stop:
@@ -51,6 +54,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.stepping = False  # before the first step there is nothing to save: Ctrl-C ends the process as it ends any other
         self.asked = 0  # number of calls of `now`, which is the same in all processes
 
     def __enter__(self) -> "Stop":
@@ -63,6 +67,8 @@ class Stop:
         return self
 
     def _note(self, number: int, _: object) -> None:
+        if number == signal.SIGINT and not self.stepping:
+            raise KeyboardInterrupt
         self.signal = number
         for s, handler in self.old.items():
             signal.signal(s, handler)
@@ -115,8 +121,10 @@ class Loop:
     def go(self, stop: Stop) -> int | None:
         """Trains. Returns: the signal that stopped it, None at the end."""
         step = self.start()
+        stop.stepping = True
         try:
-            step = self.train(step, stop)
+            with saving_as(self.saved, STEP_GRACE):
+                step = self.train(step, stop)
         except Exception:
             for part in (self.checkpoints, self.log):  # pending writes are still finished; their own errors would hide the first one
                 with contextlib.suppress(Exception):
@@ -126,6 +134,11 @@ class Loop:
         self.log.close()
         return stop.signal if step < self.run.steps or self.owed else None
 
+    def saved(self) -> str:
+        """What an interrupted run leaves."""
+        steps = self.checkpoints.steps()
+        return (f"step {steps[0]} is saved in {self.folder}" if steps else "no step is saved yet") + "; the same command goes on"
+
     def train(self, step: int, stop: Stop) -> int:
         """Takes steps from `step` to the end or a signal. Returns: the number of steps that are done."""
         if self.owed and (loss := self.validate(step, stop)) is not None:
@@ -133,8 +146,8 @@ class Loop:
         feed, accumulation = self.run.feed, self.config.accumulation
         batches = feed.load(step * accumulation, self.run.steps * accumulation)
         place = Placer(self.run.mesh, self.config.batch_size)
-        quiet = None if jax.process_index() == 0 else True
-        progress = tqdm(total=self.run.steps, initial=step, desc="training", unit="step", disable=quiet)
+        quiet = jax.process_index() != 0
+        progress = Progress(total=self.run.steps, initial=step, desc="training", unit="step", disable=quiet)
         with progress:
             self.progress = progress
             while step < self.run.steps and stop.signal is None:
@@ -231,7 +244,8 @@ class Loop:
     def save(self, step: int, loss: float | None = None, wait: bool = False) -> None:
         """Saves a checkpoint, with the state of the log, so that a resumed run writes the same log lines."""
         start = time.perf_counter()
-        self.checkpoints.save(step, self.state, loss, wait, {"validated": not self.owed, "window": self.meter.state()})
+        with saving_as(self.saved, SAVE_GRACE):
+            self.checkpoints.save(step, self.state, loss, wait, {"validated": not self.owed, "window": self.meter.state()})
         self.meter.paused += time.perf_counter() - start
 
 
@@ -246,7 +260,8 @@ def train(config: TrainConfig | BaseConfig | PlusConfig) -> dict[str, Any]:
         no_early_stops()  # JAX handles SIGTERM itself once processes are joined
     start_processes(mesh.coordinator, mesh.processes, mesh.process)
     keep_compiled(config.compilation_cache)
-    with Stop() as stop, alone(config.out):
+    kept = saving_as(f"what was saved in {config.out} stays; the same command goes on")
+    with kept, Stop() as stop, alone(config.out):
         stage = build_stage(config, bar, say)
         say(stage.describe())
         loop = Loop(stage)
@@ -254,6 +269,7 @@ def train(config: TrainConfig | BaseConfig | PlusConfig) -> dict[str, Any]:
         step = int(loop.state.step)
         if stopped is not None:
             say(f"stopped by signal {stopped} after step {step}; saved, the same command goes on from here")
+            NOW.told = True
             return {"step": step, "signal": stopped}
         say(f"done: {loop.folder / 'export'} holds {stage.export(loop.state, loop.folder)}")
     return {"step": step, "signal": None}

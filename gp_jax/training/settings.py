@@ -27,7 +27,7 @@ class GlimpseSettings:
     le_dropout_prob: float = 0.1
     """Dropout of the glimpse vectors."""
     use_attention_logits: bool | None = None
-    """Whether the predictor reads raw attention logits; otherwise their log-softmax. [default: as released, true for Qwen2.5-VL, false for
+    """Whether the predictor reads raw attention logits; otherwise their log-softmax. [default: as released, true for Qwen, false for
     LLaVA]"""
     attn_fuse_type: str = "AttnFuserV1"
     """AttnFuserV1; AttnFuserV2: without visual conditions; mean: no predictor, importance is the mean of the glimpse's attention."""
@@ -38,7 +38,8 @@ class GlimpseSettings:
     attn_fuse_global: bool = True
     """Whether the predictor attends within a whole image; otherwise within a vision window."""
     selected_visual_layers: tuple[int, ...] = ()
-    """Vision blocks whose outputs condition the predictor, deepest first. [default: the full-attention blocks]"""
+    """Vision blocks whose outputs condition the predictor, deepest first. [default: the full-attention blocks; Qwen3-VL: the last block and
+    those of DeepStack]"""
     visual_cond_size: int = 512
     """Width of a visual condition."""
     deep_supervision: bool = False
@@ -187,9 +188,12 @@ class TrainConfig:
         check_choice("glimpse.attn_fuse_type", self.glimpse.attn_fuse_type, PREDICTORS)
         names = ("batch_size", "accumulation", "epochs", "steps", "log_every", "validate_every", "save_every", "keep")
         positive(self, "", *names)
-        positive(self.data, "data.", "max_visual_tokens", "max_prompt", "max_answer", "shapes", "threads", "prefetch")
+        positive(self.data, "data.", "look_least", "max_visual_tokens", "max_prompt", "max_answer", "shapes", "threads", "prefetch")
         positive(self.optim, "optim.", "learning_rate", "eps")
         in_range(self.optim, "optim.", "warmup_ratio", "end_ratio", "b1", "b2")
+        in_range(self.data, "data.", "looks")
+        if not self.data.look_shares or not all(isinstance(s, int | float) and 0 < s <= 1 for s in self.data.look_shares):
+            raise GlimpseError(f"data.look_shares={self.data.look_shares!r} must be shares in 0..1")
         if self.seed < 0 or self.data.seed < 0 or any(s.seed < 0 for s in (*self.data.sources, *self.data.validation)):
             raise GlimpseError("seeds must not be negative")
         if self.data.workers < 0 or self.optim.clip_norm < 0 or self.optim.weight_decay < 0 or self.validation_pictures < 0:

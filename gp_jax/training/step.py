@@ -19,12 +19,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import register_dataclass
 
 from gp_jax.models.lvlm import LVLM
+from gp_jax.runtime.clock import COMPILES
 from gp_jax.sharding import batch_sharding, replicated, spread
 from gp_jax.training import forward
 from gp_jax.training.losses import bce, dice, language_sum, mask_metrics
 from gp_jax.training.settings import LossConfig
 from gp_jax.trees import Array, TrainBatch
 
+WHAT = {"accumulate": "the gradient", "evaluate": "validation", "update": "the optimizer"}  # how announcements call the programs
 TRAINABLE = ("glimpse", "predictor")  # parts of the LVLM that are trained; the rest is frozen
 
 
@@ -75,7 +77,7 @@ def losses(
         model, batch, key, remat=remat, implementation=attention, answer_in_denominator=config.answer_in_denominator
     )
     present = batch.vision.token_image >= 0
-    has_image = jnp.any(present, axis=-1)
+    has_image, present = jnp.any(present, axis=-1), present & batch.known
 
     def mean(per_sample: Array) -> Array:
         return jnp.sum(jnp.where(has_image, per_sample, 0)) / counts.samples
@@ -136,7 +138,7 @@ class StepPrograms:
             "evaluate": jax.jit(evaluate),
             "update": jax.jit(self._update, donate_argnums=(0, 1), out_shardings=(*self.places, replicated(mesh))),
         }
-        add, validate, self.update = (self._on_mesh(program) for program in self.programs.values())
+        add, validate, self.update = (self._on_mesh(name, program) for name, program in self.programs.items())
         self.accumulate = lambda gathered, state, *rest: add(gathered, state.params, self.frozen, *rest, state.step, state.rng)
         self.evaluate = lambda state, batch, counts: validate(state.params, self.frozen, batch, counts)
 
@@ -158,9 +160,14 @@ class StepPrograms:
         opt = jax.tree_util.tree_map_with_path(beside, jax.eval_shape(self.optimizer.init, self.params))
         return TrainState(params, opt, whole, whole, whole), Gathered(params, dict.fromkeys(self.metrics, whole))
 
-    def _on_mesh(self, program: Callable) -> Callable:
+    def _on_mesh(self, name: str, program: Callable) -> Callable:
         def run(*args):
-            with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+            def what() -> str:
+                """Gradients and validation depend on the shape of a batch, which is the only argument with a `prompt`."""
+                sizes = [f" for {arg.prompt.ids.shape[0]} x {arg.prompt.ids.shape[1]:,} rows" for arg in args if hasattr(arg, "prompt")]
+                return WHAT[name] + "".join(sizes)
+
+            with COMPILES.naming(what), jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
                 return program(*args)
 
         return run

@@ -93,6 +93,7 @@ def picture(record: Record, sample: TrainSample, keep: np.ndarray, processor: Pr
     """A picture of the predicted and the reference mask, with question and answer above."""
     tiles, first = [], 0
     views = [view for encoded in record.images for view in processor.views(decode(encoded, record.id))]
+    views = views[:: max(1, len(views) // max(1, len(sample.prompt.grids)))]  # at the size of a first look: overviews alone
     for image, (rows, columns) in zip(views, sample.prompt.grids, strict=True):
         part = slice(first, first + rows * columns)
         if min(image.size) > 0:  # a detail view of LLaVA-NeXT may be empty for a very long picture

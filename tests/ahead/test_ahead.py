@@ -15,7 +15,8 @@ import pytest
 from gp_jax import GlimpseError, Ladder, Ladders
 from gp_jax.ahead import compiling, hlo, report
 from gp_jax.ahead.compiling import placed
-from gp_jax.ahead.generation import Request, compile_generation, explained
+from gp_jax.ahead.generation import compile_generation, explained
+from gp_jax.ahead.passes import Request
 from gp_jax.ahead.topology import choose_sizes, generation_of, inference_mesh, parse_mesh, topology_devices
 from gp_jax.commands import compile as command
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
@@ -60,6 +61,25 @@ def test_the_programs_are_those_of_the_engine(compiled):
     assert dense["layer, 256 rows"] == 6 and "score" not in dense and "compact to 64 rows" not in dense
     assert pruned["decode, cache of 64 rows"] == dense["decode, cache of 256 rows"] == 1
     assert found.lengths == {"batch": 4, "patches": 1024, "prompt": 256, "kept": 64, "decode": 32}
+
+
+def test_two_looks(monkeypatch):
+    """Two passes through the engine: the first ends with its scores, the second has fewer patches and rows; nothing else is compiled."""
+    config = model_config(CONFIG, {})
+    monkeypatch.setattr(compiling, "targeting", lambda backend: contextlib.nullcontext())
+    ladders = dataclasses.replace(LADDERS, patches=Ladder("patches", (256, 512, 1024)), prompt=Ladder("prompt", (96, 128, 256)))
+    request = Request(4, 150, 20, 8, retention=0.2, look_share=0.25, seen=0.3)
+    options = dict(dtype="float32", ladders=ladders, mesh=make_mesh(2, 2, 2), plans=("look", "dense"))
+    found = compile_generation(config, glimpse_config(CONFIG, config), "v5e:2x4", request, **options)
+    look, dense = found.plans["look"], found.plans["dense"]
+    assert sum(runs for name, runs in look.runs.items() if name.startswith("layer, ")) == 4 + 6
+    assert sum(runs for name, runs in look.runs.items() if name.startswith("vision block")) == 2 * 4
+    assert look.runs["advance" if "advance" in look.runs else next(n for n in look.runs if n.startswith("decode"))] == 1
+    assert found.lengths["patches of the first look"] < found.lengths["patches"] == 1024
+    words = (found, request, "tiny", "v5e:2x4", "float32")
+    assert "vision and prefill, of dense" in report.text(*words) and "look: first at 25.0%" in report.text(*words)
+    read = report.ratios(found)["vision and prefill"]
+    assert 0.2 < read["flops_sizes"] < 1 and abs(read["flops_xla"] / read["flops_sizes"] - 1) < 0.2 and look.cache < dense.cache
 
 
 def test_memory_holds_weights_and_what_lives_between_programs(compiled):

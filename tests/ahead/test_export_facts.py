@@ -6,9 +6,10 @@ import shutil
 import pytest
 from PIL import Image
 
-from gp_jax import GlimpseError, Ladder, Ladders, Prune, artifact_inputs
+from gp_jax import GlimpseError, Ladder, Ladders, Look, Prune, artifact_inputs
 from gp_jax.ahead.artifact.facts import described, read_facts
 from gp_jax.ahead.artifact.names import FACTS, PROCESSOR
+from gp_jax.ahead.artifact.readme import describe_input
 from gp_jax.pretrained.files import find_folder
 
 pytestmark = pytest.mark.quick
@@ -47,6 +48,21 @@ def test_what_is_written_is_read(folder):
     assert request(folder)["ids"].shape == (1, 256) and "cut0_fixed" not in request(folder)
 
 
+def test_a_look_is_written_and_read(folder):
+    look = Prune(look=Look(share=0.125, margin=2, sure=None))
+    write(folder, {"prune": described(look, BUCKETS, glimpse=True, plan="look")["prune"], "plan": "look"})
+    assert read_facts(folder)[1] == look and "look_ids" in request(folder)
+    assert all(describe_input(name).startswith("(B,") and ": " in describe_input(name) for name in request(folder))
+    picture = Image.new("RGB", (96, 64), "red")
+    artifact_inputs(folder, picture, "Which?", prune=Prune(look=Look(share=0.125, threshold=0.3)))
+    for other in (Prune(), Prune(look=Look(share=0.25)), Prune(look=Look(windows=[None]))):
+        with pytest.raises(GlimpseError, match="exported for another look"):
+            artifact_inputs(folder, picture, "Which?", prune=other)
+    write(folder, prune(look={"share": 0.25, "more": 1}))
+    with pytest.raises(GlimpseError, match="prune.look: more is not known"):
+        read_facts(folder)
+
+
 def buckets(**changes) -> dict:
     return {"buckets": {name: value for name, value in (GOOD["buckets"] | changes).items() if value is not ...}}
 
@@ -77,6 +93,8 @@ BAD = (
     ({"prune": ...}, "prune"),
     (prune(more=1), "more is not known"),
     (prune(max_remain_ratio=2), "max_remain_ratio"),
+    (prune(look=5), "prune.look"),
+    (prune(look={"share": 2}), "share"),
     (prune(reduce_threshold=[]), "reduce_threshold"),
     (prune(anchor_positions=7), "anchor_positions"),
     (prune(method="magic"), "method"),

@@ -41,7 +41,8 @@ def test_ask(home, capsys):
         ["ask", str(home / "scene.png"), "What?", "--model", str(home / "model"), "--fixed-remain-ratio", "0.25", "--max-new-tokens", "4"]
     )
     shown = capsys.readouterr().out
-    assert "48 of 192 kept (25.0%)" in shown and "loading" in shown and "decode" in shown
+    assert "48 of 192 kept (25.0%)" in shown and "to load the model" in shown and "decode" in shown
+    assert "programs" in shown and "kept ones" in shown
 
 
 def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
@@ -50,10 +51,27 @@ def test_ask_json_overlay_and_several_photos(home, capsys, tmp_path):
     cli.run(["ask", scene, scene, "Which?", *options, "--max-remain-ratio", "0.5", "--threshold", "0", "--overlay", str(out)])
     facts = json.loads(capsys.readouterr().out)
     assert facts["total_tokens"] == 2 * 192 and facts["kept_tokens"] == 192 and facts["retention"] == 0.5
-    assert set(facts["timings"]) >= {"loading", "processing", "vision", "glimpse", "finish", "decode"}
+    assert set(facts["programs"]) == {"compiled", "read", "reading"}
+    assert set(facts["timings"]) >= {"libraries", "loading", "processing", "vision", "glimpse", "finish", "decode"}
     assert Image.open(out).size == (2 * 448 + 8, 336)
     cli.run(["ask", scene, "Which?", *options, "--no-prune"])
     assert json.loads(capsys.readouterr().out)["retention"] == 1.0
+
+
+def test_ask_twice(home, capsys):
+    words = ["ask", str(home / "scene.png"), "What?", "--model", str(home / "model"), "--max-new-tokens", "2", "--look"]
+    cli.run(
+        [*words, "--look-threshold", "1", "--look-floor", "0.3", "--look-cap", "0.3", "--look-sure", "0", "--fixed-remain-ratio", "0.1"]
+    )
+    shown = capsys.readouterr().out
+    assert "19 of 192 kept" in shown and "chosen by a first look at 48" in shown and "look 0." in shown
+    seen = float(shown.partition("picture seen")[2].split("%")[0])
+    assert 10 < seen < 40
+    cli.run([*words, "--look-sure", "1", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["seen_share"] == 1 and facts["first_look_tokens"] == 48, "an unsure map"
+    with pytest.raises(GlimpseError, match="--look-cap needs --look"):
+        cli.run([*words[:-1], "--look-cap", "0.5"])
 
 
 def test_ask_with_an_adapter(home, capsys, tmp_path):

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import tiny_llava
 import tiny_models
+import tiny_qwen3
 
 from gp_jax import GlimpseError, GlimpseVLM, tiny
 from gp_jax.config.model import GlimpseConfig, TextConfig
-from gp_jax.config.vision import VisionConfig
+from gp_jax.config.vision import DeepStackConfig, VisionConfig
 from gp_jax.pretrained.hf_config import flat_hf_config, glimpse_config, model_config
 from gp_jax.pretrained.llava import CLIP_NAMES
 
@@ -39,29 +40,37 @@ def llava(**more: object) -> dict:
 
 
 OWN = dict(image_token_index=tiny_llava.IMAGE, vision_feature_layer=-2, projector_hidden_act="gelu", multimodal_projector_bias=True)
+QWEN3_TEXT = dict(
+    vocab_size=272, rope_parameters=dict(rope_theta=5e6, rope_type="default", mrope_section=[2, 2, 2], mrope_interleaved=True)
+)
 ORIGINAL = dict(mm_vision_tower="tower", mm_projector_type="mlp2x_gelu", mm_vision_select_layer=-2, mm_use_im_start_end=False)
 FAMILIES = {
     "flat": SCENES | {"max_remain_ratio": 0.5, "fixed_remain_ratio": 0.5, "tie_word_embeddings": False},
     "nested": nested(),
     "llava": llava(text_config=tiny_llava.TEXT | LLAVA, **OWN),
     "llava_next": llava(text_config=tiny_llava.TEXT | LLAVA, **OWN) | dict(model_type="llava_next", image_grid_pinpoints=[[56, 112]]),
+    "qwen3": nested()
+    | dict(model_type="qwen3_vl", text_config=tiny_qwen3.TEXT | QWEN3_TEXT, vision_config=tiny_qwen3.VISION, **tiny_qwen3.GLIMPSE),
     "original": llava(**tiny_llava.TEXT, **LLAVA, **ORIGINAL) | dict(model_type="llava_llama"),
 }
+OWN_DECODER = ("head_size", "qk_norm", "mrope_interleaved")  # fields of TextConfig that the other families' files do not have
 GLIMPSE = [(field.name,) for field in dataclasses.fields(GlimpseConfig)]
-ROPE = {"flat": ("rope_scaling",), "nested": ("text_config", "rope_parameters")}
+ROPE = {"flat": ("rope_scaling",), "nested": ("text_config", "rope_parameters"), "qwen3": ("text_config", "rope_parameters")}
 
 
 def read_fields(family: str) -> list[tuple[str, ...]]:
     """Where the fields are that a family reads."""
-    qwen = family in ("flat", "nested")
+    qwen, deepstack = family in ROPE, family == "qwen3"
     inside = () if family in ("flat", "original") else ("text_config",)
-    mine = (*([] if qwen else ["attention_bias"]), *(["use_sliding_window"] if qwen else ["mlp_bias", "head_dim"]))
-    skipped = ("mrope_section", "attention_bias", *(["rope_theta"] if family == "nested" else []))
+    mine = ["use_sliding_window"] if family in ("flat", "nested") else ["attention_bias", "head_dim", *([] if deepstack else ["mlp_bias"])]
+    skipped = ("mrope_section", "attention_bias", *OWN_DECODER, *(["rope_theta"] if family in ("nested", "qwen3") else []))
     text = [(*inside, name) for name in (*(f.name for f in dataclasses.fields(TextConfig) if f.name not in skipped), *mine)]
-    names = [f.name for f in dataclasses.fields(VisionConfig)] if qwen else [*tiny_llava.VISION, *CLIP_NAMES.values()]
+    tower = DeepStackConfig if deepstack else VisionConfig
+    names = [f.name for f in dataclasses.fields(tower)] if qwen else [*tiny_llava.VISION, *CLIP_NAMES.values()]
     vision = [("vision_config", name) for name in names if name != "projection_dim"]
     if qwen:
         own = [("image_token_id",), ("video_token_id",), (*ROPE[family], "mrope_section"), (*ROPE[family], "rope_theta")]
+        own += [(*ROPE[family], "mrope_interleaved")] if deepstack else []
     else:
         own = [(name,) for name in (ORIGINAL if family == "original" else OWN) if name != "mm_vision_tower"]
     points = [("image_grid_pinpoints",)] if family == "llava_next" else []

@@ -36,7 +36,7 @@ def test_every_address_of_a_record_leads_somewhere(family):
 def test_no_two_families_share_a_model_type():
     names = [name for family in FAMILIES for name in family.model_types]
     assert len(names) == len(set(names)) and all(name in family_of(name).model_types for name in names)
-    with pytest.raises(GlimpseError, match="model_type='gpt2' is not one of qwen2_5_vl, llava_llama, llava, llava_next"):
+    with pytest.raises(GlimpseError, match="model_type='gpt2' is not one of qwen2_5_vl, qwen3_vl, llava_llama, llava, llava_next"):
         family_of("gpt2")
 
 

@@ -84,7 +84,7 @@ def visual_cot_lengths(shared) -> list[Length]:
     """Lengths of the released sample annotations under Qwen2.5-VL's resizing, about four characters a token."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-    from gp_jax.processing.layout import pack_windows
+    from gp_jax.processing.windows import pack_windows
 
     found = []
     for path in sorted((shared / "visual_cot" / "train").glob("*.jsonl")):

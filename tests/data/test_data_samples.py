@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import multiprocessing
 import os
 import pickle
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gp_jax import GlimpseError, make_mesh
+from gp_jax.commands.label import three_states
+from gp_jax.data.collate import Shape, lengths, train_batch
 from gp_jax.data.feed import LoadMicroBatch, Placer, load, local_rows
 from gp_jax.data.masks import box_mask, picture_mask
 from gp_jax.data.prepared import open_prepared
 from gp_jax.data.record import Entry, Record
-from gp_jax.data.samples import SampleMaker
+from gp_jax.data.samples import LookSizes, SampleMaker
 from gp_jax.data.schedule import Schedule
 from gp_jax.data.settings import SHORT_ANSWER, DataConfig, DataSource
 from gp_jax.pretrained.files import weights_digest
@@ -102,8 +105,6 @@ def entry(r: Record, sizes: list[tuple[int, int]]) -> Entry:
 @pytest.mark.parametrize("limit", [None, 20])
 @pytest.mark.parametrize("rows", [1, 3, 0])
 def test_lengths_known_beforehand_are_those_of_the_sample(vlm, sizes, limit, rows):
-    from gp_jax.data.collate import lengths
-
     maker, r = SampleMaker(vlm.processor, rows, limit), record(sizes)
     said = maker.measure([entry(r, sizes)], SHORT_ANSWER)[0]
     made = maker.make(r, SHORT_ANSWER)
@@ -124,6 +125,42 @@ def test_references_of_several_images_lie_behind_each_other(vlm):
     made = SampleMaker(vlm.processor, 1).make(record(sizes, (((0.0, 0.0, 0.2, 0.2),), ()), masks=(None, png(mask))))
     first, second = made.reference[:16].reshape(4, 4), made.reference[16:].reshape(2, 4)
     assert first.sum() == 1 and first[0, 0] and second.sum() == 2 and second[:, 3].all()
+
+
+@pytest.mark.parametrize("sizes", [[(224, 168)], [(300, 77), (64, 64)], [(56, 56)], []], ids=str)
+def test_records_at_the_size_of_a_first_look(vlm, sizes):
+    """Lengths known beforehand are the sample's, the evidence is the same, small pictures stay as they are."""
+    looks = LookSizes(1.0, (0.25, 0.125), 4, seed=0)
+    plain, small = SampleMaker(vlm.processor, 1), SampleMaker(vlm.processor, 1, looks=looks)
+    r = record(sizes)
+    said, made, whole = small.measure([entry(r, sizes)], SHORT_ANSWER)[0], small.make(r, SHORT_ANSWER), plain.make(r, SHORT_ANSWER)
+    assert said.shape == lengths(made.prompt.slots.size, made.prompt.ids.size, made.answer.size, 1)
+    assert said.visual == made.prompt.count == made.reference.size
+    assert made.prompt.count == whole.prompt.count if sizes in ([(56, 56)], []) else 2 * made.prompt.count <= whole.prompt.count
+    first = 0
+    for grid in made.prompt.grids:
+        np.testing.assert_array_equal(made.reference[first : first + math.prod(grid)].reshape(grid), box_mask(r.boxes[0], grid))
+        first += math.prod(grid)
+
+
+def test_a_share_of_the_records_is_looked_at():
+    looks = LookSizes(0.3, (0.25, 0.125), 4, seed=1)
+    sizes = [looks.of(f"r:{n}") for n in range(2000)]
+    assert 0.25 < sum(size is not None for size in sizes) / 2000 < 0.35 and {size.share for size in sizes if size} == {0.25, 0.125}
+    assert sizes == [looks.of(f"r:{n}") for n in range(2000)]
+
+
+def test_masks_of_three_states(vlm):
+    """White is evidence, 64 unknown, everything else none; `gp-jax label` writes them so that no state reaches a neighbour."""
+    states = np.full((6, 8), 0.05)
+    states[1, 2], states[3, 3:5], states[5, 7] = 0.9, 0.3, 0.6
+    picture = three_states(states, 0.1, 0.5, (230, 171))
+    made = SampleMaker(vlm.processor, 1).make(record([(230, 171)], ((),), masks=(png(np.asarray(picture)),)))
+    assert made.prompt.grids == ((6, 8),)
+    np.testing.assert_array_equal(made.reference.reshape(6, 8), states > 0.5)
+    np.testing.assert_array_equal(made.known.reshape(6, 8), ~((states >= 0.1) & (states <= 0.5)))
+    batch = train_batch([made], vlm.config, 2, Shape(64, 128, 16), 1, [0])
+    assert (~batch.known).sum() == 2 and not (batch.reference & ~batch.known).any()
 
 
 def test_errors_name_the_record(vlm):

@@ -35,6 +35,8 @@ BAD |= {
     "boxes": [[[0, 0, 2, 1]]],
     "sample": [3, None],
     "prefill_retention": [-0.5],
+    "windows": [[[-1]], [5], [[60, 5]]],
+    "looked": [[[1]], [[1, -2]]],
 }
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from gp_jax import GlimpseError, Prune
 from gp_jax.config.model import GlimpseConfig
-from gp_jax.evaluation.matching import pooled_ratio, sample_ratio, shrunk_grid
+from gp_jax.evaluation.matching import pooled_ratio, sample_ratio
 from gp_jax.evaluation.plans import AT_RATIO, make_plan, make_plans
 from gp_jax.inference.requests import keep_rules
+from gp_jax.processing.views import shrunk_grid
 from gp_jax.pruning.plan import make_plan as cuts_of
 from gp_jax.pruning.plan import shares
 
@@ -23,7 +24,14 @@ GLIMPSE = GlimpseConfig((0,), 0)
 def sample(count: int) -> SimpleNamespace:
     numbers = np.arange(count)
     return SimpleNamespace(
-        image_token=np.full(3, -1), count=count, slot_of_token=numbers, grids=((1, count),), ids=numbers, pixels=np.ones(count)
+        image_token=np.full(3, -1),
+        count=count,
+        total=count,
+        tokens=numbers,
+        slot_of_token=numbers,
+        grids=((1, count),),
+        ids=numbers,
+        pixels=np.ones(count),
     )
 
 

@@ -1,18 +1,23 @@
 """Plans through the runner: what is left, what an average layer saw, what decoding holds, what it costs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from gp_jax import GlimpseError, Ladder, Ladders, Prune, tiny
+from gp_jax import GlimpseError, Ladder, Ladders, Look, Prune, tiny
 from gp_jax.config.model import GlimpseConfig
-from gp_jax.evaluation.matching import pooled_ratio, shrunk_grid
+from gp_jax.evaluation.matching import pooled_ratio
 from gp_jax.evaluation.plans import make_plan, make_plans
 from gp_jax.evaluation.reporting.plan_rows import aggregate
+from gp_jax.evaluation.reporting.tables import main_columns
 from gp_jax.evaluation.results import read_predictions
 from gp_jax.evaluation.runner import Runner, Task
+from gp_jax.flops import Workload, first_look, segments, stages
 from gp_jax.processing.images import decode
 from gp_jax.processing.llava import LlavaProcessor
 from gp_jax.processing.qwen import Processor
+from gp_jax.processing.views import shrunk_grid
 from gp_jax.scenes.source import ScenesSource
 from gp_jax.vlm import GlimpseVLM
 
@@ -108,6 +113,54 @@ def test_a_batch_of_unlike_shares_equals_its_samples_alone(found):
             assert alone.kept == int(ratio * alone.total) and alone.seen == together.seen
             np.testing.assert_array_equal(alone.keep[0], together.keep[0])
             np.testing.assert_array_equal(alone.tokens, together.tokens)
+
+
+def test_plans_with_two_looks(found, tmp_path):
+    """What is seen, what layers see, and FLOPs counted by hand."""
+    vlm = found[0].vlm
+    names = ["dense", "look-least4-above100-floor30-cap30-sureoff", "look-random-floor30", "look-oracle", "look-first-share25", "look"]
+    runner = Runner(vlm, Task("scenes", ScenesSource("test", 2, 0), max_new_tokens=2), tmp_path / "predictions.jsonl", batch=2)
+    predictions = runner.run(make_plans(names, vlm.glimpse_config), quiet=True)
+    assert {p.key: p for p in predictions} == {p.key: p for p in read_predictions(tmp_path / "predictions.jsonl")}
+    plans = {name: [p for p in predictions if p.plan == name] for name in names}
+    side, config, glimpse = vlm.config.vision.window_side, vlm.config, vlm.glimpse_config
+    for name in names[1:4]:
+        for p in plans[name]:
+            rows, columns = p.grid
+            windows = -(-rows // side) * -(-columns // side)
+            assert p.viewed == sum(p.windows[0]) < p.total and p.cuts in ((), ((CUT, p.kept),))
+            assert name == "look-oracle" or len(p.windows[0]) == max(1, -(-3 * windows // 10) if "random" in name else int(0.3 * windows))
+            assert p.prefill_retention == pytest.approx((p.viewed * (CUT + 1) + p.kept * (DEPTH - CUT - 1)) / DEPTH / p.total)
+            assert bool(p.looked) == (name == names[1])
+    for p in plans[names[1]]:
+        work = Workload(4 * p.viewed, p.viewed, 0, 1, windows=p.windows)
+        text = runner.flops(dataclasses.replace(p, windows=(), looked=())), runner.flops(dataclasses.replace(p, looked=()))
+        assert segments(config.vision, work) == ([4 * size for size in p.windows[0]], [4 * p.viewed])
+        assert text[1] < text[0] and runner.flops(p) > text[1]
+        small = Workload.of(config.vision, p.looked, 20, 1)
+        by_hand = stages(config, glimpse, small, [(glimpse.reduce_layer, 0.0)], itemsize=4)
+        parts = ("vision", "merger", f"layers 0..{glimpse.reduce_layer}", "glimpse rows", "predictor")
+        assert first_look(config, glimpse, small, itemsize=4).flops == sum(by_hand[part].flops for part in parts)
+    for p in plans["look-first-share25"]:
+        assert p.viewed == sum(rows * columns for rows, columns in p.grids) <= 0.25 * p.total and not p.looked
+    rows = {row.plan: row for row in aggregate(predictions, runner.flops)}
+    assert rows["look-random-floor30"].vision_retention < 0.5 and rows["dense"].vision_retention == 1
+    named = [{column.name for column in main_columns(own)} for own in (list(rows.values()), [rows["dense"]])]
+    assert "picture seen" in named[0] and "picture seen" not in named[1]
+
+
+def test_names_of_looks():
+    glimpse = GlimpseConfig((0,), 0)
+    rule = make_plan("look-share6.25-above10-margin1-cap40-sure30-keep11.1", glimpse).rule([], None)
+    assert rule.look == Look(share=0.0625, threshold=0.1, margin=1, cap=0.4, sure=0.3) and rule.max_remain_ratio == pytest.approx(0.111)
+    assert make_plan("look-random-seed3-floor20", glimpse).rule([], None).look.random == 3
+    assert make_plan("look-tokens64-least9-sureoff", glimpse).rule([], None).look == Look(tokens=64, least=9, sure=None)
+    assert make_plan("look", glimpse).rule([], None).look == Look()
+    for name in ("look-shaer25", "look-25", "look-share", "look-margin1.5", "look-capoff", "look-seed3", "look-share200", "look-"):
+        with pytest.raises(GlimpseError, match=f"plan '{name}'|share"):
+            make_plan(name, glimpse)
+    with pytest.raises(GlimpseError, match="needs a glimpse"):
+        make_plan("look", None)
 
 
 def test_shares_and_seeds_of_random():

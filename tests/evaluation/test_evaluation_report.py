@@ -19,7 +19,7 @@ from gp_jax.evaluation.reporting.gallery import Example, shown_size
 from gp_jax.evaluation.reporting.html import write_report
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.plan_rows import aggregate, breakdown
-from gp_jax.evaluation.reporting.plots import retention_plot, time_plot, time_retention_plot
+from gp_jax.evaluation.reporting.plots import flops_plot, retention_plot, time_plot, time_retention_plot
 from gp_jax.evaluation.reporting.statistics import Interval, Spread
 from gp_jax.evaluation.results import Prediction, line_numbers, read_predictions, write_predictions
 from gp_jax.evaluation.summary import times
@@ -202,7 +202,7 @@ def test_every_sample_is_there(page):
     assert [a["data-family"] for a in found] == ["family 0", "family 1", "family 0"]
     assert [a["id"] for a in found] == ["card-0", "card-1", "card-2"]
     assert [f["data-right"] for f in page.all("figure") if "data-plan" in f] == ["1", "0"] * 3
-    assert len(page.all("svg")) == 3 and len(page.all("table")) == 4
+    assert len(page.all("svg")) == 3 and len(page.all("table")) == 5
     words = "".join(page.words)
     assert "16 of 16 tokens (100%)" in words and "Only 3 samples" in words and "nothing" in words
 
@@ -231,6 +231,7 @@ def test_plots(page):
     rows = aggregate(PREDICTIONS)
     for plot, height in (
         (retention_plot, "exact match, %"),
+        (flops_plot, "exact match, %"),
         (time_plot, "exact match, %"),
         (time_retention_plot, "median time per answer, ms"),
     ):

@@ -73,4 +73,24 @@ NESTED = GLIMPSE | dict(
         spatial_merge_size=2,
     ),
 )
-FAMILIES = (ORIGINAL, LLAVA, NEXT, NESTED)
+QWEN3 = NESTED | dict(
+    model_type="qwen3_vl",
+    attn_fuse_global=True,
+    text_config=TEXT
+    | dict(
+        model_type="qwen3_vl_text",
+        head_dim=12,
+        rope_scaling=dict(mrope_interleaved=True, rope_type="default", mrope_section=[2, 2, 2]),
+    ),
+    vision_config=dict(
+        depth=4,
+        hidden_size=24,
+        intermediate_size=40,
+        num_heads=2,
+        out_hidden_size=32,
+        patch_size=16,
+        num_position_embeddings=36,
+        deepstack_visual_indexes=[0, 1, 3],
+    ),
+)
+FAMILIES = (ORIGINAL, LLAVA, NEXT, NESTED, QWEN3)

@@ -113,6 +113,27 @@ def test_inserting_and_freeing_compiles_nothing(vlm, requests):
         Rows.empty(vlm.engine, 1, [8] * 3, SLOTS).insert(requests[0][0], 0, choice, 1)
 
 
+def test_rows_go_on_in_other_places(vlm, requests):
+    """Running rows move, a free place appears between them, and a new prompt takes it."""
+    rows, choice = Rows.empty(vlm.engine, PLACES, lengths(requests), SLOTS), sampling_settings(vlm.config, 0.0, 0, 1.0, 0, "auto")
+    for place, kind in enumerate((0, 3, 1)):
+        rows.insert(requests[kind][0], place, choice, SLOTS)
+    rows.generate(3)
+    with pytest.raises(GlimpseError, match="prompt=3 is not one of the 3 places"):
+        rows.resize([0, 3, 1])
+    kinds = jax.tree.map(lambda x: (x.shape, x.dtype), (rows.kv, rows.state))
+    rows.resize([2, -1, 0])
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), (rows.kv, rows.state)) == kinds
+    assert rows.read("done")[0][1] and rows.settings.seed.size == rows.prompts == PLACES
+    rows.insert(requests[2][0], 1, choice, SLOTS)
+    rows.generate(SLOTS)
+    tokens, step = rows.read("tokens", "step")
+    for place, kind in enumerate((1, 2, 0)):
+        expected = requests[kind][1][0.0]
+        np.testing.assert_array_equal(tokens[place, : step[place]], expected[: step[place]])
+        assert step[place] == len(expected)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_logprobs_equal_a_teacher_forced_pass(vlm, temperature):
     """Several continuations of each of two prompts, which they share, against transformers on prompt and answer at once."""

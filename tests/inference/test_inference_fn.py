@@ -133,7 +133,7 @@ def test_attention_is_chosen_when_it_is_lowered():
 
 def test_default_buckets_hold_what_they_promise(vlm):
     """Any one picture of so many visual tokens fits, whatever its shape."""
-    from gp_jax.processing.layout import pack_windows
+    from gp_jax.processing.windows import pack_windows
 
     for side in (1, 2, 3, 4, 5, 8):
         config = replace(vlm.config, vision=replace(vlm.config.vision, window_size=28 * side))

@@ -10,7 +10,7 @@ from gp_jax.commands import compile as compiling
 from gp_jax.commands import export as exporting
 from gp_jax.inference.function import picture_capacity
 from gp_jax.pretrained.known import SIZES
-from gp_jax.processing.layout import pack_windows
+from gp_jax.processing.windows import pack_windows
 
 NEW = 4
 

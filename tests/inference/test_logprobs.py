@@ -72,7 +72,7 @@ def test_sliced_logits_equal_whole_ones(golden_plus, monkeypatch):
     completions = Completions(golden["A.completion_ids"][None], golden["A.completion_mask"][None].astype(bool))
     whole = np.asarray(logprobs(vlm.model, made, completions, plan, length))
     monkeypatch.setattr(module, "LOGITS_BYTES", 4 * 600 * 4 * 3)
-    np.testing.assert_allclose(np.asarray(logprobs(vlm.model, made, completions, plan, length)), whole, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(logprobs(vlm.model, made, completions, plan, length)), whole, rtol=1e-6, atol=1e-6)
 
 
 def test_unpruned_is_the_plain_model(golden_plus):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gp_jax import GlimpseError, Prune, inference_buckets
+from gp_jax import GlimpseError, Look, Prune, inference_buckets
 from gp_jax.inference.requests import resolve, sampling_settings
 from gp_jax.pretrained.known import SIZES
 from gp_jax.pruning.rule import limits, reference_mask
@@ -69,6 +69,12 @@ def test_prune(name):
     for value in NEVER:
         if not any(value is free or (isinstance(value, int) and isinstance(free, int) and value == free) for free in FREE.get(name, ())):
             refusal(name, lambda value=value: Prune(**{name: value}))
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Look) if field.name != "windows"])
+def test_look(name):
+    for value in NEVER:
+        refusal(name, lambda value=value: Look(**{name: value}))
 
 
 def test_prune_takes_numbers_of_numpy():

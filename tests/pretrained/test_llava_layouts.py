@@ -241,7 +241,7 @@ def test_shipped_configurations(size, cut, depth, kind):
         assert glimpse.reduce_layer == cut and glimpse.selected_layers == (cut,) and glimpse.le_layers == tuple(range(depth))
         assert not glimpse.use_attention_logits and glimpse.selected_visual_layers == known.vision.usual_conditions
         assert glimpse == glimpse_config_of(dataclasses.replace(config, glimpse=GlimpseSettings()), known), "the defaults are the released"
-        assert path.read_text().startswith(f'"""python train.py --config configs/{path.name}')
+        assert path.read_text().startswith(f'"""gp-jax train --config {path.stem}')
     raw = dataclasses.replace(config, glimpse=GlimpseSettings(use_attention_logits=True)) if path.exists() else None
     assert raw is None or glimpse_config_of(raw, known).use_attention_logits
     args = ask.parse(["photo.png", "Who?", "--config", str(configs / f"llava_1_5_{size}.py")])

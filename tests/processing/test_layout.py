@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from gp_jax import GlimpseError
 from gp_jax.config.vision import ClipConfig
 from gp_jax.pretrained.hf_config import model_config
-from gp_jax.processing.layout import pack_windows, prompt_input, read_samples, rope_positions, token_grid, vision_input
+from gp_jax.processing.layout import prompt_input, read_samples, rope_positions, token_grid, vision_input
 from gp_jax.processing.views import read_tiles
+from gp_jax.processing.windows import pack_windows
 
 pytestmark = pytest.mark.quick
 

@@ -11,12 +11,12 @@ from einops import rearrange
 
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, pipeline
 from gp_jax.config.model import GlimpseConfig
-from gp_jax.evaluation.matching import shrunk_grid
 from gp_jax.evaluation.plans import make_plan
 from gp_jax.inference.requests import keep_rules, resolve
 from gp_jax.ops.received import attention_received
 from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.processing.layout import prompt_input, read_samples, vision_input
+from gp_jax.processing.views import shrunk_grid
 from gp_jax.pruning.plan import PUBLISHED, SCORER_OF, SCORERS
 from gp_jax.pruning.rule import METHODS
 from gp_jax.pruning.scorers import attention, cdpruner, visionzip, vscan
@@ -215,8 +215,6 @@ def test_the_tower_is_watched_where_it_attends(vlm, scene):
     samples, vision, features, _, _ = scene
     tower, config, unit = vlm.model.vision, vlm.config.vision, vlm.config.vision.merge_unit
     x, angles = tower.patch_embed(vision.patches), grid_angles(vision.patch_hw, config.head_dim)
-    number = np.arange(x.shape[1]) // (unit * config.window_side**2) * 100  # of the block of windows
-    windows = np.where(vision.patch_window >= 0, number + vision.patch_window, -1)
     for index, block in enumerate(tower.blocks):
         if index in (1, 3):
             q, k, _ = np.split(np.asarray(block.attn.qkv(block.norm1(x)), np.float32), 3, axis=-1)
@@ -232,7 +230,7 @@ def test_the_tower_is_watched_where_it_attends(vlm, scene):
                 np.testing.assert_allclose(of(features.received[index], samples, b), of(received, samples, b), atol=1e-4)
                 np.testing.assert_allclose(of(features.keys[index], samples, b), of(keys, samples, b), atol=1e-5)
                 assert of(features.received[index], samples, b).sum() == pytest.approx(n, abs=1e-3)
-        x = block(x, angles, vision.patch_image if index in (1, 3) else windows)
+        x = block(x, angles, vision.patch_image if index in (1, 3) else vision.patch_window)
 
 
 def test_vscan_in_the_decoder(vlm, scene):

@@ -52,7 +52,7 @@ def mine(tmp_path):
 def test_shipped_configurations(size, depth, cut, kind):
     path = CONFIGS / f"qwen2_5_vl_{size}_{kind}.py"
     config = parse(["--config", str(path)]).train().check()
-    assert path.read_text().startswith(f'"""python train.py --config configs/{path.name}')
+    assert path.read_text().startswith(f'"""gp-jax train --config {path.stem}')
     assert config.model == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct" and config.dtype == "bfloat16"
     released = GlimpseConfig(
         selected_layers=(cut,),
@@ -72,6 +72,23 @@ def test_shipped_configurations(size, depth, cut, kind):
     if kind == "gqa":
         assert config.data.sources[0].sampling == "random:20000" and config.batch_size * config.accumulation == 8 and config.epochs == 1
         assert config.optim == OptimConfig(learning_rate=1e-4, schedule="cosine", warmup_ratio=0.1, clip_norm=1.0)
+
+
+@pytest.mark.parametrize("size, depth, cut", [("2b", 28, 18), ("4b", 36, 23), ("8b", 36, 23)])
+@pytest.mark.parametrize("kind", ["gqa", "own_data", "plus"])
+def test_shipped_configurations_of_qwen3_vl(size, depth, cut, kind):
+    path = CONFIGS / f"qwen3_vl_{size}_{kind}.py"
+    config = parse(["--config", str(path)]).train().check()
+    assert path.read_text().startswith(f'"""python train.py --config configs/{path.name}')
+    assert config.model == f"Qwen/Qwen3-VL-{size.upper()}-Instruct" and config.dtype == "bfloat16"
+    assert config.data.max_visual_tokens == 2048, "a photograph can have 16,384"
+    if kind == "plus":
+        assert config.masks.after == cut
+        return
+    glimpse = glimpse_config(config.glimpse, SIZES[f"qwen3-vl-{size}"])
+    assert (glimpse.reduce_layer, glimpse.selected_layers, glimpse.le_layers) == (cut, (cut,), tuple(range(depth)))
+    assert glimpse.selected_visual_layers == ((26, 24, 16, 8) if size == "8b" else (23, 17, 11, 5))
+    assert glimpse == glimpse_config(GlimpseSettings(), SIZES[f"qwen3-vl-{size}"]), "what a new glimpse of this model gets by itself"
 
 
 def test_a_copy_of_a_configuration_that_imports_another_works_in_any_folder(tmp_path):

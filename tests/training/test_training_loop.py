@@ -82,6 +82,18 @@ def test_several_processes_agree_on_the_number_of_a_question(monkeypatch):
     assert asked == [1, 2, 3] and stop.signal == signal.SIGTERM
 
 
+def test_ctrl_c_ends_a_run_before_its_first_step_and_stops_it_later():
+    with loop.Stop() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.signal is None
+        stop.stepping = True
+        signal.raise_signal(signal.SIGINT)
+        assert stop.now() and stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # the second does not wait for the step
+
+
 def test_a_signal_before_the_loop_listens_ends_the_process_well(monkeypatch):
     code = "import os, signal, time\nfrom gp_jax.training.early import early_stops\n"
     code += "with early_stops():\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(9)"

@@ -12,6 +12,7 @@ from gp_jax.buckets import Ladder, Ladders
 from gp_jax.config.schema import Several
 from gp_jax.errors import GlimpseError, some
 from gp_jax.pretrained.fields import read
+from gp_jax.pruning.look import Look
 from gp_jax.pruning.rule import Prune
 from gp_jax.runtime.disk import read_json
 
@@ -63,9 +64,19 @@ def read_facts(folder: Path) -> tuple[ExportFacts, Prune | None, Ladders]:
         for name in ("patches", "prompt"):
             if ladders.batch.rungs[-1] * getattr(ladders, name).rungs[-1] > LARGEST:
                 raise GlimpseError(f"buckets: {name} of the whole batch of {ladders.batch.rungs[-1]} are more than {LARGEST}")
-        return facts, None if facts.prune is None else Prune(**facts.prune), ladders
+        return facts, None if facts.prune is None else _rule(facts.prune), ladders
     except GlimpseError as error:
         raise GlimpseError(f"{path}: {error}") from error
+
+
+def _rule(fields: dict[str, Any]) -> Prune:
+    """A keep rule from its fields. Raises: GlimpseError that names one."""
+    look = fields.get("look")
+    if look is None:
+        return Prune(**fields)
+    if not isinstance(look, dict) or (unknown := look.keys() - _names(Look)):
+        raise GlimpseError(f"prune.look: {some(unknown) if isinstance(look, dict) else 'a look'} is not known")
+    return Prune(**fields | {"look": Look(**look)})
 
 
 def _names(kind: type) -> set[str]:

@@ -9,6 +9,7 @@ from gp_jax.ahead.artifact.facts import read_facts
 from gp_jax.ahead.artifact.names import FACTS, PROCESSOR
 from gp_jax.errors import GlimpseError
 from gp_jax.inference.function import fitting_inputs
+from gp_jax.inference.look_inputs import first_buckets
 from gp_jax.inference.requests import resolve
 from gp_jax.pretrained.hf_config import glimpse_config, model_config, read_config
 from gp_jax.processing.images import ImageLike
@@ -48,6 +49,8 @@ def artifact_inputs(
         raise GlimpseError(f"{folder / FACTS}: prune: {error}") from error
     if prune is not None and resolve(prune, glimpse, depth)[0] != plan:
         raise GlimpseError(f"prune: method '{prune.method}' is not what {folder} was exported for, plan {facts.plan or 'dense'}")
+    if prune is not None and first_buckets(config, prune.look, buckets) != first_buckets(config, own.look if own else None, buckets):
+        raise GlimpseError(f"prune: {folder} was exported for another look, or none: share, windows and random must be those of the export")
     pictures, questions = as_batch(images, questions)
     made = fitting_inputs(load_processor(home, config), pictures, questions, glimpse, prune or own, buckets, system=system, shrink=shrink)
     return made[1]

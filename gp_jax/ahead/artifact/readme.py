@@ -7,6 +7,7 @@ import jax
 
 from gp_jax.ahead.artifact.names import EXAMPLE, EXPECTED, FACTS, PARAMS, PROCESSOR, PROGRAM, VENDOR
 from gp_jax.inference.function import INPUTS, OUTPUTS
+from gp_jax.inference.look_inputs import PREFIX
 
 CALL = f"""import sys, jax, jax.export, numpy as np
 from pathlib import Path
@@ -25,8 +26,13 @@ print("as expected:", np.array_equal(outputs["tokens"], np.load(here / "{EXPECTE
 
 
 def describe_input(name: str) -> str:
-    """The line of INPUTS about an input; the inputs of all cuts share their lines."""
-    return INPUTS[f"cut*_{name.split('_', 1)[1]}" if name.startswith("cut") else name]
+    """The line of INPUTS about an input; the inputs of all cuts share their lines, and a first look has those of whole pictures."""
+    if name.startswith("cut"):
+        return INPUTS[f"cut*_{name.split('_', 1)[1]}"]
+    if name in INPUTS:
+        return INPUTS[name]
+    shape, meaning = INPUTS[name.removeprefix(PREFIX)].split(": ", 1)
+    return f"{shape}, in sizes of its own: of the first look: {meaning}"
 
 
 def table(rows: Mapping[str, str]) -> str:

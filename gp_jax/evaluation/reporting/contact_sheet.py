@@ -1,4 +1,4 @@
-"""One picture of what a plan kept: samples side by side, question and answer below each."""
+"""One picture of what a plan kept: samples side by side, question and answer below each, and a legend."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from gp_jax.runtime.disk import whole
 TILE, GAP, LINE = 288, 12, 18  # pixels
 LONGEST = 400  # characters of a text, of which two lines are shown
 INK, GROUND = "#1f2328", "#ffffff"
+LEGEND = "left: the picture; right: bright parts were kept, dark ones dropped before the answer was written"
 VERDICT = {True: "#1a7f37", False: "#b42318", None: INK}  # right, wrong, not scored
 
 
@@ -41,19 +42,42 @@ def tile(sample: Example, plan: str) -> Image.Image:
         pen.text((0, row), line, fill=INK, font_size=15)
         row += LINE
     said = " ".join(clean(sample.predictions[plan][:LONGEST]).split())
-    told = f"{said}   ({int(keep.sum())} of {keep.size} visual tokens kept)"
-    pen.text((0, row), told, fill=VERDICT[sample.right.get(plan)], font_size=15)
+    right = sample.right.get(plan)
+    pen.text((0, row), said, fill=VERDICT[right], font_size=15)
+    expected = f"   right: {' '.join(clean(sample.answer[:LONGEST]).split())}" if right is False else ""
+    told = f"{expected}   ({int(keep.sum())} of {keep.size} visual tokens kept)"
+    pen.text((pen.textlength(said, font_size=15), row), told, fill=INK, font_size=15)
     return made
 
 
-def write_sheet(path: Path, samples: Sequence[Example], plan: str, columns: int = 2) -> None:
-    """Writes the picture as PNG, whole or not at all. Raises: GlimpseError that names the file."""
-    tiles = [tile(sample, plan) for sample in samples if plan in sample.keeps]
+def chosen(samples: Sequence[Example], plan: str, count: int) -> list[Example]:
+    """The first samples; if all of them are answered right, or wrong, the last makes room for the first other one."""
+    own = [sample for sample in samples if plan in sample.keeps]
+    first, right = own[:count], [sample.right.get(plan) for sample in own]
+    other = next((sample for sample in own[count:] if sample.right.get(plan) == (not right[0])), None)
+    return [*first[:-1], other] if other is not None and len(set(right[:count])) == 1 and right[0] is not None else first
+
+
+def legend(pen: ImageDraw.ImageDraw, left: int, top: int, width: int) -> None:
+    """What pictures and colors mean, in two lines at most."""
+    for line in wrap(LEGEND, width, pen, 15):
+        pen.text((left, top), line, fill=INK, font_size=15)
+        top += LINE
+    for text, color in (("right answer", VERDICT[True]), ("   wrong answer", VERDICT[False])):
+        pen.text((left, top), text, fill=color, font_size=15)
+        left += int(pen.textlength(text, font_size=15))
+
+
+def write_sheet(path: Path, samples: Sequence[Example], plan: str, count: int, columns: int = 2) -> None:
+    """Writes the picture of this many samples as PNG, whole or not at all. Raises: GlimpseError that names the file."""
+    tiles = [tile(sample, plan) for sample in chosen(samples, plan, count)]
     if not tiles:
         return
     rows = -(-len(tiles) // columns)
     width, height = tiles[0].size
-    sheet = Image.new("RGB", (columns * (width + 2 * GAP), rows * (height + 2 * GAP)), GROUND)
+    bottom = rows * (height + 2 * GAP)
+    sheet = Image.new("RGB", (columns * (width + 2 * GAP), bottom + 3 * LINE + GAP), GROUND)
+    legend(ImageDraw.Draw(sheet), GAP, bottom, sheet.width - 2 * GAP)
     for i, made in enumerate(tiles):
         sheet.paste(made, (GAP + i % columns * (width + 2 * GAP), GAP + i // columns * (height + 2 * GAP)))
     with whole(path) as scratch:

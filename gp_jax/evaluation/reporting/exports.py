@@ -14,7 +14,17 @@ from gp_jax.evaluation.reporting.tables import few
 
 ENDS = ("mean", "low", "high", "n")
 SPREAD = ("median", "low", "high", "n")  # low, high: quartiles
-PLAIN = ("retention", "sample_retention", "prefill_retention", "task_retention", "flops_ratio", "kv_bytes", "tokens", "peak")
+PLAIN = (
+    "retention",
+    "sample_retention",
+    "prefill_retention",
+    "task_retention",
+    "vision_retention",
+    "flops_ratio",
+    "kv_bytes",
+    "tokens",
+    "peak",
+)
 
 
 def as_csv(rows: Sequence[PlanRow], lines: Lines | None = None, metric: str | None = None) -> str:

@@ -97,7 +97,8 @@ def _card(sample: Example, plans: Sequence[str], place: int | None) -> str:
         said = f"<q>{safe(sample.predictions[plan])}</q>" if sample.predictions[plan].strip() else "<i>nothing</i>"
         figures.append(
             f'<figure data-plan="{number}" data-right="{code}">'
-            f'<img loading="lazy" decoding="async" width="{width}" height="{height}" alt="kept by {safe(plan)}" '
+            f'<img role="button" tabindex="0" loading="lazy" decoding="async" width="{width}" height="{height}" '
+            f'alt="kept by {safe(plan)}, opens large" '
             f'src="{picture_uri(sample.picture, keep, boxes)}">'
             f"<figcaption><span>{chip(number)} <b>{safe(plan)}</b></span> <small>{kept}</small>"
             f'<small class="line">{line}</small>'

@@ -7,6 +7,7 @@ from etils import epath
 
 from gp_jax.evaluation.reporting.chips import chip
 from gp_jax.evaluation.reporting.gallery import Example, cards, safe
+from gp_jax.evaluation.reporting.headline import headline, small_table
 from gp_jax.evaluation.reporting.line_links import Lines
 from gp_jax.evaluation.reporting.listing import listing, metric_names, places
 from gp_jax.evaluation.reporting.page import CSS, JS
@@ -39,6 +40,7 @@ def write_report(
     notes: Sequence[str],
     lines: Lines,
     metric: str = MAIN,
+    cost: str = "",
 ) -> None:
     """Writes the HTML file whole or not at all; it opens without a network.
 
@@ -46,20 +48,27 @@ def write_report(
         rows: of `rows.aggregate`. breakdown: of `rows.breakdown`. samples: for the gallery; 100 with 7 plans are 5 to 8 MB.
         notes: what was run, one line each; "model: x" shows the part before the colon in bold.
         lines: all answers, to which every number leads; 10,000 short ones add 2 MB.
+        cost: HTML of `cost_panel.panel`.
         metric: the one in table, plots and breakdown; others get columns at the second table's end.
     """
-    from gp_jax.evaluation.reporting.plots import retention_plot, time_plot, time_retention_plot  # slow to import
+    from gp_jax.evaluation.reporting.plots import flops_plot, retention_plot, time_plot, time_retention_plot  # slow to import
 
     number = {row.plan: i for i, row in enumerate(rows)}
     plans = list(dict.fromkeys([*number, *(p for s in samples for p in s.predictions), *(p.plan for p in lines.predictions)]))
     plots = [retention_plot(rows, metric)]
+    if any(row.flops_ratio is not None for row in rows):
+        plots.append(flops_plot(rows, metric))
     if any(row.seconds for row in rows):
         plots += [time_retention_plot(rows), time_plot(rows, metric)]
     legend = "".join(f"<span>{chip(i)} {safe(plan)}</span>" for plan, i in number.items())
     links = _Links(plans, metric_names(lines), lines.by)
     body = [
+        '<a class="skip" href="#samples">Skip to the samples</a>' if samples or lines.predictions else "",
         f"<h1>{safe(title)}</h1>",
-        f'<ul class="notes">{"".join(map(_note, notes))}</ul>' if notes else "",
+        *(f'<p class="lead">{_bold(line)}</p>' for line in headline(rows, metric)),
+        small_table(rows, metric),
+        f'<details><summary>What was run</summary><ul class="notes">{"".join(map(_note, notes))}</ul></details>' if notes else "",
+        _filters(lines, plans) if samples or lines.predictions else "",
         "<h2>Plans</h2>",
         "".join(f'<p class="warning">{safe(said)}</p>' for said in warnings(rows, metric)) if rows else "",
         _table(rows, main_columns(rows, metric), links),
@@ -68,6 +77,7 @@ def write_report(
         "<h2>Cost and other metrics</h2>",
         _table(rows, cost_columns(rows, metric), links),
         f'<p class="caption">{MEMORY}</p>',
+        cost,
         "<h2>Accuracy against cost</h2>",
         f'<div class="plots">{"".join(f"<figure>{plot}</figure>" for plot in plots)}</div>',
         f'<div class="legend">{legend}</div>',
@@ -84,9 +94,14 @@ def write_report(
     write_text(epath.Path(path), page)
 
 
+def _bold(line: str) -> str:
+    """What stands before a colon, bold."""
+    name, colon, rest = line.partition(": ")
+    return f"<b>{safe(name)}:</b> {safe(rest)}" if colon else safe(line)
+
+
 def _note(note: str) -> str:
-    name, colon, rest = note.partition(": ")
-    return f"<li><b>{safe(name)}:</b> {safe(rest)}</li>" if colon else f"<li>{safe(note)}</li>"
+    return f"<li>{_bold(note)}</li>"
 
 
 class _Links:
@@ -157,13 +172,13 @@ def _samples(samples: Sequence[Example], plans: Sequence[str], lines: Lines, met
         return []
     head = "".join(f'<th scope="col">{name}</th>' for name in ("sample", "plan", "line", "right", "question", "reference", "answer"))
     return [
-        '<h2 id="samples">Samples</h2>',
+        '<h2 id="samples" tabindex="-1">Samples</h2>',
         f'<p class="caption">All answers are lines of <a href="{link}">{safe(lines.file.name)}</a>; "line" counts them from 1. '
         f"Right: {safe(label(metric))} of a half or more.</p>",
-        _filters(lines, plans),
         f'<div class="list" id="list" tabindex="0" hidden><table><thead><tr>{head}</tr></thead><tbody></tbody></table>'
         '<button type="button">more</button></div>',
         f'<div id="gallery">{cards(samples, plans, places(lines))}</div>',
+        '<dialog id="large" aria-label="a picture, large"><button type="button">close</button><p></p></dialog>',
         f'<script type="application/json" id="data">{listing(lines, plans, metric)}</script>',
         f"<script>{JS}</script>",
     ]
@@ -184,6 +199,5 @@ def _filters(lines: Lines, plans: Sequence[str]) -> str:
         select("against", "paired with", numbered, "none"),
         '<label>text<input name="words" type="search" size="20" placeholder="in samples and answers"></label>',
     ]
-    return (
-        f'<form class="filters" id="filters" hidden>{"".join(fields)}<button type="reset">all</button><output id="shown"></output></form>'
-    )
+    fields.append('<button type="reset">all</button><output id="shown"></output> <a href="#samples">to the samples</a>')
+    return f'<form class="filters" id="filters" hidden>{"".join(fields)}</form>'

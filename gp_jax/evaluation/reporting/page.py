@@ -13,6 +13,10 @@ ul.notes { list-style: none; padding: 0; margin: 0; color: var(--soft); font-siz
 ul.notes b { color: var(--ink); font-weight: 600; }
 p.warning { background: var(--warn); padding: .5rem .8rem; border-radius: 6px; }
 p.caption { color: var(--soft); font-size: .85rem; margin: .5rem 0; max-width: 75ch; }
+p.lead { margin: .2rem 0; max-width: 75ch; } p.lead b { font-weight: 600; }
+table.small { margin: .8rem 0; } details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); }
+.skip { position: absolute; left: -999rem; } .skip:focus { position: static; }
+:focus-visible { outline: 3px solid #3f8fd9; outline-offset: 2px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top; }
@@ -32,14 +36,16 @@ td.clear { font-weight: 600; }
 .single { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: .8rem; margin-top: .8rem; }
 .single .card { margin: 0; }
 .card[hidden], figure[hidden] { display: none; }
-.card header p { margin: .1rem 0 .6rem; } .card h3, .card header p { overflow-wrap: anywhere; }
+.card header p { margin: .1rem 0 .6rem; } .card h3, .card header p { overflow-wrap: break-word; }
 .family { display: inline-block; padding: 0 .5em; margin-right: .4em; border: 1px solid var(--line); border-radius: 1em;
   color: var(--soft); font-size: .85rem; }
 .plans { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .7rem; align-items: start; }
 .plans figure { margin: 0; border-top: 3px solid var(--right); } .plans figure[data-right="0"] { border-color: var(--wrong); }
 .plans img { display: block; width: 100%; height: auto; max-height: 20rem; object-fit: contain; object-position: left; cursor: zoom-in; }
-.plans figure.large { grid-column: span 2; } .plans figure.large img { max-height: none; cursor: zoom-out; }
-figcaption { font-size: .85rem; overflow-wrap: anywhere; } figcaption > * { display: block; } figcaption small { color: var(--soft); }
+dialog { border: 1px solid var(--line); border-radius: 8px; padding: .8rem; max-width: 96vw; background: var(--ground); color: var(--ink); }
+dialog::backdrop { background: #000b; } dialog button { font: inherit; float: right; } dialog p { margin: .4rem 0 0; }
+dialog img { display: block; width: min(92vw, 80vh, 60rem); height: auto; max-height: 80vh; object-fit: contain; image-rendering: auto; }
+figcaption { font-size: .85rem; overflow-wrap: break-word; } figcaption > * { display: block; } figcaption small { color: var(--soft); }
 q, h3, b, td, option { unicode-bidi: isolate; }
 td a { color: inherit; text-decoration: underline dotted; text-underline-offset: .2em; }
 td a:hover { text-decoration: underline; }
@@ -47,7 +53,10 @@ h2 { scroll-margin-top: .5rem; } .card { scroll-margin-top: 5rem; } .id { color:
 .list { max-height: 26rem; overflow: auto; border: 1px solid var(--line); border-radius: 8px; margin: .8rem 0; }
 .list[hidden] { display: none; }
 .list table { width: 100%; font-size: .85rem; } .list thead th { position: sticky; top: 0; background: var(--ground); min-width: 0; }
-.list th, .list td { text-align: left; white-space: normal; overflow-wrap: anywhere; padding: .2rem .5rem; }
+.list th, .list td { text-align: left; white-space: normal; overflow-wrap: break-word; padding: .2rem .5rem; }
+.list table { min-width: 52rem; } .list td:nth-child(-n+4), .list th { white-space: nowrap; }
+@media (max-width: 40rem) { body { padding: .8rem; } .filters { position: static; } th, td { padding: .3rem .45rem; }
+  thead th { min-width: 4.5rem; } .filters label { flex: 1 1 40%; } .filters select, .filters input { max-width: 9rem; } }
 .list .right { color: var(--right); } .list .wrong { color: var(--wrong); } .list button { margin: .5rem; font: inherit; }
 figure[data-right="1"] .said { color: var(--right); } figure[data-right="0"] .said { color: var(--wrong); }
 """
@@ -89,6 +98,7 @@ const form = document.getElementById('filters'), shown = document.getElementById
 const list = document.getElementById('list'), body = list.querySelector('tbody'), more = list.querySelector('button');
 const cards = [...document.querySelectorAll('.card')].map(card => ({card, figures: [...card.querySelectorAll('figure')]}));
 const pictured = new Set(cards.map(({card}) => Number(card.dataset.number)));
+const NUMBERED = {plan: data.plans, against: data.plans, metric: data.metrics};  // fields whose values are numbers of these
 const NAMES = ['task', 'family', 'plan', 'metric', 'against', 'outcome', 'words'], STEP = 200;
 let rows = [], drawn = 0;
 function draw() {  // only as many lines as are looked at
@@ -129,6 +139,43 @@ function filter() {
   body.replaceChildren();
   drawn = list.scrollTop = 0;
   draw();
+  remember(wanted);
+}
+function remember(wanted) {  // in the address, by name, so that it can be sent to somebody
+  const chosen = NAMES.filter(name => wanted[name] !== '');
+  const said = chosen.map(name => `${name}=${encodeURIComponent(NUMBERED[name] ? NUMBERED[name][wanted[name]] : wanted[name])}`);
+  const hash = said.length ? `#${said.join('&')}` : location.hash.includes('=') ? '#samples' : location.hash;
+  try { if (hash !== location.hash) history.replaceState(null, '', hash || '#'); } catch (error) { /* a page without an address */ }
+}
+function recall() {  // from the address
+  if (!location.hash.includes('=')) return;
+  for (const name of NAMES) form.elements[name].value = '';
+  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
+    if (NAMES.includes(name)) form.elements[name].value = NUMBERED[name] ? String(NUMBERED[name].indexOf(text)) : text;
+  }
+}
+function rove(group, selector) {  // one stop of the tab key per group; arrows move inside it
+  const items = [...group.querySelectorAll(selector)], select = item => items.forEach(i => { i.tabIndex = i === item ? 0 : -1; });
+  if (items.length) select(items[0]);
+  group.addEventListener('focusin', event => { if (items.includes(event.target)) select(event.target); });
+  group.addEventListener('keydown', event => {
+    const seen = items.filter(item => item.offsetParent !== null), at = seen.indexOf(document.activeElement);
+    if (at < 0) return;
+    const row = seen.filter(item => item.closest('tr') && item.closest('tr') === seen[at].closest('tr')).length || 1;
+    const to = {ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + row, ArrowUp: at - row, Home: 0, End: seen.length - 1}[event.key];
+    if (to === undefined || !seen[to]) return;
+    event.preventDefault();
+    seen[to].focus();
+  });
+}
+const large = document.getElementById('large');
+function enlarge(image) {
+  const figure = image.closest('figure'), card = image.closest('.card');
+  const shown = large.querySelector('img') || large.insertBefore(document.createElement('img'), large.querySelector('p'));
+  shown.src = image.src;
+  shown.alt = image.alt;
+  large.querySelector('p').textContent = `${card.querySelector('h3').textContent} ${figure.querySelector('figcaption').innerText}`;
+  large.showModal();
 }
 form.hidden = list.hidden = false;
 form.addEventListener('input', filter);
@@ -136,12 +183,27 @@ form.addEventListener('submit', event => event.preventDefault());
 form.addEventListener('reset', () => setTimeout(filter));
 more.addEventListener('click', draw);
 document.addEventListener('click', event => {
-  if (event.target.matches('.plans img')) event.target.closest('figure').classList.toggle('large');
+  if (event.target.matches('.plans img')) enlarge(event.target);
+  if (event.target === large || event.target.matches('#large button')) large.close();
   const link = event.target.closest('td a[href="#samples"]');
   if (!link) return;
+  event.preventDefault();
   for (const name of NAMES) form.elements[name].value = link.dataset[name] || '';
   filter();
+  const samples = document.getElementById('samples');
+  samples.scrollIntoView();
+  samples.focus({preventScroll: true});
 });
+document.addEventListener('keydown', event => {
+  if ((event.key === 'Enter' || event.key === ' ') && event.target.matches('.plans img')) {
+    event.preventDefault();
+    enlarge(event.target);
+  }
+});
+document.querySelectorAll('.wide').forEach(table => rove(table, 'td a'));
+document.querySelectorAll('.plans').forEach(plans => rove(plans, 'img'));
+window.addEventListener('hashchange', () => { if (location.hash.includes('=')) { recall(); filter(); } });
+recall();
 filter();
 """
 )

@@ -13,7 +13,7 @@ from gp_jax.runtime.clock import COMPILE
 
 DENSE = "dense"  # the plan that others are compared with
 GLIMPSE = "glimpse"  # the plan that is compared with all others
-PHASES = {"processing": ("processing",), "vision": ("vision",), "prefill": ("glimpse", "finish"), "decode": ("decode",)}
+PHASES = {"processing": ("processing",), "vision": ("look", "vision"), "prefill": ("glimpse", "finish"), "decode": ("decode",)}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class PlanRow:
     sample_retention:  the mean over samples of each one's share, in which a small picture counts as much as a large one.
     task_retention:    the mean over tasks of that mean in each; None with one task.
     prefill_retention: share that an average decoder layer saw in prefill.
+    vision_retention:  share of all visual tokens that the vision tower saw, without those of a first look.
     flops_ratio:       FLOPs over those of dense. kv_bytes: of an average answer.
     seconds:           of an answer, over the `timed` ones: median and quartiles; None if none was. stages, phases: likewise, of
                        every stage of `clock.STAGES`, and of `PHASES`.
@@ -46,6 +47,7 @@ class PlanRow:
     sample_retention: float
     task_retention: float | None
     prefill_retention: float
+    vision_retention: float
     flops_ratio: float | None
     kv_bytes: float | None
     seconds: Spread | None
@@ -119,6 +121,7 @@ def _row(plan: str, own: Answers, plans: Mapping[str, Answers], flops: Costs | N
         sample_retention=sum(map(_share, mine)) / len(mine),
         task_retention=_task_retention(mine),
         prefill_retention=sum(p.prefill_retention * p.total for p in mine) / total if total else 1.0,
+        vision_retention=sum(p.viewed for p in mine) / total if total else 1.0,
         flops_ratio=_ratio(flops, plan, pairs),
         kv_bytes=kv_bytes.get(plan) if isinstance(kv_bytes, Mapping) else kv_bytes and sum(map(kv_bytes, mine)) / len(mine),
         seconds=spread([p.time for p in timed]),

@@ -49,6 +49,16 @@ def retention_plot(rows: Sequence[PlanRow], metric: str = MAIN) -> str:
     return _plot("retention", title, f"{label(metric)}, %", places, [_percents(row, metric) for row in rows], _retention_scale)
 
 
+def flops_plot(rows: Sequence[PlanRow], metric: str = MAIN) -> str:
+    """Accuracy with its interval over the FLOPs of an answer, as a share of dense's."""
+    places = [math.nan if row.flops_ratio is None else 100 * row.flops_ratio for row in rows]
+
+    def scale(axes: Axes) -> None:
+        axes.set_xlim(0, 1.08 * max((place for place in places if math.isfinite(place)), default=100.0))
+
+    return _plot("flops", "FLOPs of an answer, % of dense", f"{label(metric)}, %", places, [_percents(row, metric) for row in rows], scale)
+
+
 def time_plot(rows: Sequence[PlanRow], metric: str = MAIN) -> str:
     """Accuracy with its interval over the median time of an answer."""
     unit, factor, slowest = _time_unit(rows)

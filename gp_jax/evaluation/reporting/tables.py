@@ -93,6 +93,11 @@ def lead_column(metric: str) -> Column:
     return Column("glimpse minus plan", "points, paired", lambda row: difference(own(row), row.samples), metric, GLIMPSE, own)
 
 
+def looks(row: PlanRow) -> bool:
+    """Whether a plan saw parts of pictures only."""
+    return row.plan.startswith("look")
+
+
 def main_columns(rows: Sequence[PlanRow], metric: str = MAIN, lead: bool = True) -> list[Column]:
     """Accuracy, what is kept, and time. lead: with `lead_column`, if there is anything in it, and means of retentions."""
     own = lambda row: row.differences.get(metric)  # noqa: E731
@@ -107,6 +112,7 @@ def main_columns(rows: Sequence[PlanRow], metric: str = MAIN, lead: bool = True)
         Column("retention, decode cache", "%", lambda row: percent(row.retention)),
         *[each] * lead,
         Column("retention, prefill", "%", lambda row: percent(row.prefill_retention)),
+        *[Column("picture seen", "% of the vision tower", lambda row: percent(row.vision_retention))] * any(looks(row) for row in rows),
         *[means] * (lead and any(row.task_retention is not None for row in rows)),
         Column("FLOPs", "% of dense", lambda row: percent(row.flops_ratio), against=DENSE),
         Column("time per answer", "median, quartiles", lambda row: typical(row.seconds, row.samples)),

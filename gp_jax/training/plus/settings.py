@@ -179,6 +179,8 @@ class PlusConfig:
             raise GlimpseError(f"dtype='{self.dtype}' is not float32, bfloat16 or float16")
         check_words(self)
         check_choice("masks.kind", self.masks.kind, MASKS)
+        if self.data.looks:
+            raise GlimpseError("data.looks: only the stage that trains the glimpse sees pictures at the size of a first look")
         if not 0 <= self.masks.predicted_share <= 1:
             raise GlimpseError(f"masks.predicted_share={self.masks.predicted_share!r} is not in 0..1")
         if self.adapter is not None:

@@ -1,0 +1,117 @@
+"""Requests to a running server, as its users would send them: with OpenAI's client, streamed, in a closed or an open loop."""
+
+import asyncio
+import base64
+import io
+import time
+from dataclasses import dataclass
+
+import httpx2 as httpx
+import numpy as np
+import openai
+from PIL import Image
+
+QUESTIONS = ("What does the sign say?", "How many people are there?", "What colour is the car on the left?", "Describe the small object.")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A picture, as a data: URL, and what is asked about it."""
+
+    url: str
+    text: str
+
+
+@dataclass
+class Timing:
+    """One request. first, all: seconds; gaps: seconds between deliveries, per token; kept, visual, new: tokens; error: instead of them."""
+
+    first: float = 0.0
+    all: float = 0.0
+    gaps: tuple[float, ...] = ()
+    kept: int = 0
+    visual: int = 0
+    new: int = 0
+    error: str = ""
+
+
+def questions(count: int, sides: tuple[int, int], unit: int, pictures: int, seed: int = 0) -> list[Question]:
+    """Questions about random pictures of mixed sizes. sides: fewest and most visual tokens along a side; unit: pixels of one; pictures:
+    different ones, asked about in turns."""
+    random, urls = np.random.default_rng(seed), []
+    for _ in range(min(pictures, count)):
+        height, width = (int(n) * unit for n in random.integers(sides[0], sides[1] + 1, 2))
+        small = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(small).resize((width, height)).save(file, "JPEG")
+        urls.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
+    return [Question(urls[k % len(urls)], f"{QUESTIONS[k % len(QUESTIONS)]} ({k})") for k in range(count)]
+
+
+async def ask(client: openai.AsyncOpenAI, model: str, question: Question, prune: object, new_tokens: int) -> Timing:
+    """One request, timed."""
+    content = [{"type": "image_url", "image_url": {"url": question.url}}, {"type": "text", "text": question.text}]
+    start, last, gaps, found = time.perf_counter(), 0.0, [], Timing()
+    try:
+        stream = await client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": content}],
+            max_tokens=new_tokens,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"prune": prune},
+        )
+        async for chunk in stream:
+            now = time.perf_counter()
+            if chunk.usage:
+                details = chunk.usage.prompt_tokens_details
+                found.kept, found.visual, found.new = details.kept_tokens, details.visual_tokens, chunk.usage.completion_tokens
+            elif chunk.choices and chunk.choices[0].delta.content:
+                if last:
+                    gaps.append(now - last)
+                else:
+                    found.first = now - start
+                last = now
+    except openai.OpenAIError as error:
+        found.error = type(error).__name__
+    found.all, found.gaps = time.perf_counter() - start, tuple(gaps)
+    return found
+
+
+def stages(url: str) -> dict[str, float]:
+    """Seconds of the server's answering thread so far, by stage."""
+    found = {}
+    for line in httpx.get(f"{url}/metrics").text.splitlines():
+        if line.startswith("gp_jax:stage_seconds{"):
+            found[line.partition('stage="')[2].partition('"')[0]] = float(line.rpartition(" ")[2])
+    return found
+
+
+async def closed(
+    url: str, model: str, asked: list[Question], prune: object, new_tokens: int, concurrency: int
+) -> tuple[list[Timing], float]:
+    """`concurrency` users, each of whom asks again as soon as an answer is whole. Returns: timings, seconds of all."""
+    left, done = iter(asked), []
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=3600) as client:
+
+        async def user() -> None:
+            for question in left:
+                done.append(await ask(client, model, question, prune, new_tokens))
+
+        start = time.perf_counter()
+        await asyncio.gather(*(user() for _ in range(concurrency)))
+        return done, time.perf_counter() - start
+
+
+async def opened(
+    url: str, model: str, asked: list[Question], prune: object, new_tokens: int, rate: float, seed: int = 0
+) -> tuple[list[Timing], float]:
+    """Requests that come whether or not others are answered, `rate` a second on average (Poisson). Returns: timings, seconds of all."""
+    random = np.random.default_rng(seed)
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=3600) as client:
+        start, tasks = time.perf_counter(), []
+        for question in asked:
+            tasks.append(asyncio.create_task(ask(client, model, question, prune, new_tokens)))
+            await asyncio.sleep(random.exponential(1 / rate))
+        return list(await asyncio.gather(*tasks)), time.perf_counter() - start
