@@ -4,7 +4,6 @@ B samples, S patches, M = S / merge_unit visual tokens, C ViT width, H head widt
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,9 +12,8 @@ from flax import nnx
 from jax import Array
 
 from gp_jax.config.vision import DeepStackConfig
-from gp_jax.models.vision import PatchEmbed, VisionAttention, grouped, patch_angles, pooled, slices_of
-from gp_jax.ops.layers import LayerNorm, Linear, activation, at_once, rematerialised
-from gp_jax.ops.slices import in_slices
+from gp_jax.models.vision import PatchBlock, PatchEmbed, VisionAttention, patch_angles, pooled
+from gp_jax.ops.layers import LayerNorm, Linear, activation, at_once
 from gp_jax.trees import VisionFeatures, VisionInput
 
 NORM_EPS = 1e-6
@@ -49,36 +47,14 @@ class Merger(VisionMLP):
         return super().__call__(self.norm(x) if self.grouped_norm else x)
 
 
-class DeepStackBlock(nnx.Module):
-    """Pre-norm attention among all patches of an image, and an MLP of two layers."""
+class DeepStackBlock(PatchBlock):
+    """Attention among all patches of an image, and an MLP of two layers."""
 
     def __init__(self, config: DeepStackConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.hidden_size
         self.norm1, self.norm2 = (LayerNorm(width, dtype=dtype, eps=NORM_EPS) for _ in range(2))
         self.attn = VisionAttention(width, config.num_heads, dtype=dtype, rngs=rngs)
         self.mlp = VisionMLP(width, config.intermediate_size, width, config.hidden_act, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array, angles: Array, segment: Array, implementation: str = "auto") -> Array:
-        return self.transform(self.look(x, angles, segment, implementation))
-
-    def look(self, x: Array, angles: Array, segment: Array, implementation: str = "auto") -> Array:
-        """The half with attention."""
-        return x + self.attn(self.norm1(x), angles, segment, implementation)
-
-    def transform(self, x: Array) -> Array:
-        """The half with the MLP."""
-        return x + self.mlp(self.norm2(x))
-
-    def run(self, x: Array, angles: Array, segment: Array, implementation: str, remat: bool) -> Array:
-        """The block. x: (B, S, C); angles: (B, S, H / 2); segment: (B, S) image number. remat: see `ops.layers.rematerialised`."""
-        if remat:
-            return rematerialised(partial(self.__call__, implementation=implementation))(x, angles, segment)
-        x = self.look(x, angles, segment, implementation)
-        return in_slices(self.transform, (x.reshape(-1, x.shape[-1]),), slices_of(x)).reshape(x.shape)
-
-    def watched(self, x: Array, angles: Array, segment: Array, unit: int) -> tuple[Array, Array]:
-        """Means over every merge group of what `VisionAttention.watch` gives: (B, M), (B, M, H), float32."""
-        return grouped(self.attn.watch(self.norm1(x), angles, segment), unit)
 
 
 def resampled(table: Array, patch_hw: Array, sides: Array) -> Array:
@@ -142,7 +118,7 @@ class DeepStackTower(nnx.Module):
         for index, block in enumerate(self.blocks):
             if index in watch:
                 received[index], keys[index] = call(DeepStackBlock.watched, block, x, angles, image, unit=unit)
-            x = call(DeepStackBlock.run, block, x, angles, image, implementation=implementation, remat=remat, donate=(0,))
+            x = call(DeepStackBlock.whole, block, x, angles, image, implementation=implementation, remat=remat, donate=(0,))
             if index in config.deepstack_visual_indexes:
                 own = self.deepstack_merger_list[config.deepstack_visual_indexes.index(index)]
                 deepstack.append(call(Merger.__call__, own, x))

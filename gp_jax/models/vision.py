@@ -88,14 +88,13 @@ def slices_of(x: Array) -> int:
     return -(-x.shape[0] * x.shape[1] // CPU_PATCHES) if on_one_cpu() else 1
 
 
-class VisionBlock(nnx.Module):
-    """Pre-norm attention and gated MLP."""
+class PatchBlock(nnx.Module):
+    """Pre-norm attention and an MLP: what the blocks of both Qwen towers share. Subclasses make `norm1`, `norm2`, `attn` and `mlp`."""
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm1 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
-        self.norm2 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
-        self.attn = VisionAttention(config.hidden_size, config.num_heads, dtype=dtype, rngs=rngs)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True, dtype=dtype, rngs=rngs)
+    norm1: Callable[[Array], Array]
+    norm2: Callable[[Array], Array]
+    attn: VisionAttention
+    mlp: Callable[[Array], Array]
 
     def __call__(self, x: Array, angles: Array, segment: Array, implementation: str = "auto") -> Array:
         return self.transform(self.look(x, angles, segment, implementation))
@@ -108,14 +107,8 @@ class VisionBlock(nnx.Module):
         """The half with the MLP."""
         return x + self.mlp(self.norm2(x))
 
-    def in_windows(self, x: Array, angles: Array, segment: Array, window: int, remat: bool = False) -> Array:
-        """The block with attention inside blocks of `window` patches. x: (B, S, C), angles and segment alike. Returns: (B, S, C)."""
-        rows = tuple(a.reshape(-1, window, *a.shape[2:]) for a in (x, angles, segment))
-        out = rematerialised(self.__call__)(*rows) if remat else in_slices(self.__call__, rows, slices_of(x))
-        return out.reshape(x.shape)
-
     def whole(self, x: Array, angles: Array, segment: Array, implementation: str, remat: bool = False) -> Array:
-        """The block with attention among all patches of an image."""
+        """The block with attention among all patches of an image. x: (B, S, C); angles: (B, S, H / 2); segment: (B, S) image number."""
         if remat:
             return rematerialised(partial(self.__call__, implementation=implementation))(x, angles, segment)
         x = self.look(x, angles, segment, implementation)
@@ -123,13 +116,25 @@ class VisionBlock(nnx.Module):
 
     def watched(self, x: Array, angles: Array, segment: Array, unit: int) -> tuple[Array, Array]:
         """Means over every merge group of what `VisionAttention.watch` gives: (B, M), (B, M, H), float32."""
-        return grouped(self.attn.watch(self.norm1(x), angles, segment), unit)
+        received, keys = self.attn.watch(self.norm1(x), angles, segment)
+        received, keys = (rearrange(a, "b (m u) ... -> b m u ...", u=unit).mean(axis=2) for a in (received, keys))
+        return received, keys
 
 
-def grouped(values: tuple[Array, Array], unit: int) -> tuple[Array, Array]:
-    """Means over every merge group, (B, S, ...) -> (B, M, ...) each."""
-    first, second = (rearrange(a, "b (m u) ... -> b m u ...", u=unit).mean(axis=2) for a in values)
-    return first, second
+class VisionBlock(PatchBlock):
+    """Attention among all patches of an image or of a window, and a gated MLP."""
+
+    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm1 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
+        self.norm2 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
+        self.attn = VisionAttention(config.hidden_size, config.num_heads, dtype=dtype, rngs=rngs)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True, dtype=dtype, rngs=rngs)
+
+    def in_windows(self, x: Array, angles: Array, segment: Array, window: int, remat: bool = False) -> Array:
+        """The block with attention inside blocks of `window` patches. x: (B, S, C), angles and segment alike. Returns: (B, S, C)."""
+        rows = tuple(a.reshape(-1, window, *a.shape[2:]) for a in (x, angles, segment))
+        out = rematerialised(self.__call__)(*rows) if remat else in_slices(self.__call__, rows, slices_of(x))
+        return out.reshape(x.shape)
 
 
 def pooled(x: Array, unit: int) -> Array:
