@@ -195,7 +195,8 @@ def report(args: Ask, answer: "Answer", before: dict[str, float], shown: str) ->
         looked = sum(rows * columns for rows, columns in answer.look.grids) if answer.look else 0
         said = f"chosen by a first look at {looked}" if looked else "no first look: it is small"
         print(f"picture seen   {answer.seen_share:.1%} of the visual tokens, {said}")
-    print("seconds        " + "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.timings.items() if stage != COMPILE))
+    left_out = (COMPILE,) if args.look else (COMPILE, "look")
+    print("seconds        " + "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.timings.items() if stage not in left_out))
     first, reading = answer.timings[COMPILE], COMPILES.reading
     made = f"{max(0.0, first - reading):.1f} s to trace and compile {COMPILES.count - COMPILES.read} programs"
     print(

@@ -100,7 +100,7 @@ class Progress(tqdm):
 
         training: 120 of 500 steps (24%), 3.2 steps/s, 1:58 left, loss 0.41
 
-    also while a single step lasts long, and one when it ends, if anything was said before. Arguments are those of tqdm.
+    also while a single step lasts long, and one when it ends, if anything was said before and counted. Arguments are those of tqdm.
     """
 
     work: Work | None = None
@@ -155,7 +155,7 @@ class Progress(tqdm):
         work, self.work = self.work, None
         if work is not None:
             HEART.remove(work)
-            if work.said and not self.disable:
+            if work.said and not self.disable and (self.total or self.n):  # what counts nothing names stages: the last is not all of it
                 self.tell(ended=True)
         if not self.plain:
             super().close()
