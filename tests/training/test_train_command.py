@@ -79,7 +79,7 @@ def test_shipped_configurations(size, depth, cut, kind):
 def test_shipped_configurations_of_qwen3_vl(size, depth, cut, kind):
     path = CONFIGS / f"qwen3_vl_{size}_{kind}.py"
     config = parse(["--config", str(path)]).train().check()
-    assert path.read_text().startswith(f'"""python train.py --config configs/{path.name}')
+    assert path.read_text().startswith(f'"""gp-jax train --config {path.stem}')
     assert config.model == f"Qwen/Qwen3-VL-{size.upper()}-Instruct" and config.dtype == "bfloat16"
     assert config.data.max_visual_tokens == 2048, "a photograph can have 16,384"
     if kind == "plus":
