@@ -24,7 +24,7 @@ def asked() -> Iterator[Requirement]:
     for extra in extras:
         for found in map(Requirement, PROJECT["project"]["optional-dependencies"][extra]):
             if found.name == "gp_jax":
-                extras += found.extras
+                extras += sorted(found.extras)  # a set: every worker must collect the same order
             else:
                 yield found
 
