@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from gp_jax.config.vision import DeepStackConfig
-from gp_jax.models.vision import PatchBlock, PatchEmbed, VisionAttention, patch_angles, pooled
+from gp_jax.models.vision import PatchEmbed, VisionAttention, VisionBlock, patch_angles, pooled
 from gp_jax.ops.layers import LayerNorm, Linear, activation, at_once
 from gp_jax.trees import VisionFeatures, VisionInput
 
@@ -47,7 +47,7 @@ class Merger(VisionMLP):
         return super().__call__(self.norm(x) if self.grouped_norm else x)
 
 
-class DeepStackBlock(PatchBlock):
+class DeepStackBlock(VisionBlock):
     """Attention among all patches of an image, and an MLP of two layers."""
 
     def __init__(self, config: DeepStackConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):

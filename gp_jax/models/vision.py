@@ -88,7 +88,7 @@ def slices_of(x: Array) -> int:
     return -(-x.shape[0] * x.shape[1] // CPU_PATCHES) if on_one_cpu() else 1
 
 
-class PatchBlock(nnx.Module):
+class VisionBlock(nnx.Module):
     """Pre-norm attention and an MLP: what the blocks of both Qwen towers share. Subclasses make `norm1`, `norm2`, `attn` and `mlp`."""
 
     norm1: Callable[[Array], Array]
@@ -114,6 +114,12 @@ class PatchBlock(nnx.Module):
         x = self.look(x, angles, segment, implementation)
         return in_slices(self.transform, (x.reshape(-1, x.shape[-1]),), slices_of(x)).reshape(x.shape)
 
+    def in_windows(self, x: Array, angles: Array, segment: Array, window: int, remat: bool = False) -> Array:
+        """The block with attention inside blocks of `window` patches. x: (B, S, C), angles and segment alike. Returns: (B, S, C)."""
+        rows = tuple(a.reshape(-1, window, *a.shape[2:]) for a in (x, angles, segment))
+        out = rematerialised(self.__call__)(*rows) if remat else in_slices(self.__call__, rows, slices_of(x))
+        return out.reshape(x.shape)
+
     def watched(self, x: Array, angles: Array, segment: Array, unit: int) -> tuple[Array, Array]:
         """Means over every merge group of what `VisionAttention.watch` gives: (B, M), (B, M, H), float32."""
         received, keys = self.attn.watch(self.norm1(x), angles, segment)
@@ -121,20 +127,14 @@ class PatchBlock(nnx.Module):
         return received, keys
 
 
-class VisionBlock(PatchBlock):
-    """Attention among all patches of an image or of a window, and a gated MLP."""
+class GatedVisionBlock(VisionBlock):
+    """A block with RMS norms and a gated MLP."""
 
     def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm1 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
         self.norm2 = RMSNorm(config.hidden_size, NORM_EPS, dtype=dtype)
         self.attn = VisionAttention(config.hidden_size, config.num_heads, dtype=dtype, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=True, dtype=dtype, rngs=rngs)
-
-    def in_windows(self, x: Array, angles: Array, segment: Array, window: int, remat: bool = False) -> Array:
-        """The block with attention inside blocks of `window` patches. x: (B, S, C), angles and segment alike. Returns: (B, S, C)."""
-        rows = tuple(a.reshape(-1, window, *a.shape[2:]) for a in (x, angles, segment))
-        out = rematerialised(self.__call__)(*rows) if remat else in_slices(self.__call__, rows, slices_of(x))
-        return out.reshape(x.shape)
 
 
 def pooled(x: Array, unit: int) -> Array:
@@ -169,7 +169,7 @@ class VisionTower(nnx.Module):
     def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = config
         self.patch_embed = PatchEmbed(config, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([VisionBlock(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
+        self.blocks = nnx.List([GatedVisionBlock(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
         self.merger = PatchMerger(config, dtype=dtype, rngs=rngs)
 
     def __call__(

@@ -169,7 +169,7 @@ def test_errors_are_one_line(home, capsys, monkeypatch, tmp_path):
         (["ask", scene, "q", "--model", model, "--overlay", tmp_path / "no" / "o.png"], "does not exist"),
         (["ask", scene, "q", "--model", model, "--config", tmp_path / "bad.py"], "needs a dict `ask`"),
         (["askk", scene], "did you mean 'ask'?"),
-        (["serve"], "unknown command 'serve'"),
+        (["juggle"], "unknown command 'juggle'"),
     ):
         assert message in fail(
             capsys, monkeypatch, *argv, *(["--overlay", overlay] if argv[0] == "ask" and "--overlay" not in argv else [])
