@@ -28,13 +28,12 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Predictions by plan, on scenes far from those that figures are quoted for; in a process of its own, whose programs are optimised a
-    little: half of the time is compilation."""
-    out, plans = tmp_path_factory.mktemp("bundled") / "out", ("dense", "glimpse", "oracle", "nothing", "random")
-    options = {"model": "scenes", "tasks": "scenes:test", "start": 500_000, "limit": RECORDS, "batch": 16, "pictures": 1, "out": out}
+    """Predictions by plan, on scenes far from those that figures are quoted for, and small ones: a third of the time."""
+    out, plans = tmp_path_factory.mktemp("bundled") / "out", ("dense", "glimpse", "oracle", "nothing")
+    options = {"model": "scenes", "tasks": "scenes:test:64-121", "start": 500_000, "limit": RECORDS, "batch": 16, "pictures": 1, "out": out}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(ROOT / "eval.py"), *words, "--plans", *plans]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"})
+    subprocess.run(command, check=True, capture_output=True, env=os.environ)
     predictions = read_predictions(out / "predictions.jsonl")
     return {name: [p for p in predictions if p.plan == name] for name in plans}
 
@@ -47,12 +46,12 @@ def test_it_answers_and_the_benchmark_can_say_no(found):
     dense = exact(found["dense"])
     assert dense > 0.75
     assert exact(found["glimpse"]) > dense - 0.1 and exact(found["oracle"]) > dense - 0.08
-    assert exact(found["nothing"]) < dense - 0.3 and exact(found["random"]) < dense - 0.15
+    assert exact(found["nothing"]) < dense - 0.3
 
 
 def test_it_prunes(found):
-    own = [p for p in found["glimpse"] if 240 <= p.total <= 272]
-    assert len(own) > 20 and 1 - sum(p.kept for p in own) / sum(p.total for p in own) > 0.9
+    own = found["glimpse"]
+    assert len(own) == RECORDS and 1 - sum(p.kept for p in own) / sum(p.total for p in own) > 0.8
     assert np.mean([p.metrics["recall"] for p in found["glimpse"]]) > 0.7
 
 

@@ -1,5 +1,6 @@
 """Every Python block of README and docs runs, on the bundled model and in a process that has no torch."""
 
+import json
 import os
 import re
 import shutil
@@ -23,8 +24,8 @@ SUBSTITUTES = {
     r"vlm\.warm_up\(batch=4\)": "vlm.warm_up(batch=1, patches=1024, prompt=512, max_new_tokens=1)",
     r'octaves\("kept", 128, 1024, parts=1\)': 'octaves("kept", 128, 256, parts=1)',
 }
-HEAD = """
-import sys
+RUN = """
+import json, sys
 from importlib.machinery import PathFinder
 class WithoutTorch(PathFinder):
     @classmethod
@@ -32,7 +33,13 @@ class WithoutTorch(PathFinder):
         return None if name.partition(".")[0] in ("torch", "torchvision") else super().find_spec(name, path, target)
 sys.meta_path[:] = [WithoutTorch if finder is PathFinder else finder for finder in sys.meta_path]
 from gp_jax.pretrained.files import BUNDLED
-SCENES, SCENE = str(BUNDLED["scenes"]), SCENE_PATH
+names = {}
+for name, block in json.load(open("blocks.json")):
+    print(name, flush=True)
+    page = name.partition(",")[0]
+    known = names.setdefault(page, {"SCENES": str(BUNDLED["scenes"]), "SCENE": SCENE_PATH})
+    exec(compile(block, name, "exec"), known)
+assert "torch" not in sys.modules
 """
 
 
@@ -48,16 +55,16 @@ def blocks(page: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_every_python_block_runs(page, tmp_path):
-    """The blocks of a page in one process, one after the other: later ones may use what earlier ones named."""
+def test_every_python_block_runs(tmp_path):
+    """Block after block: later ones of a page may use what earlier ones named. One process, so that pages share what is compiled."""
     scene = tmp_path / "scene.png"
     shutil.copy(ROOT / "docs/pictures/scene.png", scene)
-    said = [f"print('block {number}', flush=True)\n{block}" for number, block in enumerate(blocks(page))]
-    code = HEAD.replace("SCENE_PATH", repr(str(scene))) + "\n".join([*said, "assert 'torch' not in sys.modules"])
-    (tmp_path / "blocks.py").write_text(code)
+    written = [(f"{page.name}, block {number}", block) for page in PAGES for number, block in enumerate(blocks(page), 1)]
+    assert len(written) > 8
+    (tmp_path / "blocks.json").write_text(json.dumps(written))
+    (tmp_path / "run.py").write_text(RUN.replace("SCENE_PATH", repr(str(scene))))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags(devices=8), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "blocks.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout[-500:]}\n{done.stderr[-3000:]}"
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import re
-import signal
 import socket
 import subprocess
 import time
@@ -123,17 +121,11 @@ def wait_for(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_stopped_and_killed(home, whole, tmp_path):
-    """SIGTERM after a step, then SIGKILL after a checkpoint at a moment that differs from time to time: bit-identical in the end."""
-    out = tmp_path / "stopped"
+def test_killed(home, whole, tmp_path):
+    """SIGKILL after a checkpoint, at a moment that differs from time to time: bit-identical in the end."""
+    out = tmp_path / "killed"
     process = start(home, out)
-    wait_for(lambda: (out / "metrics.jsonl").exists() and bool((out / "metrics.jsonl").read_text()))
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and re.search(r"stopped by signal 15 after step \d", said), said[-2000:]
-    before = {path.name for path in (out / "checkpoints").iterdir()}
-    process = start(home, out)
-    wait_for(lambda: process.poll() is not None or bool({path.name for path in (out / "checkpoints").iterdir()} - before))
+    wait_for(lambda: process.poll() is not None or (out / "checkpoints" / "2").exists())
     time.sleep(random.uniform(0, 1.0))
     process.kill()
     process.communicate()
@@ -167,24 +159,17 @@ def test_supervised_answers(home, tmp_path):
 
 
 def test_two_processes_of_four_devices(home, whole, tmp_path):
-    """The same run on eight devices: within float32 noise."""
-    config = home.parent / "greedy.py"
-    config.write_text(
-        home.read_text().replace("batch_size=2, accumulation=2", "batch_size=8, accumulation=1").replace("steps=6", "steps=2")
-    )
-    tools.run(config, tmp_path / "one")
+    """The first two steps on eight devices, four questions at a time instead of two times two: within float32 noise."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    options = ["--steps", "2", "--batch-size", "4", "--accumulation", "1", "--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
+    options += ["--mesh.coordinator", f"127.0.0.1:{port}", "--mesh.processes", "2", "--mesh.process"]
+    collectives = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": os.environ.get("JAX_CPU_COLLECTIVES_IMPLEMENTATION", "gloo")}
     processes = [
         subprocess.Popen(
-            tools.command(
-                config,
-                tmp_path / "two",
-                *("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2", "--mesh.coordinator", f"127.0.0.1:{port}"),
-                *("--mesh.processes", "2", "--mesh.process", str(number)),
-            ),
-            env=tools.environment(4) | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": os.environ.get("JAX_CPU_COLLECTIVES_IMPLEMENTATION", "gloo")},
+            tools.command(home, tmp_path / "two", *options, str(number)),
+            env=tools.environment(4) | collectives,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -193,8 +178,9 @@ def test_two_processes_of_four_devices(home, whole, tmp_path):
     ]
     said = [process.communicate(timeout=400)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), said[0][-3000:] + said[1][-3000:]
-    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
-    for name in one:
-        np.testing.assert_allclose(two[name], one[name], atol=2e-4, err_msg=name)
-    texts = [[[said["text"] for said in line["completions"]] for line in samples(tmp_path / out)] for out in ("one", "two")]
-    assert texts[0] == texts[1]
+    for field in ("reward", "kl", "entropy", "policy_loss", "grad_norm", "completion_tokens", "retention"):
+        one, two = (tools.losses(out, field=field) for out in (whole, tmp_path / "two"))
+        np.testing.assert_allclose([two[1], two[2]], [one[1], one[2]], rtol=1e-3, atol=2e-5, err_msg=field)
+    one, two = ([line for line in samples(out) if line["step"] == 0] for out in (whole, tmp_path / "two"))
+    texts = [sorted([said["text"] for said in line["completions"]] for line in lines) for lines in (one, two)]
+    assert texts[0] == texts[1] and texts[0]
