@@ -33,7 +33,7 @@ train = TrainConfig(
     data=DataConfig(sources=(DataSource({folder!r} + "/data"),), validation=(DataSource({folder!r} + "/data", split="val"),), shapes=1),
     glimpse=GlimpseSettings(attn_fuse_size=16, visual_cond_size=16),
     optim=OptimConfig(learning_rate=1e-3),
-    batch_size=2, accumulation=2, steps=12, log_every=1, validate_every=1000, save_every=2, validation_pictures=2,
+    batch_size=2, accumulation=2, steps=12, log_every=1, validate_every=1000, save_every=2, keep=5, validation_pictures=2,
 )
 """
 

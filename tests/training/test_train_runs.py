@@ -57,7 +57,7 @@ def test_a_run_leaves_what_it_promises(whole, home):
     environment = json.loads((whole / "environment.json").read_text())
     assert environment["packages"]["jax"] and "git_revision" in environment
     assert json.loads((whole / "config.json").read_text())["optim"]["learning_rate"] == 1e-3
-    assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdecimal()) == [8, 10, 12]
+    assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdecimal()) == [4, 6, 8, 10, 12]
 
     tensors, released = glimpse(whole), read_torch(whole / "export" / "new_modules_gp.pt")
     assert_identical(tensors, released)
@@ -136,24 +136,12 @@ def test_a_checkpoint_of_another_configuration_is_refused(home, whole):
     assert "mesh" not in done.stderr.split("another configuration")[1] and "log_every" not in done.stderr
 
 
-def test_other_devices_go_on_with_a_run(home, whole, tmp_path):
-    """Four devices take over at step 8 what one device began."""
-    out = copy(whole, tmp_path / "moved")
-    for step in (10, 12):
-        (out / "checkpoints" / str(step)).rename(tmp_path / str(step))
-    done = tools.run(home, out, "--mesh.data", "2", "--mesh.fsdp", "1", "--mesh.tensor", "2", devices=4)
-    assert "going on from step 8" in done.stdout and "4 device(s)" in done.stdout
-    close(tools.losses(out), tools.losses(whole))
-    for name, value in glimpse(whole).items():
-        np.testing.assert_allclose(glimpse(out)[name], value, atol=2e-4)
-
-
 def close(a: dict, b: dict) -> None:
     assert a.keys() == b.keys()
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-5)
 
 
-def start_two(home, out) -> list[subprocess.Popen]:
+def start_two(home, out, *options) -> list[subprocess.Popen]:
     """Two processes with four devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -170,29 +158,32 @@ def start_two(home, out) -> list[subprocess.Popen]:
         "--mesh.processes",
         "2",
     )
-    options = dict(env=tools.environment(4), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return [subprocess.Popen(tools.command(home, out, *mesh, "--mesh.process", str(number)), **options) for number in range(2)]
+    pipes = dict(env=tools.environment(4), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [subprocess.Popen(tools.command(home, out, *options, *mesh, "--mesh.process", str(number)), **pipes) for number in range(2)]
 
 
-def test_two_processes_of_four_devices(home, whole, tmp_path):
-    """A notice to one of them stops both behind the same step; started again they end where one device ends."""
-    out = tmp_path / "two"
-    processes = start_two(home, out)
-    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 3:
+def test_other_devices_go_on_with_a_run(home, whole, tmp_path):
+    """Two processes of four devices take over at step 4 what one device began; a notice to one of them stops both behind the same step;
+    and one process of four devices ends where one device ends."""
+    out = copy(whole, tmp_path / "moved")
+    for step in (6, 8, 10, 12):
+        (out / "checkpoints" / str(step)).rename(tmp_path / str(step))
+    processes = start_two(home, out, "--save-every", "1")
+    while newest(out) < 5:
         assert processes[0].poll() is None, processes[0].stdout.read()
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert "8 device(s) in 2 process(es)" in said[0] and 3 <= newest(out) < 12
+    assert "8 device(s) in 2 process(es)" in said[0] and "going on from step 4" in said[0] and 5 <= newest(out) < 12
+    assert "the same command goes on from here" in said[0] and "the same command" not in said[1]
 
-    processes = start_two(home, out)
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert "going on from step" in said[0] and "done:" in said[0] and "done:" not in said[1]
+    done = tools.run(home, out, "--mesh.data", "2", "--mesh.fsdp", "1", "--mesh.tensor", "2", devices=4)
+    assert "going on from step" in done.stdout and "4 device(s)" in done.stdout and "done:" in done.stdout
     close(tools.losses(out), tools.losses(whole))
-    assert glimpse(out).keys() == glimpse(whole).keys()
-    assert os.listdir(out / "validation")
+    assert glimpse(out).keys() == glimpse(whole).keys() and os.listdir(out / "validation")
+    for name, value in glimpse(whole).items():
+        np.testing.assert_allclose(glimpse(out)[name], value, atol=2e-4)
 
 
 def test_numbers_that_are_not_finite_stop_the_run_and_name_the_batch(home, tmp_path):
