@@ -22,7 +22,7 @@ from gp_jax.pretrained.hf_config import model_config
 from gp_jax.pretrained.known import SIZES
 from gp_jax.pretrained.params import abstract_model
 from gp_jax.sharding import make_mesh
-from gp_jax.tiny import CONFIG
+from gp_jax.tiny import CONFIG as SIX_LAYERS
 from gp_jax.training.optim import learning_rate, optimizer
 from gp_jax.training.plus.losses import METRICS, policy_losses
 from gp_jax.training.plus.run import is_trained, trained
@@ -30,7 +30,9 @@ from gp_jax.training.plus.settings import PlusConfig, PolicyConfig
 from gp_jax.training.step import StepPrograms
 from tests.ahead.test_ahead import command_line
 
-ASKED = Questions(batch=4, visual_tokens=150, prompt_tokens=20, answer_tokens=8, retention=0.2, group=2, after=3)
+CONFIG = SIX_LAYERS | {"num_hidden_layers": 3, "vision_config": SIX_LAYERS["vision_config"] | {"depth": 2, "fullatt_block_indexes": [1]}}
+CONFIG |= {"selected_layers": [0], "reduce_layer": 1, "le_layers": [0, 1], "selected_visual_layers": [1]}
+ASKED = Questions(batch=4, visual_tokens=150, prompt_tokens=20, answer_tokens=8, retention=0.2, group=2, after=1)
 MESH = dict(fsdp=4, tensor=2, dtype="float32")
 RANK = 4
 libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
@@ -84,7 +86,7 @@ def test_a_whole_model_from_small_ones():
     config = SIZES["7b"]
     assert small_models(config, 18) == [(4, 1), (6, 3), (6, 1)] and small_models(config, None) == [(2, None), (4, None)]
     assert small_models(config, 26) == [(3, 1), (5, 3)], "the one layer behind the cut is in both"
-    assert small_models(model_config(CONFIG, {}), 3) == [(6, 3)]
+    assert small_models(model_config(SIX_LAYERS, {}), 3) == [(6, 3)]
 
     def bytes_needed(depth, after):
         front = depth if after is None else after + 1
@@ -161,9 +163,7 @@ def test_the_command_asks_for_what_is_given(monkeypatch, capsys, argv, questions
 @libtpu
 def test_the_tpu_compiler_takes_every_program(tmp_path):
     """A small configuration through the command, with the KL pass."""
-    vision = CONFIG["vision_config"] | {"depth": 2, "fullatt_block_indexes": [1]}
-    small = CONFIG | {"num_hidden_layers": 2, "vision_config": vision, "selected_layers": [0], "reduce_layer": 0, "le_layers": [0, 1]}
-    (tmp_path / "config.json").write_text(json.dumps(small | {"selected_visual_layers": [1]}))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 2, "reduce_layer": 0}))
     options = ["--model", tmp_path, "--topology", "v5e:2x2", "--batch", "2", "--visual-tokens", "600", "--json", tmp_path / "report.json"]
     done = command_line("--what", "plus", *options, "--tensor", "2", "--beta", "0.04", "--group", "2", "--answer-tokens", "16")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -6,11 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import plus_tools as tools
 import pytest
+from flax import nnx
 
 from gp_jax import GlimpseError
-from gp_jax.inference.logprobs import logprobs
+from gp_jax.inference import logprobs as module
 from gp_jax.models.adapter import without_adapter
 from gp_jax.trees import Completions
+
+# Compiled once per shape, as in training, not operation by operation.
+logprobs = nnx.jit(module.logprobs, static_argnames=("plan", "length", "mode", "reference", "temperature", "remat"))
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +69,13 @@ def test_entropy_and_temperature(golden_plus):
 
 
 def test_sliced_logits_equal_whole_ones(golden_plus, monkeypatch):
-    from gp_jax.inference import logprobs as module
-
     vlm, golden = golden_plus
     made, plan, length = tools.prompt(vlm, golden, "A")
     completions = Completions(golden["A.completion_ids"][None], golden["A.completion_mask"][None].astype(bool))
     whole = np.asarray(logprobs(vlm.model, made, completions, plan, length))
     monkeypatch.setattr(module, "LOGITS_BYTES", 4 * 600 * 4 * 3)
-    np.testing.assert_allclose(np.asarray(logprobs(vlm.model, made, completions, plan, length)), whole, rtol=1e-6, atol=1e-6)
+    again = np.asarray(module.logprobs(vlm.model, made, completions, plan, length))
+    np.testing.assert_allclose(again, whole, rtol=1e-6, atol=1e-6)
 
 
 def test_unpruned_is_the_plain_model(golden_plus):

@@ -283,7 +283,7 @@ def test_nothing_compiles_after_warm_up(vlm):
     """Any mix of pictures, questions, batch sizes and settings inside the ladders."""
     from gp_jax.runtime.clock import COMPILES
 
-    small = with_ladders(vlm, prompt=(48, 64), patches=(128, 256), kept=(16, 32), batch=(1, 2), decode=(8,))
+    small = with_ladders(vlm, prompt=(48, 64), patches=(256,), kept=(16, 32), batch=(1, 2), decode=(8,))
     assert isinstance(small.engine, Engine)
     small.warm_up(batch=2, patches=256, prompt=64, max_new_tokens=8)
     small.warm_up(prune=None, batch=2, patches=256, prompt=64, max_new_tokens=8)
