@@ -39,7 +39,7 @@ endif
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) -m "not documentation"
 
 # The tests with the marker `quick`: every room, without training runs, processes of their own and compilation of many programs.
 quick: $(VENV)/.ready-dev
@@ -50,9 +50,10 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation as a site, in site/; broken links are errors.
+# The documentation as a site, in site/; broken links are errors, and so is Python in README, docs and notebook that does not run.
 docs: $(VENV)/.ready-dev
 	$(BIN)/mkdocs build --strict --quiet
+	$(PYTEST) -m documentation tests/test_documentation.py tests/test_notebook.py
 
 # Writes the lock again after a change of pyproject.toml; versions that still fit stay. `make lock UPGRADE=--upgrade` takes the newest.
 # One version of a package for every system and every Python, so that what was tested is what everybody gets.

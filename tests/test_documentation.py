@@ -55,6 +55,7 @@ def blocks(page: Path) -> list[str]:
     return found
 
 
+@pytest.mark.documentation
 def test_every_python_block_runs(tmp_path):
     """Block after block: later ones of a page may use what earlier ones named. One process, so that pages share what is compiled."""
     scene = tmp_path / "scene.png"

@@ -10,6 +10,7 @@ from xla_flags import flags
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.documentation
 def test_the_notebook_runs(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

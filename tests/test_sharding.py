@@ -30,7 +30,7 @@ def plain(folder):
 
 
 # With the rows that samples are padded to: 3 do not divide over data x fsdp and lie whole on every device.
-MESHES = [((8, 1, 1), 8), ((1, 8, 1), 8), ((2, 2, 2), 4), ((2, 2, 2), 3), ((1, 1, 8), 4)]
+MESHES = [((2, 4, 1), 8), ((2, 2, 2), 4), ((2, 2, 2), 3), ((1, 1, 8), 4)]
 
 
 @pytest.mark.parametrize(("shape", "rows"), MESHES, ids=str)

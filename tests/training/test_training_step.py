@@ -1,18 +1,37 @@
 """The training step against the released code's losses and gradients, and what must not change its result."""
 
+import json
+
 import jax
 import numpy as np
 import optax
 import pytest
 import train_tools as tools
 
-from gp_jax import GlimpseError, make_mesh
+from gp_jax import GlimpseError, GlimpseVLM, make_mesh
 from gp_jax.data.collate import split_answer
 from gp_jax.pretrained.params import checkpoint_name, flat_params
 from gp_jax.runtime.clock import COMPILES
+from gp_jax.tiny import make_checkpoint
 
 CASES = ("single", "wide")
 PARTS = {"language": "lm_loss", "dice": "dice", "bce": "bce", "loss": "loss"}
+
+
+@pytest.fixture(scope="module")
+def shallow_folder(golden_folder, tmp_path_factory):
+    """Two layers of the golden model's sizes, which compile sooner: where no golden number is compared."""
+    config = json.loads((golden_folder / "config.json").read_text())
+    config |= {"num_hidden_layers": 2, "selected_layers": [0], "reduce_layer": 0, "le_layers": [0, 1], "selected_visual_layers": [1]}
+    config["vision_config"] |= {"depth": 2, "fullatt_block_indexes": [1]}
+    folder = tmp_path_factory.mktemp("shallow")
+    make_checkpoint(folder, hf_config=config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shallow(shallow_folder):
+    return GlimpseVLM.from_pretrained(shallow_folder, glimpse=shallow_folder)
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +87,17 @@ def test_batch_equals_its_samples_padding_and_micro_batches_change_nothing(golde
     assert together[0]["dice"] == pytest.approx(np.mean([float(golden[f"{case}.train.dice"]) for case in CASES]), abs=1e-5)
 
 
-def test_eight_devices_equal_one(golden_folder, golden_vlm, golden):
-    from gp_jax import GlimpseVLM
-
-    samples = [tools.golden_sample(golden_vlm, golden, case) for case in CASES] * 2  # a row for each of data x fsdp
+def test_eight_devices_equal_one(shallow_folder, shallow, golden):
+    samples = [tools.golden_sample(shallow, golden, case) for case in CASES] * 2  # a row for each of data x fsdp
     adam = dict(optimizer=optax.adamw(1e-3))
-    one, losses = tools.make_step(golden_vlm.model, **adam), []
+    one, losses = tools.make_step(shallow.model, **adam), []
     mesh = make_mesh(2, 2, 2)
-    vlm = GlimpseVLM.from_pretrained(golden_folder, glimpse=golden_folder, mesh=mesh)
+    vlm = GlimpseVLM.from_pretrained(shallow_folder, glimpse=shallow_folder, mesh=mesh)
     for step in (one, tools.make_step(vlm.model, mesh=mesh, **adam)):
         state, gathered = step.start()
         curve = []
-        for _ in range(4):
-            gathered = step.accumulate(gathered, state, tools.batch(golden_vlm, samples, size=4), tools.counts(*samples))
+        for _ in range(3):
+            gathered = step.accumulate(gathered, state, tools.batch(shallow, samples, size=4), tools.counts(*samples))
             state, gathered, metrics = step.update(state, gathered)
             curve.append(float(metrics["loss"]))
         losses.append(curve)
@@ -88,33 +105,33 @@ def test_eight_devices_equal_one(golden_folder, golden_vlm, golden):
     assert losses[0][-1] < losses[0][0], "it learns"
 
 
-def test_dropout_belongs_to_the_sample_not_to_its_batch(golden_vlm, golden, plain):
-    samples = [tools.golden_sample(golden_vlm, golden, case) for case in CASES]
+def test_dropout_belongs_to_the_sample_not_to_its_batch(shallow, golden):
+    samples = [tools.golden_sample(shallow, golden, case) for case in CASES]
     counts = tools.counts(*samples)
-    model = tools.with_glimpse(golden_vlm.model, le_dropout_prob=0.5)
+    model = tools.with_glimpse(shallow.model, le_dropout_prob=0.5)
     step = tools.make_step(model, seed=3)
-    together = gradients(step, tools.batch(golden_vlm, samples), counts=counts)
-    apart = gradients(step, *(tools.batch(golden_vlm, [s], first=i) for i, s in enumerate(samples)), counts=counts)
+    together = gradients(step, tools.batch(shallow, samples), counts=counts)
+    apart = gradients(step, *(tools.batch(shallow, [s], first=i) for i, s in enumerate(samples)), counts=counts)
     tools.assert_close(together[1], apart[1], 1e-5)
     step.seed = 4
-    other = gradients(step, tools.batch(golden_vlm, samples), counts=counts)
-    without = gradients(plain, tools.batch(golden_vlm, samples), counts=counts)
+    other = gradients(step, tools.batch(shallow, samples), counts=counts)
+    without = gradients(tools.make_step(shallow.model), tools.batch(shallow, samples), counts=counts)
     assert len({together[0]["loss"], other[0]["loss"], without[0]["loss"]}) == 3
 
 
-def test_one_compilation_per_shape(golden_vlm, golden):
+def test_one_compilation_per_shape(shallow, golden):
     from gp_jax.data.collate import Shape
 
-    samples = [tools.golden_sample(golden_vlm, golden, case) for case in CASES]
-    step, counts = tools.make_step(golden_vlm.model), tools.counts(*samples)
+    samples = [tools.golden_sample(shallow, golden, case) for case in CASES]
+    step, counts = tools.make_step(shallow.model), tools.counts(*samples)
     state, gathered = step.start()
     small, large = tools.SHAPE, Shape(128, 112, 32)
 
     def go(shape, members):
         nonlocal state, gathered
-        gathered = step.accumulate(gathered, state, tools.batch(golden_vlm, members, size=2, shape=shape), counts)
+        gathered = step.accumulate(gathered, state, tools.batch(shallow, members, size=2, shape=shape), counts)
         state, gathered, _ = step.update(state, gathered)
-        step.evaluate(state, tools.batch(golden_vlm, members, size=2, shape=shape), counts)
+        step.evaluate(state, tools.batch(shallow, members, size=2, shape=shape), counts)
 
     go(small, samples)
     go(large, samples)
@@ -125,11 +142,11 @@ def test_one_compilation_per_shape(golden_vlm, golden):
     assert step.programs["accumulate"]._cache_size() == 2 and step.programs["update"]._cache_size() == 1
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_remembered(golden_vlm, golden):
-    sample = tools.golden_sample(golden_vlm, golden, "single")
-    step = tools.make_step(golden_vlm.model, optimizer=optax.adamw(1e-3))
-    good, counts = tools.batch(golden_vlm, [sample]), tools.counts(sample)
-    broken = tools.batch(golden_vlm, [sample])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_remembered(shallow, golden):
+    sample = tools.golden_sample(shallow, golden, "single")
+    step = tools.make_step(shallow.model, optimizer=optax.adamw(1e-3))
+    good, counts = tools.batch(shallow, [sample]), tools.counts(sample)
+    broken = tools.batch(shallow, [sample])
     broken.vision.patches[0, 0, 0] = np.inf
     state, gathered = step.start()
     gathered = step.accumulate(gathered, state, good, counts)
@@ -143,14 +160,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_remembered(golden_vlm,
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, (state.params, state.opt)))
 
 
-def test_bfloat16_base(golden_folder, golden_vlm, golden, plain):
+def test_bfloat16_base(shallow_folder, shallow, golden):
     """The frozen base in bfloat16: parameters, gradients and losses stay float32 and near."""
-    from gp_jax import GlimpseVLM
-
-    sample = tools.golden_sample(golden_vlm, golden, "single")
-    vlm = GlimpseVLM.from_pretrained(golden_folder, glimpse=golden_folder, dtype="bfloat16")
+    sample = tools.golden_sample(shallow, golden, "single")
+    vlm = GlimpseVLM.from_pretrained(shallow_folder, glimpse=shallow_folder, dtype="bfloat16")
     sums, grads = gradients(tools.make_step(vlm.model), tools.batch(vlm, [sample]), counts=tools.counts(sample))
-    exact, _ = gradients(plain, tools.batch(golden_vlm, [sample]), counts=tools.counts(sample))
+    exact, _ = gradients(tools.make_step(shallow.model), tools.batch(shallow, [sample]), counts=tools.counts(sample))
     for name in ("language", "dice", "bce", "loss"):
         assert sums[name] == pytest.approx(exact[name], rel=0.05), name
     assert all(value.dtype == np.float32 and np.isfinite(value).all() and value.any() for value in grads.values())
