@@ -10,6 +10,7 @@ import httpx2 as httpx
 import jax
 import numpy as np
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from http_tools import ANSWER, ask, running, scripted
 from PIL import Image
 
@@ -100,6 +101,8 @@ def asked(page, text=QUESTION, number=0):
 
 @pytest.mark.quick
 def test_files_are_the_page_s_own_and_need_no_key(server):
+    held = {file.distribution_path for file in WheelBuilder(str(FOLDER.parents[2])).recurse_included_files()}
+    assert held >= {f"gp_jax/serving/{FOLDER.name}/{path.name}" for path in FOLDER.iterdir()}, "the wheel has them"
     with httpx.Client(base_url=server.url) as client:
         for path in FOLDER.iterdir():
             address = "/" if path.name == "index.html" else f"/{path.name}"

@@ -67,7 +67,8 @@ export async function complete(request, limit, signal, grow) {
   const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true }, return_mask: true });
   const size = new Blob([body]).size;
   if (size > limit) {  // a server that refuses a body closes the connection, which not every browser takes for an answer
-    throw new Failure(`The pictures are too large: ${megabytes(size)} with the conversation; the server takes ${megabytes(limit)} (--max-body).`, 413);
+    const most = `the server takes ${megabytes(limit)} (--max-body)`;
+    throw new Failure(`The pictures are too large: ${megabytes(size)} with the conversation; ${most}.`, 413);
   }
   const start = performance.now(), seconds = () => (performance.now() - start) / 1000;
   const headers = { 'Content-Type': 'application/json' };

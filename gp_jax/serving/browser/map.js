@@ -28,7 +28,8 @@ function outline(keep, rows, columns, x, y) {
 // A picture with room for its map. remove: takes it away again; null: it was asked about already.
 export function figureOf(picture, remove) {
   const canvas = element('canvas', { role: 'img' }), caption = element('span', {}), line = element('figcaption', {}, caption);
-  if (remove) line.append(element('button', { type: 'button', textContent: 'Remove', 'aria-label': `Remove ${picture.name}`, onclick: remove }));
+  const name = `Remove ${picture.name}`;
+  if (remove) line.append(element('button', { type: 'button', textContent: 'Remove', 'aria-label': name, onclick: remove }));
   const frame = element('div', { className: 'frame' }, element('img', { src: picture.url, alt: picture.name }), canvas);
   frame.style.setProperty('--ratio', picture.width / picture.height);
   return { picture, canvas, caption, asked: !remove, root: element('figure', {}, frame, line) };

@@ -5,8 +5,10 @@ import { element, share } from './elements.js';
 import { opened, receive } from './files.js';
 import { clearMap, drawMap, figureOf, SCALE } from './map.js';
 import { keepRule } from './rule.js';
+import { offerSamples } from './samples.js';
 import { TurnView } from './turns.js';
 
+const MOVED = ['reduce_threshold', 'max_remain_ratio'];  // what the sliders set
 const at = id => document.getElementById(id);
 const state = {
   model: null,     // of /v1/models
@@ -72,13 +74,13 @@ function showPictures() {
 // The map -------------------------------------------------------------------------------------------------------------------------
 
 function wantedRule() {
-  const cap = Number(at('cap').value);
-  return { ...state.model.prune, fixed_remain_ratio: null, reduce_threshold: Number(at('threshold').value), max_remain_ratio: cap < 1 ? cap : null };
+  const cap = Number(at('cap').value), moved = { reduce_threshold: Number(at('threshold').value), max_remain_ratio: cap < 1 ? cap : null };
+  return { ...state.model.prune, fixed_remain_ratio: null, ...moved };
 }
 
 // What stays under the rule that is set: the server's own flags where it was asked with that rule, otherwise worked out here.
 function kept(turn) {
-  const asked = turn.rule && state.moved && ['reduce_threshold', 'max_remain_ratio'].every(name => turn.rule[name] === wantedRule()[name]);
+  const asked = turn.rule && state.moved && MOVED.every(name => turn.rule[name] === wantedRule()[name]);
   if (asked || (!turn.rule && !state.moved)) return turn.pruned.mask.map(map => map.keep.flat().map(Boolean));
   return keepRule(turn.pruned.mask, state.moved ? wantedRule() : state.model.prune);
 }
@@ -87,7 +89,8 @@ function drawMaps() {
   const turn = state.chosen, maps = turn?.pruned?.mask ?? [], keep = maps.length && state.model.prune ? kept(turn) : [];
   const show = { kept: at('show-kept').checked, heat: at('show-heat').checked };
   for (const figure of state.figures) {
-    const own = keep.length ? maps.findLastIndex(map => map.picture === figure.place) : -1;  // of several views the last, which is the finest
+    // Of several views the last, which is the finest.
+    const own = keep.length ? maps.findLastIndex(map => map.picture === figure.place) : -1;
     if (own < 0) clearMap(figure);
     else drawMap(figure, maps[own], keep[own], show);
   }
@@ -106,8 +109,11 @@ function setRule(rule) {
 
 function showRule() {
   const { reduce_threshold: threshold, max_remain_ratio: cap } = state.moved ? wantedRule() : state.model.prune;
-  at('threshold-value').textContent = `above ${threshold}`;
-  at('cap-value').textContent = cap === null ? 'none' : `at most ${+(100 * cap).toFixed(1)} %`;
+  const said = { threshold: `above ${threshold}`, cap: cap === null ? 'none' : `at most ${+(100 * cap).toFixed(1)} %` };
+  for (const [name, text] of Object.entries(said)) {
+    at(`${name}-value`).textContent = text;
+    at(name).setAttribute('aria-valuetext', text);
+  }
   at('scale').querySelector('b').style.left = `${100 * Math.min(1, Math.max(0, threshold))}%`;
   drawMaps();
 }
@@ -135,13 +141,14 @@ function showTurns() {
     const last = turn === state.turns.at(-1), only = state.turns.length === 1;
     turn.view.show({ chosen: turn === state.chosen, only, last, busy: Boolean(state.asking) });
   }
+  if (!state.asking && document.activeElement === at('stop')) at('question').focus();
   at('stop').hidden = !state.asking;
   at('send').setAttribute('aria-disabled', String(Boolean(state.asking)));
 }
 
 // Has one side of a turn answered: 'pruned' or 'dense'. Raises: Failure; AbortError.
 async function answer(turn, side) {
-  const card = turn.view.cards[side], given = turn.rule && { reduce_threshold: turn.rule.reduce_threshold, max_remain_ratio: turn.rule.max_remain_ratio };
+  const card = turn.view.cards[side], given = turn.rule && Object.fromEntries(MOVED.map(name => [name, turn.rule[name]]));
   const request = { model: state.model.id, messages: turn.messages, prune: side === 'dense' ? null : given ?? 'auto' };
   card.begin();
   try {
@@ -180,12 +187,9 @@ async function ask() {
   await state.loading;
   const question = at('question').value.trim();
   if (state.asking || !state.model) return;
-  if (!question) {
-    say(new Failure('Type a question first.'));
-    at('question').focus();
-    return;
-  }
-  const turn = { question, pictures: state.pending, messages: messagesOf(question, state.pending), rule: state.moved ? wantedRule() : null };
+  if (!question) return say(new Failure('Type a question first.'));
+  const pictures = state.pending, rule = state.moved ? wantedRule() : null;
+  const turn = { question, pictures, messages: messagesOf(question, pictures), rule };
   turn.view = new TurnView(turn, { map: choose, again, dense: compare }, !state.model.prune);
   state.turns.push(turn);
   state.pending = [];
@@ -248,24 +252,13 @@ async function start() {
   try {
     state.model = (await getJson('v1/models')).data[0];
   } catch (error) {
-    say(error.status === 401 && at('key-form').hidden ? { status: 401, message: '' } : error);
-    return;
+    return say(error.status === 401 && at('key-form').hidden ? { status: 401, message: '' } : error);
   }
   at('key-form').hidden = true;
   say(null);
   at('model').textContent = state.model.id;
   at('both-label').hidden = !state.model.prune;
   if (state.model.prune) setRule(state.model.prune);
-}
-
-async function offerSamples() {
-  const found = await getJson('samples').catch(() => ({ samples: [], note: '' }));
-  at('note').textContent = found.note;
-  at('note').hidden = !found.note;
-  at('samples').hidden = !found.samples.length;
-  at('samples').querySelector('ul').replaceChildren(...found.samples.map(sample => element('li', {},
-    element('button', { type: 'button', onclick: () => takeSample(sample) },
-      element('img', { src: sample.picture, alt: '', loading: 'lazy', width: 64, height: 64 }), element('span', { textContent: sample.question })))));
 }
 
 receive(at('drop'), at('file'), add, say);
@@ -278,10 +271,7 @@ at('question').onkeydown = event => {
   event.preventDefault();
   ask();
 };
-at('stop').onclick = () => {
-  state.asking?.abort();
-  at('question').focus();
-};
+at('stop').onclick = () => state.asking?.abort();
 at('reset').onclick = () => {
   begin();
   at('question').focus();
@@ -300,5 +290,5 @@ at('key-form').onsubmit = event => {
 };
 at('scale').querySelector('i').style.background = SCALE;
 new ResizeObserver(drawMaps).observe(at('pictures'));
-offerSamples();
+offerSamples(at('samples'), at('note'), takeSample);
 start();

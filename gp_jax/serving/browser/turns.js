@@ -24,7 +24,8 @@ class Card {
     this.text = element('p', { className: 'text', 'aria-live': 'polite' });
     this.rule = element('p', { className: 'soft' });
     this.failure = element('p', { className: 'failure', role: 'alert' });
-    this.root = element('article', { className: 'answer' }, element('h3', { textContent: title, hidden: single }), this.text, this.rule, this.failure);
+    const head = element('h3', { textContent: title, hidden: single });
+    this.root = element('article', { className: 'answer' }, head, this.text, this.rule, this.failure);
   }
 
   begin() {
@@ -43,9 +44,10 @@ export class TurnView {
   constructor(turn, act, single) {
     this.turn = turn;
     this.cards = { pruned: new Card('Pruned', single), dense: new Card('Dense', false) };
-    this.cards.dense.root.hidden = true;
+    Object.assign(this.cards.dense.root, { hidden: true, tabIndex: -1 });
     const button = (text, action) => element('button', { type: 'button', textContent: text, onclick: () => act[action](turn) });
-    this.buttons = { map: button('Show its map', 'map'), again: button('Ask again', 'again'), dense: button('Compare with dense', 'dense') };
+    this.buttons = { map: button('Show its map', 'map'), again: button('Ask again', 'again'),
+      dense: button('Compare with dense', 'dense') };
     this.table = element('table', {});
     const more = turn.pictures.length ? ` (${turn.pictures.length} picture${turn.pictures.length > 1 ? 's' : ''})` : '';
     this.root = element('li', {},
@@ -68,15 +70,18 @@ export class TurnView {
     this.buttons.map.setAttribute('aria-pressed', String(chosen));
     this.buttons.map.hidden = this.single || only || !pruned?.mask?.length;
     this.buttons.again.hidden = !last || !pruned;
+    if (dense?.usage && document.activeElement === this.buttons.dense) this.cards.dense.root.focus();
     this.buttons.dense.hidden = this.single || !pruned?.usage || Boolean(dense?.usage);
-    for (const button of [this.buttons.again, this.buttons.dense]) button.disabled = busy;
+    for (const button of [this.buttons.again, this.buttons.dense]) button.setAttribute('aria-disabled', String(busy));  // keeps the focus
     this.fill([['pruned', pruned], ['dense', dense]].filter(([, answer]) => answer));
   }
 
   fill(columns) {
-    const head = element('tr', {}, element('th', {}), ...columns.map(([name]) => element('th', { scope: 'col', textContent: this.single ? '' : name })));
+    const cell = (name, fields, text) => element(name, { ...fields, textContent: text });
+    const head = element('tr', {}, element('th'), ...columns.map(([name]) => cell('th', { scope: 'col' }, this.single ? '' : name)));
     const rows = FACTS.map(([name, fact]) => [name, columns.map(([, answer]) => fact(answer) ?? '')]);
-    this.table.replaceChildren(head, ...rows.filter(([, values]) => values.some(value => value !== '')).map(([name, values]) =>
-      element('tr', {}, element('th', { scope: 'row', textContent: name }), ...values.map(value => element('td', { textContent: value })))));
+    const known = rows.filter(([, values]) => values.some(value => value !== ''));
+    this.table.replaceChildren(head, ...known.map(([name, values]) =>
+      element('tr', {}, cell('th', { scope: 'row' }, name), ...values.map(value => cell('td', {}, value)))));
   }
 }
