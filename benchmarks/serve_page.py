@@ -24,9 +24,9 @@ class Args:
     """Folder for the pictures."""
     server: str = "http://127.0.0.1:8000"
     """Address of the server."""
-    sample: int = 2
+    sample: int = 0
     """Number of the sample, from 0."""
-    then: str = "list the bars from tallest to shortest."
+    then: str = "what number is on the purple tag?"
     """A second question about it; empty: none."""
     scale: float = 1.0
     """Pixels of the pictures per pixel of the page."""

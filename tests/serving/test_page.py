@@ -173,14 +173,14 @@ def test_upload_ask_stream_and_move_the_sliders(page, server):
     assert page.get_attribute("#turns .text", "aria-live") == "polite" and page.evaluate("() => document.activeElement.id") == "question"
     look = "() => { const own = document.querySelector('#pictures canvas'); return [own.width, own.toDataURL()]; }"
     width, before = page.evaluate(look)
-    assert width > 100 and page.text_content("#kept") == "Kept 6 (50.0 %) of 12 visual tokens"
+    assert width > 100 and page.text_content("#kept") == "Kept 6 of 12 visual tokens (50.0 %)"
     for slider, key, text in (
-        ("#threshold", "ArrowRight", "Kept 6 (50.0 %)"),
-        ("#threshold", "PageUp", "Kept 5 (41.7 %)"),
-        ("#threshold", "End", "Kept 1 (8.3 %)"),  # min_remain_num
-        ("#threshold", "Home", "Kept 12 (100.0 %)"),
-        ("#cap", "PageDown", "Kept 10 (83.3 %)"),
-        ("#cap", "Home", "Kept 1 (8.3 %)"),
+        ("#threshold", "ArrowRight", "Kept 6 of 12 "),
+        ("#threshold", "PageUp", "Kept 5 of 12 "),
+        ("#threshold", "End", "Kept 1 of 12 "),  # min_remain_num
+        ("#threshold", "Home", "Kept 12 of 12 "),
+        ("#cap", "PageDown", "Kept 10 of 12 "),
+        ("#cap", "Home", "Kept 1 of 12 "),
     ):
         page.focus(slider)
         page.keyboard.press(key)
@@ -192,11 +192,11 @@ def test_upload_ask_stream_and_move_the_sliders(page, server):
         assert page.evaluate(look)[1] != after
         after = page.evaluate(look)[1]
     page.click("#own-rule")
-    assert page.text_content("#kept").startswith("Kept 6 (50.0 %)") and page.text_content("#threshold-value") == "above 0.5"
+    assert page.text_content("#kept").startswith("Kept 6 of 12 ") and page.text_content("#threshold-value") == "above 0.5"
     page.focus("#threshold")
     page.keyboard.press("Home")
     page.click("text=Ask again")
-    assert whole(page) == ANSWER and page.text_content("#kept").startswith("Kept 12")
+    assert whole(page) == ANSWER and page.text_content("#kept").startswith("Kept 12 of")
     assert [post.get("prune") for post in page.posts] == ["auto", {"reduce_threshold": 0, "max_remain_ratio": None}]
 
 
@@ -206,7 +206,7 @@ def test_dense_beside_pruned_and_several_turns(page):
     asked(page, "which <b>one</b>?")
     assert whole(page, side=2) == ANSWER and page.locator("#turns b").count() == 0, "what was typed is text"
     rows = dict(re.findall(r"([a-z ]+)\t(.+)", page.inner_text("#turns table")))
-    assert rows["visual tokens"] == "24\t24" and rows["kept of them"] == "12 (50.0 %)\t24 (100.0 %)"
+    assert rows["visual tokens"] == "24\t24" and rows["kept of them"] == "12\t24" and rows["share kept"] == "50.0 %\t100.0 %"
     assert all(re.fullmatch(r"\d+\.\d\d s\t\d+\.\d\d s", rows[name]) for name in ("first token", "whole answer"))
     page.uncheck("#both")
     asked(page, "and on the left?", 1)
@@ -241,7 +241,7 @@ def test_errors_are_one_line_and_nothing_is_lost(page, server):
         ("a.png", "image/png", "a.png is not"),
     ):
         upload(page, b"hello", name=name, kind=kind)
-        page.wait_for_selector(f"#error:has-text('{words}')")
+        page.wait_for_selector(f"#file-error:has-text('{words}')")
     upload(page, png((400, 400)))
     page.wait_for_selector("#pictures img")
     fails("more than the limit of 100000")
@@ -323,5 +323,5 @@ def test_drop_and_paste(page):
         page.evaluate(FILES, [kind, [["", "image/png", list(png(seed=seed))]]])
         page.wait_for_selector(f"#pictures figure:nth-child({seed + 1})")
     page.evaluate(FILES, ["drop", []])
-    page.wait_for_selector("#error:has-text('That is no file')")
+    page.wait_for_selector("#file-error:has-text('That is no file')")
     assert asked(page) == ANSWER and page.locator("#pictures canvas").count() == 2

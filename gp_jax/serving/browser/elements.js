@@ -14,6 +14,6 @@ export function seconds(value) {
   return value === null ? '' : `${value.toFixed(2)} s`;
 }
 
-export function share(part, whole) {
-  return whole ? `${part} (${(100 * part / whole).toFixed(1)} %)` : '0';
+export function percent(part, whole) {
+  return whole ? `${(100 * part / whole).toFixed(1)} %` : '';
 }

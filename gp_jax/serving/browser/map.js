@@ -37,7 +37,7 @@ export function figureOf(picture, remove) {
 
 export function clearMap({ picture, canvas, caption, asked }) {
   canvas.hidden = true;
-  caption.textContent = asked ? picture.name : `${picture.name}, for the next question`;
+  caption.textContent = asked ? picture.name : `${picture.name} (next question)`;
 }
 
 // map: one of a reply's `mask`; keep: flags, flat; show: { kept, heat }.

@@ -1,7 +1,7 @@
 // The page: pictures, questions, answers as they stream, and the map, which follows threshold and cap without asking again.
 
 import { complete, Failure, getBlob, getJson, useKey } from './client.js';
-import { element, share } from './elements.js';
+import { percent } from './elements.js';
 import { opened, receive } from './files.js';
 import { clearMap, drawMap, figureOf, SCALE } from './map.js';
 import { keepRule } from './rule.js';
@@ -22,10 +22,15 @@ const state = {
   round: 0,        // number of the conversation
 };
 
-function say(error) {
-  at('error').textContent = error ? error.message : '';
-  if (error?.status === 401) askKey();
+// Shows an error, or that there is none. place: beside what went wrong.
+function say(error, place = 'error') {
+  at(place).textContent = error ? error.message : '';
+  if (error?.status !== 401) return;
+  at('key-form').hidden = false;
+  at('key').focus();
 }
+
+const sayOfFiles = error => say(error, 'file-error');
 
 // Pictures ------------------------------------------------------------------------------------------------------------------------
 
@@ -40,13 +45,13 @@ function load(work) {
       at('samples').open = false;
       showPictures();
     } catch (error) {
-      if (own === state.round) say(error);
+      if (own === state.round) sayOfFiles(error);
     }
   });
 }
 
 function add(files) {
-  say(null);
+  sayOfFiles(null);
   for (const file of files) load(() => opened(file, file.name || 'The pasted file'));
 }
 
@@ -96,7 +101,8 @@ function drawMaps() {
   }
   const flat = keep.flat();
   if (flat.length) at('rule').hidden = false;
-  at('kept').textContent = flat.length ? `Kept ${share(flat.filter(Boolean).length, flat.length)} of ${flat.length} visual tokens`
+  const count = flat.filter(Boolean).length;
+  at('kept').textContent = flat.length ? `Kept ${count} of ${flat.length} visual tokens (${percent(count, flat.length)})`
     : 'Ask a question about a picture to see its map.';
 }
 
@@ -127,7 +133,9 @@ function begin() {
   at('question').value = '';
   at('samples').open = true;
   say(null);
+  sayOfFiles(null);
   showPictures();
+  showTurns();
 }
 
 function messagesOf(question, pictures) {
@@ -141,6 +149,7 @@ function showTurns() {
     const last = turn === state.turns.at(-1), only = state.turns.length === 1;
     turn.view.show({ chosen: turn === state.chosen, only, last, busy: Boolean(state.asking) });
   }
+  at('hint').hidden = state.turns.length > 0;
   if (!state.asking && document.activeElement === at('stop')) at('question').focus();
   at('stop').hidden = !state.asking;
   at('send').setAttribute('aria-disabled', String(Boolean(state.asking)));
@@ -171,6 +180,7 @@ async function busy(work, failed) {
   if (state.asking) return;
   const own = state.asking = new AbortController();
   say(null);
+  sayOfFiles(null);
   showTurns();
   try {
     await work();
@@ -227,7 +237,7 @@ async function compareNow(turn) {
     if (!turn.dense) turn.dense = null;
     if (!state.asking?.signal.aborted) turn.view.cards.dense.failure.textContent = error.message;
     turn.view.cards.dense.root.hidden = false;
-    if (error.status === 401) askKey();
+    if (error.status === 401) say(error);
   }
 }
 
@@ -243,11 +253,6 @@ function choose(turn) {
 
 // The start -----------------------------------------------------------------------------------------------------------------------
 
-function askKey() {
-  at('key-form').hidden = false;
-  at('key').focus();
-}
-
 async function start() {
   try {
     state.model = (await getJson('v1/models')).data[0];
@@ -261,7 +266,7 @@ async function start() {
   if (state.model.prune) setRule(state.model.prune);
 }
 
-receive(at('drop'), at('file'), add, say);
+receive(at('drop'), at('file'), add, sayOfFiles);
 at('ask').onsubmit = event => {
   event.preventDefault();
   ask();

@@ -1,13 +1,14 @@
 // The elements of a turn: its question, the pruned and the dense answer beside each other, and what each took.
 
-import { element, seconds, share } from './elements.js';
+import { element, percent, seconds } from './elements.js';
 
 const FACTS = [
   ['first token', answer => seconds(answer.first)],
   ['whole answer', answer => seconds(answer.all)],
   ['prompt tokens', ({ usage }) => usage && usage.prompt_tokens],
   ['visual tokens', ({ usage }) => usage && usage.prompt_tokens_details.visual_tokens],
-  ['kept of them', ({ usage }) => usage && share(usage.prompt_tokens_details.kept_tokens, usage.prompt_tokens_details.visual_tokens)],
+  ['kept of them', ({ usage }) => usage && usage.prompt_tokens_details.kept_tokens],
+  ['share kept', ({ usage }) => usage && percent(usage.prompt_tokens_details.kept_tokens, usage.prompt_tokens_details.visual_tokens)],
   ['answer tokens', ({ usage }) => usage && usage.completion_tokens],
   ['pictures already seen', ({ usage }) => usage && usage.prompt_tokens_details.vision_cache_hits],
 ];
