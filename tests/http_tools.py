@@ -47,9 +47,9 @@ def complete(client, messages, **options):
     return client.chat.completions.create(model="tiny", messages=messages, **{"temperature": 0, "max_tokens": 12, **options})
 
 
-def settings():
-    limits = dict(max_new_tokens=SLOTS, max_pictures=2, max_pixels=20_000, max_body="1M")
-    return ServerSettings("tiny", max_prompt=LONGEST - 1, port=0, api_key="secret", **limits)
+def settings(**changed):
+    limits = dict(max_new_tokens=SLOTS, max_pictures=2, max_pixels=20_000, max_body="1M", max_prompt=LONGEST - 1, api_key="secret")
+    return ServerSettings("tiny", port=0, **{**limits, **changed})
 
 
 @contextlib.contextmanager
@@ -71,13 +71,14 @@ def running(made: Server):
 
 
 class Scripted(threading.Thread):
-    """Gives everybody the same answer, a letter at a time."""
+    """Gives everybody the same answer, a letter at a time. importance: gives visual tokens theirs; those above the threshold stay."""
 
     healthy = True
 
-    def __init__(self, limit: int, letters: list[int]):
+    def __init__(self, limit: int, letters: list[int], importance=lambda count: np.ones(count, np.float32)):
         super().__init__(daemon=True)
         self.inbox, self.letters, self.now, self.post, self.left = Inbox(limit), letters, None, None, 0
+        self.importance, self.pause = importance, 0.01
         self.submit, self.stop = self.inbox.put, self.inbox.stop
 
     @property
@@ -100,8 +101,9 @@ class Scripted(threading.Thread):
                 self.inbox.wait(0.05)
                 continue
             job.times["begun"] = job.times["first"] = time.monotonic()
-            count = job.sample.count
-            events = [Started(np.ones(count, bool), np.ones(count, np.float32), 0, len(job.pictures))]
+            rule, count = job.pruning.rule, job.sample.count
+            found = self.importance(count) if rule else np.ones(count, np.float32)
+            events = [Started(found > (rule.reduce_threshold if rule else 0), found, 0, len(job.pictures))]
             for letter in self.letters[: job.max_new_tokens]:
                 events.append(Tokens(np.array([letter]), np.array([-0.5]) if job.noted else None))
             for event in (*events, Ended("length" if job.max_new_tokens < len(ANSWER) else "stop")):
@@ -109,19 +111,19 @@ class Scripted(threading.Thread):
                     self.left += 1
                     break
                 self.post([(job, event)])
-                time.sleep(0.01)
+                time.sleep(self.pause)
 
 
-def scripted(folder) -> Server:
-    """A server with the tiny model's processor and no model."""
+def scripted(folder, **changed) -> Server:
+    """A server with the tiny model's processor and no model. changed: settings."""
     write_tokenizer(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     config = model_config(SMALL, {"eos_token_id": ID["<|im_end|>"], "pad_token_id": ID["<|endoftext|>"]})
     glimpse = glimpse_config(SMALL, config)
     processor = Processor.load(folder, config)
-    own, meters = settings(), Meters("tiny")
+    own, meters = settings(**changed), Meters("tiny")
     loop = Scripted(8, processor.tokenize([ANSWER], prompts=False)[0])
-    vlm = SimpleNamespace(config=config, glimpse_config=glimpse, processor=processor)
+    vlm = SimpleNamespace(config=config, glimpse_config=glimpse, processor=processor, folder=folder)
     vlm.resolve_shortest = lambda prune: resolve(prune, glimpse, 2)
     plans = frozenset({(), resolve(Prune(), glimpse, 2).plan})
     reader = SimpleNamespace(check=lambda sample: None)

@@ -110,7 +110,7 @@ RANKS = {
         {"__main__", "feed"},
     ],
     "serving": [
-        {"errors", "jobs", "settings", "vision_cache"},
+        {"errors", "jobs", "page", "settings", "vision_cache"},
         {"chat", "inbox", "lengths", "pictures", "reading"},
         {"pools", "preparing", "warm_up"},
         {"meters", "replies"},

@@ -13,6 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from gp_jax.pretrained.files import BUNDLED
+from gp_jax.pruning.rule import Prune
+from gp_jax.serving import page
 from gp_jax.serving.chat import Chat, read_chat, read_json
 from gp_jax.serving.errors import ApiError, draining, too_busy
 from gp_jax.serving.inbox import Busy, Draining
@@ -25,6 +28,8 @@ from gp_jax.serving.settings import ServerSettings
 
 LOG = logging.getLogger("gp_jax.serving")
 BODY_SECONDS = 60.0  # for a request's body to arrive
+# The keep rule as `prune` of /v1/models gives it: with these numbers a client can work out what stays under other ones.
+ADJUSTED = ("reduce_threshold", "max_remain_ratio", "fixed_remain_ratio", "min_remain_num", "anchor_positions")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -46,6 +51,7 @@ class Api:
             Route("/metrics", self.answered(self.metrics)),
             Route("/health", self.health),
             Route("/ready", self.ready),
+            *page.routes(bundled=self.preparation.vlm.folder in BUNDLED.values()),
         ]
         return Starlette(routes=routes, exception_handlers={HTTPException: refused, Exception: failed})
 
@@ -88,8 +94,11 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         """The one model, in a list or alone."""
-        name = self.settings.served_name
+        name, glimpse = self.settings.served_name, self.preparation.vlm.glimpse_config
         model = {"id": name, "object": "model", "created": self.started, "owned_by": "gp_jax", "max_model_len": self.settings.max_prompt}
+        rule = Prune.from_config(glimpse) if glimpse else None
+        model["prune"] = rule and {name: getattr(rule, name) for name in ADJUSTED}
+        model["limits"] = dict(max_body=self.max_body, max_pictures=self.settings.max_pictures, max_new_tokens=self.settings.max_new_tokens)
         asked = request.path_params.get("model")
         if asked is None:
             return JSONResponse({"object": "list", "data": [model]})

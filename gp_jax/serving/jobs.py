@@ -15,10 +15,12 @@ from gp_jax.trees import Sampling
 
 @dataclass(frozen=True)
 class PictureKey:
-    """A picture of a request. digest: of its content; plot: its visual tokens."""
+    """A picture of a request. digest: of its content; plot: its visual tokens; areas: per view the part of the picture that it covers,
+    left, top, right and bottom as shares of the picture's sides."""
 
     digest: bytes
     plot: Plot
+    areas: tuple[tuple[float, ...], ...] = ((0.0, 0.0, 1.0, 1.0),)
 
 
 @dataclass(frozen=True)

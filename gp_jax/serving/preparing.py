@@ -59,13 +59,18 @@ class Preparation:
             prepared = self.processor([list(images)], [prompt], max_image_pixels=self.settings.max_pixels, rendered=True)
             (sample,) = read_samples(self.vlm.config, *(prepared.inputs.get(name) for name in ARRAYS))
             self.reader.check(sample)
-            keys = [PictureKey(digest(image), plot) for image, plot in zip(images, plots, strict=True)]
+            keys = [PictureKey(digest(image), plot, self.areas(image)) for image, plot in zip(images, plots, strict=True)]
             choice = sampling_settings(self.vlm.config, chat.temperature, chat.top_k, chat.top_p, chat.seed, "auto", noted=chat.logprobs)
             return Job(sample, keys, pruning, choice, chat.max_new_tokens, deadline)
         except TooLong:
             raise self.too_long() from None
         except GlimpseError as error:
             raise ApiError(400, str(error), "messages") from None
+
+    def areas(self, image: Image.Image) -> tuple[tuple[float, ...], ...]:
+        """Per view the part of a picture that it covers; see `PictureKey`."""
+        sides = (*image.size, *image.size)
+        return tuple(tuple(edge / side for edge, side in zip(area, sides, strict=True)) for area in self.processor.areas(*image.size))
 
     def check_text(self, message: dict) -> None:
         """Raises: GlimpseError for a text that holds a picture's placeholder."""
@@ -93,11 +98,15 @@ def deadline_of(settings: ServerSettings) -> float:
 
 
 def mask_of(job: Job, keep: np.ndarray, importance: np.ndarray) -> list[dict]:
-    """Per picture (or view of one) which visual tokens stay, row by row, and how important each is in 0 .. 1."""
+    """Per picture (or view of one) which visual tokens stay, row by row, and how important each is in 0 .. 1, as float32 in its shortest
+    decimals: rounded further, tokens at the threshold or at the cap could no longer be told apart."""
     found, first = [], 0
-    for rows, columns in job.sample.grids:
+    views = [(number, area) for number, picture in enumerate(job.pictures) for area in picture.areas]
+    for (rows, columns), (number, area) in zip(job.sample.grids, views, strict=True):
         part = slice(first, first + rows * columns)
-        own, values = keep[part].reshape(rows, columns), importance[part].reshape(rows, columns)
-        found.append(dict(rows=rows, columns=columns, keep=own.astype(int).tolist(), importance=np.round(values.astype(float), 4).tolist()))
+        values = [float(str(value)) for value in importance[part].astype(np.float32)]
+        own = dict(picture=number, area=[round(edge, 6) for edge in area], rows=rows, columns=columns)
+        own |= dict(keep=keep[part].reshape(rows, columns).astype(int).tolist())
+        found.append(own | dict(importance=[values[row * columns : (row + 1) * columns] for row in range(rows)]))
         first += rows * columns
     return found

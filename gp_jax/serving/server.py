@@ -98,7 +98,8 @@ class Server:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=max(1, round(self.settings.drain)),
         )
-        print(f"gp-jax serve: {self.settings.served_name} at http://{host}:{port}/v1", flush=True)
+        place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        print(f"gp-jax serve: {self.settings.served_name}; its page is at {place}/ and OpenAI's interface at {place}/v1", flush=True)
         Listening(config, self.loop).run(sockets=[listener])
         self.loop.stop()
         self.loop.join(10)

@@ -30,7 +30,8 @@ def test_whole_streamed_and_stopped(client):
     assert one.choices[0].message.content == ANSWER and one.choices[0].finish_reason == "stop"
     assert [entry.token for entry in one.choices[0].logprobs.content] == list(ANSWER)
     assert one.usage.prompt_tokens_details.visual_tokens == 12 and one.usage.completion_tokens == len(ANSWER)
-    assert one.choices[0].message.mask[0]["rows"] == 3 and sum(map(sum, one.choices[0].message.mask[0]["keep"])) == 12
+    mask = one.choices[0].message.mask[0]
+    assert mask["rows"] == 3 and sum(map(sum, mask["keep"])) == 12 and (mask["picture"], mask["area"]) == (0, [0, 0, 1, 1])
     for stop, text, count in ((", a", "a red house", 14), (["zz", " t"], "a red house, a", 16), ("house,x", ANSWER, len(ANSWER))):
         options = dict(max_tokens=SLOTS, stop=stop, stream=True, stream_options={"include_usage": True})
         chunks = list(complete(client, ask(), **options))

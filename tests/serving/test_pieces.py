@@ -1,5 +1,8 @@
 """Parts of the server that need no model: settings, sizes, growing texts, the order of pasted pictures, the cache's bound."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +10,9 @@ from hypothesis import strategies as st
 
 from gp_jax import GlimpseError
 from gp_jax.processing.windows import pack_windows
+from gp_jax.serving.jobs import PictureKey
 from gp_jax.serving.lengths import lengths_of
+from gp_jax.serving.preparing import mask_of
 from gp_jax.serving.replies import Growing
 from gp_jax.serving.settings import ServerSettings, size
 from gp_jax.serving.vision_cache import VisionCache, paste, sources
@@ -98,6 +103,18 @@ def test_pasting_puts_every_patch_group_where_the_prompt_has_it(grids, side):
         first += int((picture.groups >= 0).sum())
     found = np.asarray(page.tokens)[0, : whole.groups.size, 0]
     np.testing.assert_array_equal(found[whole.groups >= 0], whole.groups[whole.groups >= 0])
+
+
+def test_a_mask_names_its_picture_and_keeps_every_digit():
+    """Views of two pictures, of which the second has two; float32 importance comes back from JSON as it was."""
+    importance = np.random.default_rng(0).random(20, np.float32) ** 9
+    pictures = [PictureKey(b"a", None), PictureKey(b"b", None, ((0, 0, 1, 1), (-0.25, 0, 1.25, 1)))]
+    job = SimpleNamespace(sample=SimpleNamespace(grids=((2, 3), (2, 2), (2, 5))), pictures=pictures)
+    masks = json.loads(json.dumps(mask_of(job, importance > 0.01, importance)))
+    assert [(mask["picture"], mask["area"][0]) for mask in masks] == [(0, 0), (1, 0), (1, -0.25)]
+    found = np.concatenate([np.float32(mask["importance"]).reshape(-1) for mask in masks])
+    np.testing.assert_array_equal(found, importance)
+    assert sum(np.sum(mask["keep"]) for mask in masks) == (importance > 0.01).sum()
 
 
 def test_the_cache_is_bounded_and_forgets_what_was_used_last():
