@@ -63,10 +63,10 @@ def main(args: Args) -> None:
     from gp_jax.evaluation.reporting.plan_rows import aggregate
     from gp_jax.evaluation.runner import Runner
     from gp_jax.evaluation.tasks import Task
+    from gp_jax.pretrained.checkpoint import ALL_FILES
     from gp_jax.pretrained.files import find_folder
     from gp_jax.pretrained.identity import folder_identity
     from gp_jax.scenes.source import ScenesSource
-    from gp_jax.vlm import ALL_FILES
 
     made_with = {name: str(getattr(args, name)) for name in ("config", "model", "steps", "retention")}
     for line in claim(args.out, made_with | {"files": folder_identity(find_folder(args.model, ALL_FILES))}):

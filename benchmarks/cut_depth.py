@@ -95,11 +95,10 @@ def read(args: Args, processor: Any) -> list[Question]:
 
 def main(args: Args) -> None:
     """Prints the tables."""
-    from tqdm import tqdm
-
     from gp_jax import GlimpseVLM, Prune
     from gp_jax.errors import GlimpseError
     from gp_jax.evaluation.metrics import exact_match, recall
+    from gp_jax.runtime.progress import Progress
 
     vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype)
     if args.thresholds and vlm.glimpse_config is None:
@@ -134,7 +133,7 @@ def main(args: Args) -> None:
     rows, thresholds = [], []
     print(f"dense: {dense:.1f} % of {len(questions)} questions")
     print("r   " + "".join(f"{name:>11}" for name in plans) + "   recall of attention")
-    with tqdm(total=len(layers) * len(plans) + len(args.thresholds), unit="plan", leave=False) as bar:
+    with Progress(total=len(layers) * len(plans) + len(args.thresholds), desc="plans", unit="plan", leave=False) as bar:
         for r in layers:
             found = {}
             for name, make in plans.items():
@@ -142,21 +141,21 @@ def main(args: Args) -> None:
                 bar.update()
             recalled = found["attention"]["recall"]
             rows.append({"after": r} | {name: value["right"] for name, value in found.items()} | {"recall": recalled})
-            tqdm.write(f"{r:<4}" + "".join(f"{value['right']:>11.1f}" for value in found.values()) + f"{recalled:>22.1f}")
+            Progress.write(f"{r:<4}" + "".join(f"{value['right']:>11.1f}" for value in found.values()) + f"{recalled:>22.1f}")
         if args.thresholds:
-            tqdm.write("threshold   exact match   kept (%)   recall")
+            Progress.write("threshold   exact match   kept (%)   recall")
         for threshold in args.thresholds:
             own = score(lambda m, threshold=threshold: Prune(reduce_threshold=threshold))
             bar.update()
             thresholds.append({"threshold": threshold} | own)
-            tqdm.write(f"{threshold:<12g}{own['right']:>11.1f}{own['kept']:>11.1f}{own['recall']:>9.1f}")
+            Progress.write(f"{threshold:<12g}{own['right']:>11.1f}{own['kept']:>11.1f}{own['recall']:>9.1f}")
     if args.json:
         facts = {"dense": dense, "records": len(questions), "retention": share, "layers": rows, "thresholds": thresholds}
         args.json.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    from gp_jax.config.files import exit_status
+    from gp_jax.runtime.exits import exit_status
 
     keep_memory()
-    raise SystemExit(exit_status("benchmarks.cut_depth", lambda: main(tyro.cli(Args, description=__doc__)) or 0))
+    raise SystemExit(exit_status("benchmarks.cut_depth", lambda: main(tyro.cli(Args, description=__doc__))))

@@ -201,9 +201,8 @@ WORKERS = {"ours": run_ours, "transformers": run_transformers}
 
 def main(args: Args) -> int:
     """Runs it. Returns: exit status."""
-    from tqdm import tqdm
-
     from benchmarks import random_model
+    from gp_jax.runtime.progress import Progress
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -222,7 +221,7 @@ def main(args: Args) -> int:
                     Contender(*command).end()  # the first answer that counts finds compiled programs
                 field.append(Contender(*command))
         roofline = Contender("roofline", "benchmarks.roofline")
-        with tqdm(total=len(field) * (args.rounds + 1), unit="request") as bar:
+        with Progress(total=len(field) * (args.rounds + 1), unit="request") as bar:
             interleave(field, args.rounds, progress=lambda name: (bar.set_description(name), bar.update()))
         ends = {contender.name: contender.end() for contender in field}
         roofline.end()

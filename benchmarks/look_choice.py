@@ -54,8 +54,6 @@ class Args:
 
 def maps_of(args: Args, vlm, share: float) -> Iterator[tuple]:
     """Samples with the maps of their first looks, and their evidence (N,) bool. Questions without a first look are left out."""
-    from tqdm import tqdm
-
     from gp_jax.data.masks import evidence
     from gp_jax.inference.look_inputs import first_looks
     from gp_jax.inference.looks import importance
@@ -63,11 +61,12 @@ def maps_of(args: Args, vlm, share: float) -> Iterator[tuple]:
     from gp_jax.processing.layout import ARRAYS, FirstLook, read_samples
     from gp_jax.processing.looks import source_tokens
     from gp_jax.pruning.look import Look
+    from gp_jax.runtime.progress import Progress
     from gp_jax.scenes.source import ScenesSource
 
     source = ScenesSource(args.split, args.count, tokens=args.tokens)
     starts = range(0, args.count, args.batch)
-    for numbers in tqdm(
+    for numbers in Progress(
         [range(start, min(args.count, start + args.batch)) for start in starts], desc=f"first looks at {share:.1%}", unit="batch"
     ):
         records = [source[n] for n in numbers]

@@ -32,10 +32,11 @@ def run_ours(folder: Path, masks: str) -> None:
     from gp_jax.models.adapter import AdapterConfig
     from gp_jax.runtime.clock import COMPILES
     from gp_jax.training.plus.batches import Weighted, micro_batch
+    from gp_jax.training.plus.questions import together
     from gp_jax.training.plus.rollouts import Rollout
     from gp_jax.training.plus.run import build_plus
     from gp_jax.training.plus.settings import MasksConfig, PlusConfig, PolicyConfig
-    from gp_jax.training.plus.step import PlusStep, questions_of
+    from gp_jax.training.plus.step import PlusStep
     from gp_jax.training.settings import OptimConfig
     from gp_jax.training.step import Counts
 
@@ -62,7 +63,8 @@ def run_ours(folder: Path, masks: str) -> None:
     run = build_plus(config, lambda items, *_: items)
     take, loaded = PlusStep(run, print), [run.feed.loader.map(number) for number in range(config.accumulation)]
     (state, gathered), number = run.step.start(), 0
-    questions, parts = questions_of(loaded)
+    (bucket,) = together(loaded)  # shapes=1
+    questions, parts = bucket.questions, bucket.parts
 
     # The same completions for everybody, whose log-probabilities are compared, and on which the pass alone is timed.
     roller, given = run.roller, np.load(folder / "completions.npy").reshape(args["questions"], args["group"], -1)

@@ -129,14 +129,14 @@ def contenders(folder: Path, args: Args) -> tuple[list[Contender], dict[str, flo
 
 def main(args: Args) -> int:
     """Runs it. Returns: exit status, 1 when gp_jax and torch do not compute the same log-probabilities."""
-    from tqdm import tqdm
+    from gp_jax.runtime.progress import Progress
 
     args.check()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write(folder, args)
         field, first = contenders(folder, args)
-        with tqdm(total=len(field) * (args.rounds + 1), unit="step") as bar:
+        with Progress(total=len(field) * (args.rounds + 1), unit="step") as bar:
             interleave(field, args.rounds, progress=lambda name: (bar.set_description(name), bar.update()))
         ends = {contender.name: contender.end() for contender in field}
     report(args, field, ends, first)

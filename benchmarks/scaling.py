@@ -93,9 +93,8 @@ def worker(
 
 def main(args: Args) -> int:
     """Runs it. Returns: exit status."""
-    from tqdm import tqdm
-
     from benchmarks import random_model
+    from gp_jax.runtime.progress import Progress
 
     points = [(str(round(n**0.5) ** 2), str(b), ()) for n in args.tokens for b in args.batches if n * b <= args.most]
     if args.photos:
@@ -109,7 +108,7 @@ def main(args: Args) -> int:
         + "".join(f"{s + ' s':>13}" for s in (*STAGES, "first", "total"))
         + f"{'/ dense':>9}{'MiB':>8}{'programs':>10}{'compile s':>11}"
     )
-    with tempfile.TemporaryDirectory() as scratch, tqdm(points, unit="point") as bar:
+    with tempfile.TemporaryDirectory() as scratch, Progress(points, unit="point") as bar:
         random_model.write(Path(scratch), args.size)
         for tokens, batch, photos in bar:
             name = " + ".join(photo.name for photo in photos) or f"{batch} x {tokens}"
@@ -132,7 +131,7 @@ def main(args: Args) -> int:
                 row = "".join(f"{value:13.3f}" for value in times.values())
                 label = named(kind).removesuffix(" kept")
                 tail = f"{ratio:9.2f}{entry['peak']:8.0f}{entry['programs']:10}{entry['compiling']:11.1f}"
-                tqdm.write(f"{name[-24:]:>24}{label:>10}{row}{tail}")
+                Progress.write(f"{name[-24:]:>24}{label:>10}{row}{tail}")
             write(args.out, found)
     plot(args, found)
     print("\n".join(verdict(found)))

@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from gp_jax.models.lvlm import LVLM
 from gp_jax.pretrained.hf_config import glimpse_config, model_config
 from gp_jax.processing.table import load_processor
+from gp_jax.runtime.allocator import keep_memory
 from gp_jax.scenes.architecture import CHAT_TEMPLATE, SPECIAL
 from gp_jax.vlm import GlimpseVLM
 
@@ -238,4 +239,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     main()

@@ -1,5 +1,6 @@
 """Every Python block of README and docs runs, on the bundled model and in a process that has no torch."""
 
+import importlib.util
 import json
 import os
 import re
@@ -74,6 +75,20 @@ def test_configurations_that_are_named_are_there():
     for page in PAGES:
         for name in re.findall(r"--config (?:configs/)?(\w+)(?:\.py)?", page.read_text()):
             assert name in ("my_run",) or (ROOT / "configs" / f"{name}.py").exists(), (page, name)
+
+
+@pytest.mark.quick
+def test_the_package_index_shows_readme_without_what_it_does_not_have():
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.without_neighbours((ROOT / "README.md").read_text())
+    assert all(target.startswith(("https://", "#")) for target in re.findall(r"\]\(([^)]*)\)", text)) and "![" not in text
+    assert (
+        "[GlimpsePrune](https://arxiv.org" in text
+        and "decoding row by row" in text
+        and 'vlm.answer(["docs/pictures/scene.png"] * 2' in text
+    )
 
 
 @pytest.mark.quick

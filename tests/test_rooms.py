@@ -184,6 +184,37 @@ def test_imports_go_down():
             assert rank[folder, other[same]] < rank[folder, own[same]], f"{'/'.join(own)} imports {'/'.join(other)}, which is not below it"
 
 
+def bound(path: Path) -> set[str]:
+    """Names that a module binds, whatever its conditions; those that its functions bind are counted too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add(node.asname or node.name)
+    return found
+
+
+def test_what_is_imported_exists():
+    """Also where no test goes: scripts, and imports inside functions."""
+    known: dict[Path, set[str]] = {}
+    top = ROOT.parent
+    folders = (top / name for name in ("gp_jax", "benchmarks", "configs", "docs"))
+    for path in [*top.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").partition(".")[0] not in ("gp_jax", "benchmarks", "configs"):
+                continue
+            module = top / node.module.replace(".", "/")
+            file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+            assert file.exists(), f"{path}: no module {node.module}"
+            names = known.setdefault(file, bound(file))
+            for alias in node.names:
+                made = alias.name in names or "__getattr__" in names or exists(module / alias.name)
+                assert made, f"{path}: {node.module} has no {alias.name}"
+
+
 def test_few_names_at_the_top():
     entries = [path for path in ROOT.iterdir() if not path.name.startswith("__pycache__")]
     assert sum(path.is_dir() for path in entries) <= FOLDERS and sum(path.is_file() for path in entries) <= FILES, sorted(entries)

@@ -141,6 +141,7 @@ compdef _gp_jax gp-jax"""
 def fish(names: list[str], known: Tables) -> str:
     """For fish."""
     lines = [f"complete -c gp-jax -n __fish_use_subcommand -f -a '{' '.join([*known, 'help'])}'"]
+    lines.append("complete -c gp-jax -n __fish_use_subcommand -l version")
     for command, own in known.items():
         seen = f"complete -c gp-jax -n '__fish_seen_subcommand_from {command}'"
         for option, values in own.items():

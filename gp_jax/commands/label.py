@@ -1,9 +1,10 @@
 """The command `gp-jax label`."""
 
+import contextlib
+import hashlib
 import json
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from gp_jax.vlm import GlimpseVLM
 
+DONE = "labelled.jsonl"  # in the folder that is written: what is labelled so far
+
 
 @dataclass(frozen=True)
 class Label:
@@ -26,7 +29,8 @@ class Label:
 
     Reads rows with image (or images) and question; an answer is the model's own where there is none. Writes rows with three-state mask
     pictures: white where the map is sure of evidence, black where it is sure of none, grey in between, which has no part in the losses.
-    `gp-jax prepare OUT/rows.jsonl --images DIR` reads them; with data.looks a glimpse then learns to see the same on small pictures.
+    `gp-jax prepare OUT/rows.jsonl --images DIR` reads them; with data.looks a glimpse then learns to see the same on small pictures. Masks
+    are pictures, so the glimpse of one model can label for another. After an interruption the same command goes on.
     """
 
     rows: Annotated[Path, tyro.conf.Positional]
@@ -69,34 +73,62 @@ def run(args: Label) -> None:
     """Runs `gp-jax label`."""
     images, out = args.check()
     rows = list(read_rows(args.rows))
-    from tqdm import tqdm
-
     from gp_jax import GlimpseVLM
+    from gp_jax.evaluation.jsonl import appending
     from gp_jax.processing.images import open_image
-    from gp_jax.runtime.disk import writing
+    from gp_jax.runtime.disk import whole, write_text, writing
+    from gp_jax.runtime.exits import saving_as
+    from gp_jax.runtime.progress import Progress
 
-    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=sys.stderr.isatty())
+    done = read_done(out / DONE)
+    keys = [key_of(number, row, args) for number, (_, row) in enumerate(rows)]
+    vlm = GlimpseVLM.from_pretrained(args.model, glimpse=args.glimpse, dtype=args.dtype, progress=True)
     if vlm.glimpse_config is None:
         raise GlimpseError(f"{args.model}: has no glimpse, whose maps are the labels (--glimpse)")
-    found, unsure = [], 0
     with writing(out):
         (out / "masks").mkdir(parents=True, exist_ok=True)
-    for number, (where, row) in enumerate(tqdm(rows, unit="row", disable=not sys.stderr.isatty())):
-        pictures = [open_image(inside(images, path, where)) for path in row["images"]]
-        answer, masks = labelled(vlm, pictures, row["question"], args)
-        if not any((np.asarray(mask) == 255).any() for mask in masks):
-            unsure += 1
-            continue
-        names = [out / "masks" / f"{number:06d}-{view}.png" for view in range(len(masks))]
-        for name, mask in zip(names, masks, strict=True):
-            with writing(name):
-                mask.save(name)
-        told = {"answer": row.get("answer") or answer, "masks": [str(name.resolve().relative_to(images.resolve())) for name in names]}
-        found.append({name: value for name, value in row.items() if name not in ("boxes", "mask", "image")} | told)
-    from gp_jax.runtime.disk import write_text
-
+    left = [number for number, key in enumerate(keys) if key not in done]
+    saved = saving_as(f"the rows so far are in {out / DONE}; the same command goes on")
+    with saved, appending(out / DONE) as append, Progress(left, desc="labelling", unit="row") as bar:
+        for number in bar:
+            where, row = rows[number]
+            pictures = [open_image(inside(images, path, where)) for path in row["images"]]
+            answer, masks = labelled(vlm, pictures, row["question"], args)
+            told = None  # not sure where to look
+            if any((np.asarray(mask) == 255).any() for mask in masks):
+                names = [out / "masks" / f"{number:06d}-{view}.png" for view in range(len(masks))]
+                for name, mask in zip(names, masks, strict=True):
+                    with whole(name) as scratch:
+                        mask.save(scratch, format="png")
+                own = {
+                    "answer": row.get("answer") or answer,
+                    "masks": [str(name.resolve().relative_to(images.resolve())) for name in names],
+                }
+                told = {name: value for name, value in row.items() if name not in ("boxes", "mask", "image")} | own
+            done[keys[number]] = told
+            append(json.dumps({"key": keys[number], "row": told}, ensure_ascii=False))
+    found = [told for key in keys if (told := done[key]) is not None]
     write_text(out / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-    print(f"wrote {out / 'rows.jsonl'}: {len(found)} rows; of {unsure} others the glimpse is not sure where to look")
+    (out / DONE).unlink()
+    print(f"wrote {out / 'rows.jsonl'}: {len(found)} rows; of {len(rows) - len(found)} others the glimpse is not sure where to look")
+
+
+def key_of(number: int, row: dict[str, Any], args: Label) -> str:
+    """What the label of a row depends on: another row or setting has another one."""
+    settings = {name: str(value) for name, value in asdict(args).items() if name != "rows"}
+    return hashlib.sha256(json.dumps([number, row, settings], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def read_done(path: Path) -> dict[str, dict[str, Any] | None]:
+    """Rows that an interrupted command has labelled, by key. Lines that cannot be read are labelled again."""
+    from gp_jax.evaluation.jsonl import read_lines
+
+    found = {}
+    for _, line in read_lines(path):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            found[entry["key"]] = entry["row"]
+    return found
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

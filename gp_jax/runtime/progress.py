@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from tqdm import tqdm
 
@@ -100,10 +100,12 @@ class Progress(tqdm):
 
         training: 120 of 500 steps (24%), 3.2 steps/s, 1:58 left, loss 0.41
 
-    also while a single step lasts long, and one when it ends, if anything was said before and counted. Arguments are those of tqdm.
+    also while a single step lasts long, and one when it ends, if anything was said before and counted. While work inside it is shown too,
+    that alone speaks. Arguments are those of tqdm.
     """
 
     work: Work | None = None
+    speaking: ClassVar[list["Progress"]] = []  # those without a terminal, the innermost last
 
     def __init__(self, *args: Any, **options: Any):
         """disable: True shows nothing; None is False."""
@@ -111,7 +113,8 @@ class Progress(tqdm):
         self.plain = not getattr(file, "isatty", lambda: False)()
         super().__init__(*args, **options)
         if self.plain and not self.disable:
-            self.work = Work(lambda _: self.tell())
+            self.work = Work(lambda _: self.tell() if any(bar is self for bar in self.speaking[-1:]) else None)
+            self.speaking.append(self)
             HEART.add(self.work)
 
     def display(self, *args: Any, **options: Any) -> Any:
@@ -136,7 +139,7 @@ class Progress(tqdm):
         rate = rate or (new / elapsed if new and elapsed else None)
         unit = facts["unit"] if facts["unit"] != "it" else "step"
         said = [f"{n:,} of {total:,} {unit}s ({n / total:.0%})" if total else f"{n:,} {unit}s" if n else ""]
-        if rate and not ended:
+        if rate and not ended and n != total:
             said.append(f"{rate:.3g} {unit}s/s" if rate >= 1 else f"{1 / rate:.3g} s/{unit}")
             if total:
                 said.append(f"{self.format_interval((total - n) / rate)} left")
@@ -155,6 +158,7 @@ class Progress(tqdm):
         work, self.work = self.work, None
         if work is not None:
             HEART.remove(work)
+            self.speaking[:] = [bar for bar in self.speaking if bar is not self]  # tqdm compares bars by their place
             if work.said and not self.disable and (self.total or self.n):  # what counts nothing names stages: the last is not all of it
                 self.tell(ended=True)
         if not self.plain:

@@ -33,7 +33,7 @@ def find_places(config: T) -> T:
     if isinstance(config, BaseConfig) or config.data.own is None or config.data.validation:
         return config
     assert dataclasses.is_dataclass(config), "a configuration"
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, validation=tuple(held_out(config.data.own))))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, validation=tuple(held_out(config.data.sources[0]))))
 
 
 def texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -48,10 +48,10 @@ def texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from texts(item, f"{name}[{number}]")
 
 
-def held_out(folder: str) -> Iterator[DataSource]:
-    """The split `val` of a prepared folder, to validate on; nothing when there is no such split."""
-    if kind_of(folder_of(folder) / "index-val.jsonl") is not None:
-        yield DataSource(folder, split="val", sampling="first:200")
+def held_out(own: DataSource) -> Iterator[DataSource]:
+    """The split `val` of a prepared folder, asked and rewarded as its other records are; nothing when there is no such split."""
+    if kind_of(folder_of(own.path) / "index-val.jsonl") is not None:
+        yield dataclasses.replace(own, split="val", sampling="first:200")
 
 
 @contextlib.contextmanager

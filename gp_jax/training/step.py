@@ -164,8 +164,9 @@ class StepPrograms:
         def run(*args):
             def what() -> str:
                 """Gradients and validation depend on the shape of a batch, which is the only argument with a `prompt`."""
-                sizes = [f" for {arg.prompt.ids.shape[0]} x {arg.prompt.ids.shape[1]:,} rows" for arg in args if hasattr(arg, "prompt")]
-                return WHAT[name] + "".join(sizes)
+                prompts = [arg.prompt for arg in args if hasattr(arg, "prompt")]
+                ids = [getattr(prompt, "prompt", prompt).ids for prompt in prompts]  # a prompt under masks holds one
+                return WHAT[name] + "".join(f" for {own.shape[0]} x {own.shape[1]:,} rows" for own in ids)
 
             with COMPILES.naming(what), jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
                 return program(*args)

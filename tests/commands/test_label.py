@@ -60,6 +60,31 @@ def test_rows_and_masks_that_training_reads(home, capsys):
         run(home, rows)
 
 
+def test_an_interrupted_command_goes_on(home, monkeypatch):
+    """Behind the rows that it has labelled; with other settings it labels them again."""
+    rows = [{"image": "scene.png", "question": question} for question in ("What?", "Which?", "Where?")]
+    asked, mask = [], Image.fromarray(np.full((8, 8), 255, np.uint8))
+
+    def labelled(vlm, pictures, question, args):
+        if question == "Where?" and stop:
+            raise KeyboardInterrupt
+        asked.append(question)
+        return "red", [mask]
+
+    monkeypatch.setattr(label, "labelled", labelled)
+    out, stop = home / "photos" / "later", True
+    for more in ((), ("--high", "0.6")):
+        with pytest.raises(KeyboardInterrupt):
+            run(home, rows, "--out", str(out), *more)
+        assert not (out / "rows.jsonl").exists()
+    with (out / label.DONE).open("a") as file:
+        file.write('{"key": "half')
+    stop = False
+    run(home, rows, "--out", str(out))
+    assert asked == ["What?", "Which?", "What?", "Which?", "Where?"]
+    assert len((out / "rows.jsonl").read_text().splitlines()) == 3 and sorted(p.name for p in out.iterdir()) == ["masks", "rows.jsonl"]
+
+
 BAD = {
     r"rows.jsonl:1: has no question": ({"image": "scene.png"}, ()),
     r"rows.jsonl:1: image must be a path": ({"question": "What?"}, ()),

@@ -46,7 +46,7 @@ def call(folder, *options):
 
 def test_the_card_says_what_the_run_has_written(finished, tmp_path):
     (tmp_path / "answers").mkdir()
-    (tmp_path / "answers" / "table.md").write_text("| plan | exact match |\n|---|---:|\n| glimpse | 71.5 |\n")
+    (tmp_path / "answers" / "table.md").write_text("| plan | exact match |\n|---|---:|\n| glimpse | 71.5 |\n\nSee [it](table.json).\n")
     call(finished, "--dry-run", "--license", "apache-2.0", "--evaluation", str(tmp_path / "answers"))
     hub = finished / "hub"
     assert {path.name for path in hub.iterdir()} == {"README.md", "config.json", "glimpse.safetensors", "new_modules_gp.pt"}
@@ -64,6 +64,7 @@ def test_the_card_says_what_the_run_has_written(finished, tmp_path):
     ):
         assert said in card, said
     assert "gqa (train, random:20000)" in card and "secret" not in card, "folders of the machine are not published"
+    assert "table.json" not in card, "what links lead to is not published"
     assert 'from_pretrained("Qwen/Qwen3-VL-2B-Instruct", glimpse="me/glimpse"' in card
 
 

@@ -21,7 +21,6 @@ from gp_jax.pretrained.adapter_config import meant_by
 from gp_jax.pretrained.adapters import save_adapter
 from gp_jax.runtime.clock import COMPILES
 
-
 HALVES = ("lora_A", "lora_B")
 
 

@@ -55,6 +55,19 @@ def test_plain_lines_say_how_far_it_is(soon):
     assert len(HEART.work) <= before, "nothing speaks for it any more"
 
 
+def test_inner_work_speaks_alone_and_finished_work_promises_nothing(soon):
+    outer, inner = io.StringIO(), io.StringIO()
+    with Progress(total=2, desc="training", file=outer) as bar:
+        bar.update(2)
+        until(lambda: "2 of 2 steps (100%), 00:00" in outer.getvalue())
+        assert "left" not in outer.getvalue()
+        with Progress(total=3, desc="validating", file=inner):
+            count = len(outer.getvalue().splitlines())
+            until(lambda: len(inner.getvalue().splitlines()) > 3)
+            assert len(outer.getvalue().splitlines()) <= count + 1, "it may have been speaking"
+        until(lambda: len(outer.getvalue().splitlines()) > count + 1)
+
+
 def test_work_that_fails_has_no_last_line(soon):
     file = io.StringIO()
     with pytest.raises(KeyboardInterrupt), Progress(total=3, desc="training", file=file):

@@ -18,7 +18,6 @@ from gp_jax.serving.meters import Meters
 from gp_jax.serving.vision_cache import VisionCache
 from gp_jax.serving.warm_up import warm_up
 
-
 SLOTS = 16
 LADDERS = Ladders(
     patches=Ladder("patches", (512,)),

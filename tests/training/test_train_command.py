@@ -196,12 +196,12 @@ def test_words_that_are_known_before_anything_is_loaded_are_those_that_work():
 
 
 def test_own_data_is_a_shorthand(tmp_path):
-    config = dataclasses.replace(GOOD, data=DataConfig(own=str(tmp_path))).check()
-    assert config.data.sources == (DataSource(str(tmp_path)),) and config.check() == config
+    config = dataclasses.replace(GOOD, data=DataConfig(sources=(DataSource("", suffix="Briefly."),), own=str(tmp_path))).check()
+    assert config.data.sources == (DataSource(str(tmp_path), suffix="Briefly."),) and config.check() == config
     assert find_places(config).data.validation == ()
     (tmp_path / "index-val.jsonl").touch()
     validation = find_places(config).data.validation
-    assert [source.split for source in validation] == ["val"]
+    assert [(source.split, source.suffix) for source in validation] == [("val", "Briefly.")], "asked as in training"
     chosen = dataclasses.replace(config, data=dataclasses.replace(config.data, validation=(DataSource("other"),)))
     assert find_places(chosen) == chosen
 

@@ -44,7 +44,8 @@ td.clear { font-weight: 600; }
 .plans img { display: block; width: 100%; height: auto; max-height: 20rem; object-fit: contain; object-position: left; cursor: zoom-in; }
 dialog { border: 1px solid var(--line); border-radius: 8px; padding: .8rem; max-width: 96vw; background: var(--ground); color: var(--ink); }
 dialog::backdrop { background: #000b; } dialog button { font: inherit; float: right; } dialog p { margin: .4rem 0 0; }
-dialog img { display: block; width: min(92vw, 80vh, 60rem); height: auto; max-height: 80vh; object-fit: contain; image-rendering: auto; }
+dialog img { display: block; width: min(92vw, 80vh, 60rem); max-width: 100%; height: auto; max-height: 80vh; object-fit: contain;
+  image-rendering: auto; }
 figcaption { font-size: .85rem; overflow-wrap: break-word; } figcaption > * { display: block; } figcaption small { color: var(--soft); }
 q, h3, b, td, option { unicode-bidi: isolate; }
 td a { color: inherit; text-decoration: underline dotted; text-underline-offset: .2em; }
