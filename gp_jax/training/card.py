@@ -137,8 +137,8 @@ def model_card(run: Path, repository: str, *, base: str | None = None, license: 
     said = f"Validation at step {checked[-1]['step']}:\n\n{table(figures(checked[-1]))}" if checked else "The run had no validation."
     parts.append(f"## Results\n\n{said}\n")
     if evaluation is not None:
-        lines = read_text(evaluation / "table.md").strip().split("\n")
-        alone = "\n".join(line for line in lines if "](" not in line)  # links lead to files that are not published
+        written = read_text(evaluation / "table.md").strip().split("\n")
+        alone = "\n".join(line for line in written if "](" not in line)  # links lead to files that are not published
         parts.append(f"`gp-jax eval`:\n\n{alone.strip()}\n")
     else:
         parts.append("Answers were not evaluated.\n")
