@@ -19,7 +19,7 @@ from gp_jax import GlimpseError, GlimpseVLM, Ladder, Ladders, Prune, artifact_in
 from gp_jax.ahead.artifact import write
 from gp_jax.ahead.artifact.names import FACTS
 from gp_jax.sharding import parameter_sharding
-from gp_jax.tiny import make_checkpoint, make_picture
+from gp_jax.tiny import CONFIG, make_checkpoint, make_picture
 
 # `pip install jax orbax-checkpoint` and nothing else: these must not be needed.
 WITHOUT = """
@@ -31,11 +31,14 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 """
 
+THREE_LAYERS = CONFIG | {"num_hidden_layers": 3, "vision_config": CONFIG["vision_config"] | {"depth": 2, "fullatt_block_indexes": [1]}}
+THREE_LAYERS |= {"selected_layers": [0], "reduce_layer": 1, "le_layers": [0, 1], "selected_visual_layers": [1]}
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    make_checkpoint(folder / "model")
+    make_checkpoint(folder / "model", hf_config=THREE_LAYERS)
     make_picture(folder / "scene.png")
     sizes = ["--batch", "2", "--visual-tokens", "200", "--prompt-length", "256", "--kept", "128", "--max-new-tokens", "6"]
     cli.run(["export", str(folder / "model"), "--to", str(folder / "out"), *sizes])
