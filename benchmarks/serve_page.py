@@ -1,7 +1,7 @@
 """Pictures of the server's page: python -m benchmarks.serve_page OUT [--server http://127.0.0.1:8000]
 
 Needs a running `gp-jax serve` and a Chromium. Takes the first sample, asks its question with the dense answer beside it, then a second
-question, and writes the page as it looks then: wide and on a phone, light and dark.
+question, and writes the page as it looks then, whole and its map alone: wide and on a phone, light and dark.
 """
 
 import os
@@ -46,6 +46,7 @@ def talk(browser: Browser, args: Args, name: str, theme: str) -> None:
         page.locator("#turns > li").nth(number).locator("text=answer tokens").wait_for()
         page.wait_for_selector("#stop", state="hidden")
     page.screenshot(path=args.out / f"{name}_{theme}.png", full_page=True)
+    page.locator("main > section").first.screenshot(path=args.out / f"{name}_{theme}_map.png")
     page.close()
 
 

@@ -61,7 +61,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as runner:
-        found = runner.chromium.launch(executable_path=path)
+        found = runner.chromium.launch(executable_path=path, timeout=120_000)
         yield found
         found.close()
 
@@ -71,7 +71,7 @@ def page(browser, server):
     """The page, wide; behind the test nothing was asked of other hosts, nothing was refused by the policy, and no script has failed."""
     context = browser.new_context(viewport=dict(width=1280, height=900))
     found = context.new_page()
-    found.set_default_timeout(20_000)
+    found.set_default_timeout(90_000)  # a busy machine must not fail a test
     found.posts, addresses, complaints = [], [], []
     found.on("request", lambda request: (addresses.append(request.url), request.post_data and found.posts.append(request.post_data_json)))
     found.on("pageerror", lambda error: complaints.append(str(error)))
@@ -173,7 +173,7 @@ def test_upload_ask_stream_and_move_the_sliders(page, server):
     assert page.get_attribute("#turns .text", "aria-live") == "polite" and page.evaluate("() => document.activeElement.id") == "question"
     look = "() => { const own = document.querySelector('#pictures canvas'); return [own.width, own.toDataURL()]; }"
     width, before = page.evaluate(look)
-    assert width > 100 and page.text_content("#kept") == "Kept 6 of 12 visual tokens (50.0 %)"
+    assert width > 100 and page.text_content("#kept") == "Kept 6 of 12 visual tokens (50.0\xa0%)"
     for slider, key, text in (
         ("#threshold", "ArrowRight", "Kept 6 of 12 "),
         ("#threshold", "PageUp", "Kept 5 of 12 "),
@@ -206,7 +206,7 @@ def test_dense_beside_pruned_and_several_turns(page):
     asked(page, "which <b>one</b>?")
     assert whole(page, side=2) == ANSWER and page.locator("#turns b").count() == 0, "what was typed is text"
     rows = dict(re.findall(r"([a-z ]+)\t(.+)", page.inner_text("#turns table")))
-    assert rows["visual tokens"] == "24\t24" and rows["kept of them"] == "12\t24" and rows["share kept"] == "50.0 %\t100.0 %"
+    assert rows["visual tokens"] == "24\t24" and rows["kept of them"] == "12\t24" and rows["share kept"] == "50.0\xa0%\t100.0\xa0%"
     assert all(re.fullmatch(r"\d+\.\d\d s\t\d+\.\d\d s", rows[name]) for name in ("first token", "whole answer"))
     page.uncheck("#both")
     asked(page, "and on the left?", 1)
@@ -264,10 +264,10 @@ def test_errors_are_one_line_and_nothing_is_lost(page, server):
 
 
 def test_an_answer_can_be_stopped(page, server):
-    left, server.loop.pause = server.loop.left, 0.2
+    left, server.loop.pause = server.loop.left, 0.5
     page.fill("#question", "go on")
     page.press("#question", "Enter")
-    page.wait_for_function("() => document.querySelector('#turns .text')?.textContent.length > 2")
+    page.wait_for_function("() => document.querySelector('#turns .text')?.textContent.length > 0")
     page.click("#stop")
     page.wait_for_selector("#stop", state="hidden")
     server.loop.pause = 0.01

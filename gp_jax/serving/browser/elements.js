@@ -15,5 +15,5 @@ export function seconds(value) {
 }
 
 export function percent(part, whole) {
-  return whole ? `${(100 * part / whole).toFixed(1)} %` : '';
+  return whole ? `${(100 * part / whole).toFixed(1)}\u00a0%` : '';
 }
