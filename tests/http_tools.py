@@ -101,7 +101,7 @@ class Scripted(threading.Thread):
                 continue
             job.times["begun"] = job.times["first"] = time.monotonic()
             count = job.sample.count
-            events = [Started(np.ones(count, bool), np.ones(count, np.float32), 0, len(job.pictures))]
+            events = [Started(np.ones(count, bool), np.ones(count, np.float32), count, 0, len(job.pictures))]
             for letter in self.letters[: job.max_new_tokens]:
                 events.append(Tokens(np.array([letter]), np.array([-0.5]) if job.noted else None))
             for event in (*events, Ended("length" if job.max_new_tokens < len(ANSWER) else "stop")):

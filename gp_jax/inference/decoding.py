@@ -138,11 +138,11 @@ class Rows:
             values[own] = getattr(settings, name)
         self.settings = dataclasses.replace(self.settings, **changed)
         self.placed = self.engine.place_settings(self.settings)
-        numbers = map(np.int32, (prompt, max_new_tokens, sample))
-        donate, self.own = (0, 1) if self.own else (1,), True
-        self.kv, self.state = self.engine.call(
-            sampling.insert, self.engine.model, self.kv, self.state, prefix, self.placed, *numbers, donate=donate
-        )
+        at, most, of = map(np.int32, (prompt, max_new_tokens, sample))
+        call, donate, self.own = self.engine.call, (0,) if self.own else (), True
+        self.kv = call(sampling.place, self.kv, prefix.kv, at, of, donate=donate)
+        bare = dataclasses.replace(prefix, kv=())
+        self.state = call(sampling.enter, self.state, bare, self.placed, at, most, of, copies=copies, donate=(0,))
 
     def generate(self, steps: int = 1) -> None:
         """Generates `steps` more tokens for every row, or fewer when all have ended."""

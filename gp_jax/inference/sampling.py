@@ -160,36 +160,35 @@ def start(model: LVLM, prefix: Prefix, sampling: Sampling, active: Array, limit:
     return begin(blank(model, sampling, slots, logprobs), active, logits, position, jnp.full(count, limit, jnp.int32), sampling)
 
 
-def insert(
-    model: LVLM,
-    kv: tuple[LayerKV, ...],
-    state: DecodeState,
-    prefix: Prefix,
-    sampling: Sampling,
-    prompt: Array,
-    limit: Array,
-    sample: Array,
-) -> tuple[tuple[LayerKV, ...], DecodeState]:
-    """Puts one prompt in the place of another, and lets its rows begin.
+def place(kv: tuple[LayerKV, ...], new: tuple[LayerKV, ...], prompt: Array, sample: Array) -> tuple[LayerKV, ...]:
+    """Puts one prompt's caches in the place of another's.
 
-    Args: kv: caches of P prompts, at least as long as the new one's in every layer; prompt: () int, the place; sample: () int, of the
-        prefix's batch; limit: () int, most new tokens.
+    Args: kv: of P prompts, at least as long as the new one's in every layer; new: of a batch; prompt: () int, the place; sample: () int,
+        of the batch.
     """
-    count = state.step.size // kv[0].valid.shape[0]
 
     def put(old: Array, new: Array) -> Array:
         return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (prompt, *(0,) * (new.ndim - 1)))
 
     def placed(old: LayerKV, new: LayerKV) -> LayerKV:
         """A longer cache keeps what it held behind the new one's end, where nothing is valid."""
+        new = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, sample, 1), new)
         valid = jnp.pad(new.valid, ((0, 0), (0, old.valid.shape[1] - new.valid.shape[1])))
         return LayerKV(put(old.key, new.key), put(old.value, new.value), put(old.valid, valid))
 
-    prefix = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, sample, 1), prefix)
-    kv = tuple(placed(old, new) for old, new in zip(kv, prefix.kv, strict=True))
-    rows = jnp.arange(state.step.size) // count == prompt
-    logits, position = (jnp.broadcast_to(x, (rows.size, *x.shape[1:])) for x in (prefix.logits, prefix.next_position))
-    return kv, begin(state, rows, logits, position, jnp.full(rows.size, limit, jnp.int32), sampling)
+    return tuple(placed(old, own) for old, own in zip(kv, new, strict=True))
+
+
+def enter(state: DecodeState, bare: Prefix, sampling: Sampling, prompt: Array, limit: Array, sample: Array, copies: int) -> DecodeState:
+    """Lets the rows of a place begin. It does not know the caches, so that pools of any capacity share it.
+
+    Args: bare: a prefix without its caches; prompt: () int, the place; limit: () int, most new tokens; sample: () int, of the prefix's
+        batch; copies: static, rows of a place.
+    """
+    rows = jnp.arange(state.step.size) // copies == prompt
+    logits, position = (jax.lax.dynamic_slice_in_dim(x, sample, 1) for x in (bare.logits, bare.next_position))
+    logits, position = (jnp.broadcast_to(x, (rows.size, *x.shape[1:])) for x in (logits, position))
+    return begin(state, rows, logits, position, jnp.full(rows.size, limit, jnp.int32), sampling)
 
 
 def free(state: DecodeState, rows: Array) -> DecodeState:
@@ -197,14 +196,14 @@ def free(state: DecodeState, rows: Array) -> DecodeState:
     return _by_rows(state, done=state.done | rows)
 
 
-def widened(kv: tuple[LayerKV, ...], length: int) -> tuple[LayerKV, ...]:
-    """Caches of prompts with room for `length` rows in every layer."""
+def widened(layer: LayerKV, length: int) -> LayerKV:
+    """A layer's caches of prompts with room for `length` rows."""
 
     def wide(x: Array, axis: int) -> Array:
         padded = jnp.pad(x, [(0, length - size if a == axis else 0) for a, size in enumerate(x.shape)])
         return constrained(padded, "batch", *(("kv_heads",) if x.ndim == 4 else ()))
 
-    return tuple(LayerKV(wide(layer.key, 2), wide(layer.value, 2), wide(layer.valid, 1)) for layer in kv)
+    return LayerKV(wide(layer.key, 2), wide(layer.value, 2), wide(layer.valid, 1))
 
 
 def picked(caches: tuple[Array, ...], index: Array) -> tuple[Array, ...]:

@@ -12,12 +12,14 @@ from gp_jax.config.model import GlimpseConfig
 from gp_jax.config.schema import AtLeastOne, Flag, one
 from gp_jax.errors import GlimpseError, shown, some
 from gp_jax.inference.requests import Temperature, TopP
+from gp_jax.pruning.look import Look
 from gp_jax.pruning.rule import Prune
 from gp_jax.serving.errors import ApiError
 from gp_jax.serving.settings import ServerSettings
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 RULE = tuple(field.name for field in dataclasses.fields(Prune))
+LOOK = tuple(field.name for field in dataclasses.fields(Look) if field.name != "windows")
 MAX_STOPS, MAX_STOP = 16, 256  # stop strings, and characters of one
 TopK = Annotated[int, Field(ge=-1, lt=2**31)]  # 0 and -1: off
 AnySeed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
@@ -207,7 +209,24 @@ def read_rule(found: dict[str, Any], glimpse: GlimpseConfig | None) -> Prune | N
     rule = Prune.from_config(glimpse) if glimpse else Prune(fixed_remain_ratio=1.0)
     if "fixed_remain_ratio" not in fields:
         fields["fixed_remain_ratio"] = None  # it would silence the others
+    if "look" in fields:
+        fields["look"] = read_look(fields["look"])
     try:
         return dataclasses.replace(rule, **fields)
     except GlimpseError as error:
         raise ApiError(400, f"prune: {error}", "prune") from None
+
+
+def read_look(given: Any) -> Look | None:
+    """Whether to look twice: an object with fields of `Look`, true for its defaults, null or false for one look. Raises: ApiError."""
+    if given is None or given is False:
+        return None
+    found = {} if given is True else given
+    if not isinstance(found, dict):
+        wrong("prune.look must be an object with fields of Look, true, or null for one look", "prune.look")
+    if unknown := [name for name in found if name not in LOOK]:
+        wrong(f"prune.look has no field {some(map(shown, unknown))}; it has {some(LOOK, len(LOOK))}", "prune.look")
+    try:
+        return Look(**found)
+    except GlimpseError as error:
+        raise ApiError(400, f"prune.look: {error}", "prune.look") from None

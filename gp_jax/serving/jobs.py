@@ -23,10 +23,12 @@ class PictureKey:
 
 @dataclass(frozen=True)
 class Started:
-    """The prompt was read: its counts, and per visual token in prompt order whether it stays, and its importance in 0 .. 1."""
+    """The prompt was read: its counts, and per visual token of the whole pictures, in prompt order, whether it stays, and its importance in
+    0 .. 1."""
 
     keep: np.ndarray
     importance: np.ndarray
+    seen: int  # visual tokens that the tower saw: all without a look
     seen_before: int  # pictures that were in the vision cache
     pictures: int
 

@@ -78,12 +78,12 @@ class Reply:
 
     @property
     def usage(self) -> dict[str, Any]:
-        """Counts. kept_tokens: visual tokens after pruning."""
+        """Counts. seen_tokens: visual tokens that the tower saw; kept_tokens: those after pruning."""
         prompt, new = int(self.job.sample.ids.size), len(self.growing.tokens)
         started = self.started
         details = dict(cached_tokens=0, visual_tokens=self.job.sample.count)
         if started is not None:
-            details |= dict(kept_tokens=int(started.keep.sum()), vision_cache_hits=started.seen_before)
+            details |= dict(seen_tokens=started.seen, kept_tokens=int(started.keep.sum()), vision_cache_hits=started.seen_before)
         return dict(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new, prompt_tokens_details=details)
 
     @property

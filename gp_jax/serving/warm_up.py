@@ -1,5 +1,6 @@
 """Compiles every program of a server before it takes requests: prefill of every plan, and what every pool does at each of its sizes."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gp_jax.inference import sampling
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.requests import sampling_settings
@@ -15,6 +15,7 @@ from gp_jax.inference.warmup import WarmUp
 from gp_jax.processing.layout import vision_input
 from gp_jax.pruning.plan import Plan
 from gp_jax.serving.lengths import Lengths
+from gp_jax.serving.pools import widened
 from gp_jax.serving.vision_cache import paste
 from gp_jax.trees import Prefix, VisionFeatures
 
@@ -35,8 +36,7 @@ class PrefillWarmUp(WarmUp):
         need = max(layer.valid.shape[1] for layer in prefix.kv)
         for capacity in self.capacities:
             if capacity >= need:
-                kv = self.rows_engine.call(sampling.widened, prefix.kv, length=capacity)
-                self.prefixes.setdefault(capacity, Prefix(kv, prefix.logits, prefix.next_position))
+                self.prefixes.setdefault(capacity, dataclasses.replace(prefix, kv=widened(self.engine, prefix.kv, capacity)))
 
 
 def warm_up(engine: Engine, lengths: Lengths, plans: Iterable[Plan], pictures: int, bar: Bar = iter) -> None:

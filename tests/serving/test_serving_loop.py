@@ -7,7 +7,7 @@ import pytest
 from serving_tools import job_of, outcome
 from tiny_models import GLIMPSE, glimpse_weights, hf_model, inputs, save_glimpse
 
-from gp_jax import GlimpseVLM, Ladder, Ladders, Prune
+from gp_jax import GlimpseVLM, Ladder, Ladders, Look, Prune
 from gp_jax.inference.engine import Engine
 from gp_jax.runtime.clock import COMPILES
 from gp_jax.serving.inbox import Busy, Draining
@@ -35,6 +35,7 @@ KINDS = [  # segments of the prompt, plan, temperature
     ([2, (6, 4), 3, (2, 4), 5], Prune(reduce_threshold=0.5), 0.9),
     ([4, (6, 8), 20], None, 0.0),
     ([4, (6, 8), 6], Prune(max_remain_ratio=0.1), 0.0),
+    ([4, (8, 8), 6], Prune(look=Look(least=4, threshold=1.0, floor=0.3, cap=0.5, sure=None), fixed_remain_ratio=0.3), 0.0),
 ]
 PLACE = 1000  # bytes, in the tests' units
 
@@ -110,9 +111,11 @@ def test_side_by_side_equals_alone_and_compiles_nothing(vlm, lengths, alone, sta
         expected = alone[kind].tokens[0][:most]
         assert len(found["tokens"]) == (most if found["reason"] == "length" else len(expected)), (kind, most)
         np.testing.assert_array_equal(found["started"].keep, alone[kind].keep[0])
+        assert found["started"].seen == alone[kind].viewed[0].sum()
     assert COMPILES.count == before, "nothing compiles after warm-up"
     assert 0 < largest <= lengths.budget
     assert loop.cache.hits > loop.cache.misses
+    assert 0 < alone[-1].viewed[0].sum() < alone[-1].viewed[0].size, "two looks stand side by side with others"
 
 
 def test_logprobs_are_those_of_the_full_softmax(vlm, alone, start):
