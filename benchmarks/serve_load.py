@@ -21,6 +21,11 @@ class Question:
     url: str
     text: str
 
+    @property
+    def messages(self) -> list[dict]:
+        """As a request has it."""
+        return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": self.url}}, {"type": "text", "text": self.text}]}]
+
 
 @dataclass
 class Timing:
@@ -35,27 +40,37 @@ class Timing:
     error: str = ""
 
 
-def questions(count: int, sides: tuple[int, int], unit: int, pictures: int, seed: int = 0) -> list[Question]:
-    """Questions about random pictures of mixed sizes. sides: fewest and most visual tokens along a side; unit: pixels of one; pictures:
-    different ones, asked about in turns."""
-    random, urls = np.random.default_rng(seed), []
-    for _ in range(min(pictures, count)):
-        height, width = (int(n) * unit for n in random.integers(sides[0], sides[1] + 1, 2))
-        small = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(small).resize((width, height)).save(file, "JPEG")
-        urls.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
-    return [Question(urls[k % len(urls)], f"{QUESTIONS[k % len(QUESTIONS)]} ({k})") for k in range(count)]
+def questions(
+    count: int, sides: tuple[int, int], unit: int, pictures: int, seed: int = 0, salt: int = 0, repeated: bool = True
+) -> list[Question]:
+    """Questions about random pictures of mixed sizes.
+
+    Args: sides: fewest and most visual tokens along a side; unit: pixels of one; pictures: sizes of pictures, asked about in turns; salt:
+        other pictures of the same sizes; repeated: whether a size is one picture, or another one for every question.
+    """
+    sizes = np.random.default_rng(seed).integers(sides[0], sides[1] + 1, (min(pictures, count), 2)) * unit
+    urls: dict[tuple[int, int], str] = {}
+
+    def url(number: int) -> str:
+        which = number % len(sizes), 0 if repeated else number
+        if which not in urls:
+            height, width = (int(side) for side in sizes[which[0]])
+            random, file = np.random.default_rng([seed, salt, *which]), io.BytesIO()
+            small = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((width, height)).save(file, "JPEG")
+            urls[which] = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+        return urls[which]
+
+    return [Question(url(k), f"{QUESTIONS[k % len(QUESTIONS)]} ({k})") for k in range(count)]
 
 
 async def ask(client: openai.AsyncOpenAI, model: str, question: Question, prune: object, new_tokens: int) -> Timing:
     """One request, timed."""
-    content = [{"type": "image_url", "image_url": {"url": question.url}}, {"type": "text", "text": question.text}]
     start, last, gaps, found = time.perf_counter(), 0.0, [], Timing()
     try:
         stream = await client.chat.completions.create(
             model=model,
-            messages=[{"role": "user", "content": content}],
+            messages=question.messages,
             max_tokens=new_tokens,
             temperature=0,
             stream=True,

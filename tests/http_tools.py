@@ -78,7 +78,7 @@ class Scripted(threading.Thread):
     def __init__(self, limit: int, letters: list[int]):
         super().__init__(daemon=True)
         self.inbox, self.letters, self.now, self.post, self.left = Inbox(limit), letters, None, None, 0
-        self.submit, self.stop = self.inbox.put, self.inbox.stop
+        self.pause, self.submit, self.stop = 0.01, self.inbox.put, self.inbox.stop
 
     @property
     def idle(self):
@@ -101,7 +101,7 @@ class Scripted(threading.Thread):
                 continue
             job.times["begun"] = job.times["first"] = time.monotonic()
             count = job.sample.count
-            events = [Started(np.ones(count, bool), np.ones(count, np.float32), count, 0, len(job.pictures))]
+            events = [Started(np.ones(count, bool), np.ones(count, np.float32), 0, len(job.pictures))]
             for letter in self.letters[: job.max_new_tokens]:
                 events.append(Tokens(np.array([letter]), np.array([-0.5]) if job.noted else None))
             for event in (*events, Ended("length" if job.max_new_tokens < len(ANSWER) else "stop")):
@@ -109,7 +109,7 @@ class Scripted(threading.Thread):
                     self.left += 1
                     break
                 self.post([(job, event)])
-                time.sleep(0.01)
+                time.sleep(self.pause)
 
 
 def scripted(folder) -> Server:

@@ -89,11 +89,12 @@ class Rows:
         copies: int = 1,
         eos: Sequence[int] | None = None,
         logprobs: bool = False,
+        best: int = 0,
     ) -> Self:
         """Free rows: none continues a prompt yet.
 
         Args: prompts: P; lengths: per decoder layer the rows that a prompt may have in its cache; slots: n; copies: R / P; eos: tokens
-            that end a row, None: the checkpoint's.
+            that end a row, None: the checkpoint's; logprobs, best: see `sampling.blank`.
         """
         config, batch = engine.config.text, prompts * copies
         settings = Sampling(
@@ -102,7 +103,7 @@ class Rows:
             top_p=np.ones(batch, np.float32),
             seed=np.zeros(batch, np.int32),
             number=np.arange(batch, dtype=np.int32),
-            noted=np.zeros(batch, bool),
+            noted=np.zeros(batch, np.int32),
             eos=ending(engine.config.eos_token_ids if eos is None else eos),
             pad=np.int32(engine.config.pad_token_id),
         )
@@ -113,7 +114,7 @@ class Rows:
             return engine.split(LayerKV(np.zeros(shape, dtype), np.zeros(shape, dtype), np.zeros(shape[::2][:2], bool)), prompts)
 
         placed = engine.place_settings(settings)
-        state = engine.call(sampling.blank, engine.model, placed, slots=slots, logprobs=logprobs)
+        state = engine.call(sampling.blank, engine.model, placed, slots=slots, logprobs=logprobs, best=best)
         return cls(engine, tuple(map(cache, lengths)), state, settings, placed, own=True)
 
     def insert(self, prefix: Prefix, prompt: int, settings: Sampling, max_new_tokens: int, sample: int = 0) -> None:

@@ -4,6 +4,7 @@ B prompts, R rows that go on with them (R / B each), V vocabulary, n new-token s
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,18 +80,8 @@ def write(state: DecodeState, logits: Array, sampling: Sampling, rows: Array | b
     token, slot = jnp.where(going, chosen, sampling.pad), jnp.where(going, state.step, state.tokens.shape[1])
     step = state.step + going
     ended = jnp.any(token[:, None] == sampling.eos[None], axis=-1) | (step >= state.limit)
-    logprobs = state.logprobs
-    if logprobs is not None:
-        noted = going & sampling.noted
-
-        def both(drawn_from: Array, logits: Array) -> tuple[Array, Array]:
-            return logprob(drawn_from, token), logprob(logits, token)
-
-        def neither(drawn_from: Array, logits: Array) -> tuple[Array, Array]:
-            return (jnp.zeros(token.size, jnp.float32),) * 2
-
-        found, at = jax.lax.cond(jnp.any(noted), both, neither, drawn_from, logits), jnp.where(noted, slot, state.tokens.shape[1])
-        logprobs = tuple(kept.at[place, at].set(new, mode="drop") for kept, new in zip(logprobs, found, strict=True))
+    noted = jnp.where(going, sampling.noted, 0)
+    logprobs, best = _noted(state, logits, drawn_from, token, slot, noted)
     return _by_rows(
         state,
         tokens=state.tokens.at[place, slot].set(token, mode="drop"),
@@ -99,19 +90,45 @@ def write(state: DecodeState, logits: Array, sampling: Sampling, rows: Array | b
         last=jnp.where(rows, token, state.last),
         broken=state.broken | (going & ~jnp.all(jnp.isfinite(logits), axis=-1)),
         logprobs=logprobs,
+        best=best,
     )
+
+
+def _noted(
+    state: DecodeState, logits: Array, drawn_from: Array, token: Array, slot: Array, noted: Array
+) -> tuple[tuple[Array, Array] | None, tuple[Array, Array] | None]:
+    """What is noted of the new tokens (R,): `logprobs` and `best` of the state. Nothing is computed that no row wants. slot: (R,) int."""
+    place = jnp.arange(token.size)
+
+    def kept(old: tuple[Array, Array], level: int, compute: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
+        nothing = jax.eval_shape(compute)
+        found = jax.lax.cond(jnp.any(noted >= level), compute, lambda: tuple(jnp.zeros(x.shape, x.dtype) for x in nothing))
+        at = jnp.where(noted >= level, slot, state.tokens.shape[1])
+        first, second = (x.at[place, at].set(new, mode="drop") for x, new in zip(old, found, strict=True))
+        return first, second
+
+    def own() -> tuple[Array, Array]:
+        return logprob(drawn_from, token), logprob(logits, token)
+
+    def others(count: int) -> tuple[Array, Array]:
+        values, ids = jax.lax.top_k(logits, count)
+        return ids.astype(jnp.int32), values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+    logprobs, best = state.logprobs, state.best
+    logprobs = None if logprobs is None else kept(logprobs, 1, own)
+    return logprobs, None if best is None else kept(best, 2, lambda: others(best[0].shape[2]))
 
 
 def _by_rows(state: DecodeState, **changed: Any) -> DecodeState:
     """The state with other values. All that belongs to rows is split over the mesh in one way, so that no program meets another."""
     state = dataclasses.replace(state, **changed)
-    names = ("tokens", "step", "limit", "done", "last", "next_position", "broken", "logprobs")
+    names = ("tokens", "step", "limit", "done", "last", "next_position", "broken", "logprobs", "best")
     split = {name: jax.tree.map(lambda x: constrained(x, "batch"), getattr(state, name)) for name in names}
     return dataclasses.replace(state, **split)
 
 
-def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False) -> DecodeState:
-    """A state whose rows are all free."""
+def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False, best: int = 0) -> DecodeState:
+    """A state whose rows are all free. logprobs: with room for those of every token; best: and for this number of best tokens."""
     text, dtype, rows = model.config.text, model.decoder.embed_tokens.dtype, sampling.seed.size
     numbers, shape = jnp.zeros(rows, jnp.int32), (rows, text.num_key_value_heads, slots, text.head_dim)
 
@@ -129,6 +146,7 @@ def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False) -
         new_kv=tuple((cache(), cache()) for _ in model.decoder.layers),
         broken=jnp.zeros(rows, bool),
         logprobs=(jnp.zeros((rows, slots), jnp.float32),) * 2 if logprobs else None,
+        best=(jnp.zeros((rows, slots, best), jnp.int32), jnp.zeros((rows, slots, best), jnp.float32)) if best else None,
     )
     return _by_rows(state)
 
@@ -222,8 +240,8 @@ def picked_state(state: DecodeState, index: Array) -> DecodeState:
     names = ("tokens", "step", "limit", "last", "next_position", "broken")
     rows = dict(zip(names, picked(tuple(getattr(state, name) for name in names), index), strict=True))
     done = picked((state.done,), index)[0] | (index < 0)
-    logprobs = None if state.logprobs is None else picked(state.logprobs, index)
-    return _by_rows(state, **rows, done=done, logprobs=logprobs)
+    logprobs, best = (None if noted is None else picked(noted, index) for noted in (state.logprobs, state.best))
+    return _by_rows(state, **rows, done=done, logprobs=logprobs, best=best)
 
 
 def advance(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState, sampling: Sampling, steps: Array) -> DecodeState:

@@ -13,7 +13,7 @@ import jax
 from gp_jax.inference import sampling
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
-from gp_jax.serving.jobs import Job
+from gp_jax.serving.jobs import BEST, Job
 from gp_jax.serving.lengths import Lengths
 from gp_jax.trees import LayerKV, Prefix
 
@@ -74,7 +74,7 @@ class Pool:
             self.rows = None
         elif self.rows is None:
             lengths = [self.capacity] * self.engine.config.text.num_hidden_layers
-            self.rows = Rows.empty(self.engine, size, lengths, self.slots, logprobs=True)
+            self.rows = Rows.empty(self.engine, size, lengths, self.slots, logprobs=True, best=BEST)
         else:
             self.rows.resize(places)
         self.jobs = [*(job for _, job in taken), *[None] * (size - len(taken))]

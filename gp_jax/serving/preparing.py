@@ -62,7 +62,8 @@ class Preparation:
             (sample,) = read_samples(self.vlm.config, *(prepared.inputs.get(name) for name in ARRAYS))
             self.reader.check(sample)
             keys = [PictureKey(digest(image), plot) for image, plot in zip(images, plots, strict=True)]
-            choice = sampling_settings(self.vlm.config, chat.temperature, chat.top_k, chat.top_p, chat.seed, "auto", noted=chat.logprobs)
+            noted = 2 if chat.top_logprobs else int(chat.logprobs)
+            choice = sampling_settings(self.vlm.config, chat.temperature, chat.top_k, chat.top_p, chat.seed, "auto", noted=noted)
             return Job(sample, keys, pruning, choice, chat.max_new_tokens, deadline)
         except TooLong:
             raise self.too_long() from None

@@ -76,7 +76,7 @@ class Reader:
         self._note("prefill", start, away)
         with np.errstate(over="ignore"):
             importance = 1 / (1 + np.exp(-logits.astype(np.float64))) if scores else keep
-        started = Started(keep, importance.astype(np.float32), sample.count, self.cache.hits - hits, len(job.pictures))
+        started = Started(keep, importance.astype(np.float32), self.cache.hits - hits, len(job.pictures), sample.count)
         return Read(job, prefix, started)
 
     def _note(self, stage: str, start: float, away: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from gp_jax.inference.requests import sampling_settings
 from gp_jax.inference.warmup import WarmUp
 from gp_jax.processing.layout import vision_input
 from gp_jax.pruning.plan import Plan
+from gp_jax.serving.jobs import BEST
 from gp_jax.serving.lengths import Lengths
 from gp_jax.serving.pools import widened
 from gp_jax.serving.vision_cache import paste
@@ -63,14 +64,14 @@ def _pool(engine: Engine, prefix: Prefix, capacity: int, sizes: tuple[int, ...],
             rows.insert(prefix, 0, settings, 1)
             rows.generate()
             rows.free(0)
-            rows.read("tokens", "step", "done", "broken")
-            rows.read("tokens", "step", "done", "broken", "logprobs")
+            for more in ((), ("logprobs",), ("logprobs", "best")):
+                rows.read("tokens", "step", "done", "broken", *more)
 
     for number, size in enumerate(sizes):
-        use(Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True))
+        use(Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True, best=BEST))
         for other in sizes[: number + 2]:  # a pool grows by one size, and shrinks to any
             if other != size:
-                rows = Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True)
+                rows = Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True, best=BEST)
                 rows.insert(prefix, 0, settings, 1)
                 rows.resize([0] + [-1] * (other - 1))
                 use(rows)

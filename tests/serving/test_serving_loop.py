@@ -11,7 +11,7 @@ from gp_jax import GlimpseVLM, Ladder, Ladders, Look, Prune
 from gp_jax.inference.engine import Engine
 from gp_jax.runtime.clock import COMPILES
 from gp_jax.serving.inbox import Busy, Draining
-from gp_jax.serving.jobs import Failed
+from gp_jax.serving.jobs import BEST, Failed
 from gp_jax.serving.lengths import Lengths
 from gp_jax.serving.loop import Loop
 from gp_jax.serving.meters import Meters
@@ -120,15 +120,20 @@ def test_side_by_side_equals_alone_and_compiles_nothing(vlm, lengths, alone, sta
 
 def test_logprobs_are_those_of_the_full_softmax(vlm, alone, start):
     loop = start()
-    jobs = [ask(vlm, 0, noted=True), ask(vlm, 0)]
+    jobs = [ask(vlm, 0, noted=2), ask(vlm, 0), ask(vlm, 0, noted=1)]
     for job, _ in jobs:
         loop.submit(job)
     loop.start()
-    noted, silent = (outcome(events) for _, events in jobs)
+    noted, silent, few = (outcome(events) for _, events in jobs)
     first = alone[0].first_logits[0].astype(np.float64)
     expected = first[noted["tokens"][0]] - np.log(np.exp(first).sum())
     assert noted["logprobs"][0] == pytest.approx(expected, abs=1e-4)
     assert len(noted["logprobs"]) == len(noted["tokens"]) and not silent["logprobs"]
+    assert few["logprobs"] == noted["logprobs"] and not few["best"] and not silent["best"]
+    ids, values = noted["best"][0]
+    assert ids == np.argsort(-first, kind="stable")[:BEST].tolist()
+    np.testing.assert_allclose(values, first[ids] - np.log(np.exp(first).sum()), atol=1e-4)
+    assert [ids[0] for ids, _ in noted["best"]] == noted["tokens"].tolist(), "greedy takes the best"
 
 
 def test_budget_limits_what_runs_at_once(vlm, lengths, start):
