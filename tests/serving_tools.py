@@ -11,7 +11,7 @@ from gp_jax.processing.views import whole
 from gp_jax.serving.jobs import Ended, Failed, Job, PictureKey, Started, Tokens
 
 
-def job_of(vlm, raw: dict, prune=None, most: int = 8, temperature: float = 0.0, seed: int = 0, noted: int = 0, seconds: float = 60):
+def job_of(vlm, raw: dict, prune=None, most: int = 8, temperature: float = 0.0, seed: int = 0, noted: int = 0, seconds: float = 600):
     """A request of a processor's output, and the queue of its events."""
     (sample,) = read_samples(vlm.config, *(raw.get(name) for name in ARRAYS))
     pictures, first = [], 0
@@ -26,7 +26,7 @@ def job_of(vlm, raw: dict, prune=None, most: int = 8, temperature: float = 0.0, 
     return job, events
 
 
-def outcome(events: queue.Queue, timeout: float = 60) -> dict:
+def outcome(events: queue.Queue, timeout: float = 600) -> dict:
     """All that a request's receiver was told."""
     found: dict = dict(tokens=[], logprobs=[], best=[], parts=0)
     while True:

@@ -102,7 +102,7 @@ def compile_serving(
     if weights > hbm:
         raise GlimpseError(f"{topology}: the weights alone need {weights / GIB:.2f} GiB of {hbm / GIB:.2f} GiB per chip")
     compiler = Compiler(mesh, weights, label, watch, explained({lengths.ladders.prompt.rungs[-1]}, model, 1, mesh))
-    shares = [place_bytes(compiler, model, lengths, number) for number in range(len(lengths.capacities))]
+    shares = [place_bytes(CompilingEngine(model, lengths.ladders, mesh, compiler, 0, []), lengths, k) for k in range(len(lengths.place))]
     caches = max(lengths.budget * share // own for share, own in zip(shares, lengths.place, strict=True))
 
     def prompt(plan: Plan, kept: list[int]) -> tuple[CompilingEngine, Any]:
@@ -161,10 +161,9 @@ def empty(engine: CompilingEngine, capacity: int, places: int, lengths: Lengths)
     return Rows.empty(engine, places, [capacity] * layers, lengths.slots, logprobs=True, best=BEST)
 
 
-def place_bytes(compiler: Compiler, model: Any, lengths: Lengths, number: int) -> int:
+def place_bytes(engine: CompilingEngine, lengths: Lengths, number: int) -> int:
     """Bytes on a chip of one of a pool's places: keys and values."""
-    compiler.begin()
-    engine = CompilingEngine(model, lengths.ladders, compiler.mesh, compiler, 0, [])
+    engine.call.begin()
     rows = empty(engine, lengths.capacities[number], lengths.sizes[number][-1], lengths)
     caches = [rows.state.new_kv, [(layer.key, layer.value) for layer in rows.kv]]
     return bytes_of(caches) // lengths.sizes[number][-1]

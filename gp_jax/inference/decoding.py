@@ -107,11 +107,11 @@ class Rows:
             eos=ending(engine.config.eos_token_ids if eos is None else eos),
             pad=np.int32(engine.config.pad_token_id),
         )
-        dtype = engine.model.decoder.embed_tokens.dtype
+        dtype = str(engine.model.decoder.embed_tokens.dtype)
 
         def cache(length: int) -> LayerKV:
             shape = (prompts, config.num_key_value_heads, length, config.head_dim)
-            return engine.split(LayerKV(np.zeros(shape, dtype), np.zeros(shape, dtype), np.zeros(shape[::2][:2], bool)), prompts)
+            return engine.call(sampling.empty_cache, shape=shape, dtype=dtype)
 
         placed = engine.place_settings(settings)
         state = engine.call(sampling.blank, engine.model, placed, slots=slots, logprobs=logprobs, best=best)

@@ -151,6 +151,12 @@ def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False, b
     return _by_rows(state)
 
 
+def empty_cache(shape: tuple[int, ...], dtype: str) -> LayerKV:
+    """A layer's caches (P, K, length, H) without prompts, split over the mesh as those of prompts are."""
+    key, value = (constrained(jnp.zeros(shape, dtype), "batch", "kv_heads") for _ in range(2))
+    return LayerKV(key, value, constrained(jnp.zeros((shape[0], shape[2]), bool), "batch"))
+
+
 def begin(state: DecodeState, rows: Array, logits: Array, next_position: Array, limit: Array, sampling: Sampling) -> DecodeState:
     """Lets rows begin, with the first token of each.
 
@@ -186,7 +192,8 @@ def place(kv: tuple[LayerKV, ...], new: tuple[LayerKV, ...], prompt: Array, samp
     """
 
     def put(old: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (prompt, *(0,) * (new.ndim - 1)))
+        put = jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (prompt, *(0,) * (new.ndim - 1)))
+        return constrained(put, "batch", *(("kv_heads",) if new.ndim == 4 else ()))
 
     def placed(old: LayerKV, new: LayerKV) -> LayerKV:
         """A longer cache keeps what it held behind the new one's end, where nothing is valid."""

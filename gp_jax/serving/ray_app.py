@@ -5,7 +5,6 @@
 Ray decides how many replicas there are and which of them gets a request. A replica is one `gp-jax serve` without its port.
 """
 
-import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,9 +30,9 @@ def asgi() -> Any:
 class Replica:
     """One server. Ray calls what is here."""
 
-    async def __init__(self, settings: ServerSettings, build: Callable[[ServerSettings], Server]):
-        """build: reads the model and compiles every program; Ray sends no requests before."""
-        self.server = await asyncio.to_thread(build, settings)
+    def __init__(self, settings: ServerSettings, build: Callable[[ServerSettings], Server]):
+        """build: reads the model and compiles every program; Ray sends no requests before. It calls this in the event loop."""
+        self.server = build(settings)
         HERE.append(self.server)
         begin(self.server.loop)
 
