@@ -10,7 +10,6 @@ import asyncio
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.serve_load import Timing, closed, opened, questions, stages
-
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.serve_load import ROOT, Running, Timing, closed, opened, questions, stages
 
 
 @dataclass(frozen=True)
@@ -76,27 +73,12 @@ class Args:
     """Folder of serve.json and serve.png."""
 
 
-class Running:
-    """`gp-jax serve` as a process of its own."""
-
-    def __init__(self, model: str, args: Args, **options: object):
-        options = dict(max_prompt=args.max_prompt, max_rows=args.max_rows, queue=256, timeout=36000.0) | options
-        options |= dict(max_new_tokens=args.new_tokens, max_pictures=1, port=0)
-        flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        flags += ["--capacities", *map(str, args.capacities)]
-        command = [sys.executable, "-m", "gp_jax", "serve", model, *flags]
-        start = time.perf_counter()
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
-        if " at http" not in line:
-            sys.exit(f"the server ended with {self.process.wait()}")
-        self.url, self.model, self.seconds = line.rpartition(" at ")[2].strip().removesuffix("/v1"), model, time.perf_counter() - start
-
-    def end(self) -> None:
-        """As a service manager would."""
-        self.process.send_signal(signal.SIGTERM)
-        if status := self.process.wait(60):
-            sys.exit(f"the server ended with {status}")
+def start(model: str, args: Args, **options: object) -> Running:
+    """A server with these settings."""
+    common = dict(max_prompt=args.max_prompt, capacities=args.capacities, max_rows=args.max_rows, max_new_tokens=args.new_tokens)
+    server = Running(model, queue=256, timeout=36000.0, max_pictures=1, **common, **options)
+    print(f"ready after {server.seconds:.1f} s, caches {options['kv_memory']}", flush=True)
+    return server
 
 
 def rules(args: Args) -> dict[str, object]:
@@ -113,8 +95,8 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)} if values else {}
 
 
-def summary(timings: list[Timing], seconds: float, spent: dict[str, float]) -> dict:
-    """What a run shows. spent: seconds of the server by stage."""
+def summary(timings: list[Timing], seconds: float, processor: float, spent: dict[str, float]) -> dict:
+    """What a run shows. processor: seconds of the server's processor time; spent: seconds of the server by stage."""
     good = [timing for timing in timings if not timing.error]
     visual = sum(timing.visual for timing in good)
     return dict(
@@ -122,6 +104,7 @@ def summary(timings: list[Timing], seconds: float, spent: dict[str, float]) -> d
         failed=len(timings) - len(good),
         seconds=seconds,
         per_second=len(good) / seconds,
+        processor_each=processor / max(1, len(good)),  # of a request: what else runs on the machine hardly changes it
         tokens_per_second=sum(timing.new for timing in good) / seconds,
         first=quantiles([timing.first for timing in good]),
         gap=quantiles([gap for timing in good for gap in timing.gaps]),
@@ -131,13 +114,13 @@ def summary(timings: list[Timing], seconds: float, spent: dict[str, float]) -> d
     )
 
 
-def measured(url: str, run: object) -> dict:
+def measured(server: Running, run: object) -> dict:
     """Runs a load, with what the server spent on it."""
-    before = stages(url)
+    before, processor = stages(server.url), server.processor
     timings, seconds = asyncio.run(run)
     time.sleep(1.2)  # the gauges are set once a second when nothing runs
-    after = stages(url)
-    return summary(timings, seconds, {name: after[name] - before[name] for name in after})
+    after, processor = stages(server.url), server.processor - processor
+    return summary(timings, seconds, processor, {name: after[name] - before[name] for name in after})
 
 
 def loads(server: Running, args: Args) -> list[dict]:
@@ -148,7 +131,7 @@ def loads(server: Running, args: Args) -> list[dict]:
             count = min(args.requests, max(4, 3 * users))
             asked = questions(count, args.sides, args.unit, count, seed=1000 * number + users)
             for name, prune in rules(args).items():
-                own = measured(server.url, closed(server.url, server.model, asked, prune, args.new_tokens, users))
+                own = measured(server, closed(server.url, server.model, asked, prune, args.new_tokens, users))
                 found.append(dict(loop="closed", budget=args.kv_memory, contender=name, users=users, round=number, **own))
                 best = max(best, own["per_second"]) if name == "dense" else best
                 say(found[-1])
@@ -156,7 +139,7 @@ def loads(server: Running, args: Args) -> list[dict]:
             count = args.requests // 2
             asked = questions(count, args.sides, args.unit, count, seed=5000 + number)
             for name, prune in rules(args).items():
-                own = measured(server.url, opened(server.url, server.model, asked, prune, args.new_tokens, share * best, number))
+                own = measured(server, opened(server.url, server.model, asked, prune, args.new_tokens, share * best, number))
                 found.append(dict(loop="open", budget=args.kv_memory, contender=name, rate=share * best, round=number, **own))
                 say(found[-1])
     return found
@@ -168,7 +151,7 @@ def roomy_loads(server: Running, args: Args) -> list[dict]:
     for number in range(args.rounds):
         for salt, (name, prune) in enumerate(rules(args).items(), 1):
             asked = questions(args.requests, args.sides, args.unit, args.requests, seed=7000 + number, salt=salt)
-            own = measured(server.url, closed(server.url, server.model, asked, prune, args.new_tokens, args.roomy_users))
+            own = measured(server, closed(server.url, server.model, asked, prune, args.new_tokens, args.roomy_users))
             found.append(dict(loop="closed", budget=args.roomy, contender=name, users=args.roomy_users, round=number, **own))
             say(found[-1])
     return found
@@ -181,7 +164,8 @@ def say(run: dict) -> None:
     load = f"{load} {run['budget']:>5}"
     total = sum(run["stages"].values()) or 1
     shares = " ".join(f"{name} {value / total:.0%}" for name, value in run["stages"].items())
-    print(f"{run['contender']:8}{run['loop']:7}{load} {run['per_second']:6.3f} req/s{times}  kept {run['kept']:.1%}  {shares}", flush=True)
+    speed = f"{run['per_second']:6.3f} req/s {run['processor_each']:6.2f} s of CPU each"
+    print(f"{run['contender']:8}{run['loop']:7}{load} {speed}{times}  kept {run['kept']:.1%}  {shares}", flush=True)
 
 
 def static(model: str, args: Args) -> list[dict]:
@@ -233,7 +217,7 @@ def follow_ups(server: Running, args: Args) -> list[dict]:
         for known in (True, False):
             asked = questions(count, args.sides, args.unit, pictures, seed=7, salt=salt, repeated=known)
             run = closed(server.url, server.model, asked, prune, args.new_tokens, 4)
-            found.append(dict(contender=name, known=known, **measured(server.url, run)))
+            found.append(dict(contender=name, known=known, **measured(server, run)))
             what = f"{args.follow_ups} questions a picture" if known else "a picture per question"
             print(f"{name:8}{what:24} {found[-1]['per_second']:6.3f} req/s", flush=True)
     return found
@@ -270,13 +254,11 @@ def main(args: Args) -> int:
         if not args.model:
             random_model.write(Path(model), args.size)
         found = dict(args=asdict(args) | dict(out=str(args.out)), cores=len(os.sched_getaffinity(0)))
-        server = Running(model, args, kv_memory=args.kv_memory, vision_cache="0")
+        server = start(model, args, kv_memory=args.kv_memory, vision_cache="0")
         found["start"] = server.seconds
-        print(f"ready after {server.seconds:.1f} s, caches {args.kv_memory}", flush=True)
         found["loads"] = loads(server, args)
         server.end()
-        server = Running(model, args, kv_memory=args.roomy)
-        print(f"ready after {server.seconds:.1f} s, caches {args.roomy}", flush=True)
+        server = start(model, args, kv_memory=args.roomy)
         found["loads"] += roomy_loads(server, args)
         found["follow_ups"] = follow_ups(server, args) if args.follow_ups else []
         found["locust"] = locust(server, args) if args.locust else {}

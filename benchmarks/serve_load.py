@@ -1,17 +1,56 @@
-"""Requests to a running server, as its users would send them: with OpenAI's client, streamed, in a closed or an open loop."""
+"""A server as a process of its own, and its users: requests with OpenAI's client, streamed, in a closed or an open loop."""
 
 import asyncio
 import base64
 import io
+import math
+import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2 as httpx
 import numpy as np
 import openai
 from PIL import Image
 
+ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = ("What does the sign say?", "How many people are there?", "What colour is the car on the left?", "Describe the small object.")
+
+
+class Running:
+    """`gp-jax serve` as a process of its own."""
+
+    def __init__(self, model: str, **options: object):
+        """options: of the command, with underscores."""
+        flags: list[str] = []
+        for name, value in {**options, "port": 0}.items():
+            flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+        command = [sys.executable, "-m", "gp_jax", "serve", model, *flags]
+        start = time.perf_counter()
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        if " at http" not in line:
+            sys.exit(f"the server ended with {self.process.wait()}")
+        self.url, self.model, self.seconds = line.rpartition(" at ")[2].strip().removesuffix("/v1"), model, time.perf_counter() - start
+
+    @property
+    def processor(self) -> float:
+        """Seconds of processor time so far, of all its threads; on Linux only."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return math.nan
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self) -> None:
+        """As a service manager would."""
+        self.process.send_signal(signal.SIGTERM)
+        if status := self.process.wait(60):
+            sys.exit(f"the server ended with {status}")
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import statistics
 from pathlib import Path
 
 
-def rates(found: dict, budget: str) -> dict[str, dict[int, float]]:
-    """Requests per second of the closed loop by contender and users, medians of the rounds."""
+def rates(found: dict, budget: str, field: str = "per_second") -> dict[str, dict[int, float]]:
+    """Requests per second (or another field) of the closed loop by contender and users, medians of the rounds."""
     values: dict[str, dict[int, list[float]]] = {}
     for run in found["loads"]:
         if run["loop"] == "closed" and run["budget"] == budget:
-            values.setdefault(run["contender"], {}).setdefault(run["users"], []).append(run["per_second"])
+            values.setdefault(run["contender"], {}).setdefault(run["users"], []).append(run[field])
     return {name: {users: statistics.median(own) for users, own in by.items()} for name, by in values.items()}
 
 
@@ -21,6 +21,9 @@ def verdicts(found: dict) -> dict[str, float | str]:
         for name in by.keys() & {"glimpse", "cap"} if "dense" in by else ():
             ratios = ", ".join(f"{users} users {rate / by['dense'][users]:.2f}" for users, rate in by[name].items())
             made[f"{name} / dense, caches {budget}"] = ratios
+            each = rates(found, budget, "processor_each")
+            spared = ", ".join(f"{users} users {each['dense'][users] / own:.2f}" for users, own in each[name].items())
+            made[f"{name} / dense, caches {budget}, per second of CPU"] = spared
     for name in args["contenders"]:
         served = [rate for by in budgets.values() for rate in by.get(name, {}).values()]
         if alone := [run["per_second"] for run in found["static"] if run["contender"] == name]:

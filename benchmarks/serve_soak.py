@@ -20,9 +20,7 @@ from pathlib import Path
 import httpx2 as httpx
 import tyro
 
-from benchmarks.serve import Args as Served
-from benchmarks.serve import Running
-from benchmarks.serve_load import Question, questions
+from benchmarks.serve_load import Question, Running, questions
 
 RULES: dict[str, object] = {"dense": None, "glimpse": "auto", "cap": {"max_remain_ratio": 0.1}, "look": {"look": True}}
 
@@ -168,8 +166,8 @@ class Soak:
 
 def main(args: Args) -> int:
     """Runs it. Returns: exit status."""
-    served = Served(new_tokens=args.new_tokens, max_prompt=1024, capacities=(144, 1040))
-    server = Running(args.model, served, kv_memory="64M", vision_cache="8M", timeout=60.0)
+    limits = dict(max_prompt=1024, capacities=(144, 1040), max_new_tokens=args.new_tokens, kv_memory="64M", vision_cache="8M")
+    server = Running(args.model, **limits, timeout=60.0, max_pictures=1)
     soak = Soak(args, server)
     asyncio.run(soak.run())
     server.end()
