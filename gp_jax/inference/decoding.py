@@ -107,11 +107,11 @@ class Rows:
             eos=ending(engine.config.eos_token_ids if eos is None else eos),
             pad=np.int32(engine.config.pad_token_id),
         )
-        dtype = str(engine.model.decoder.embed_tokens.dtype)
+        nothing, dtype = engine.split(np.zeros(prompts, bool), prompts), str(engine.model.decoder.embed_tokens.dtype)
+        shape = dict(heads=config.num_key_value_heads, width=config.head_dim, dtype=dtype)
 
         def cache(length: int) -> LayerKV:
-            shape = (prompts, config.num_key_value_heads, length, config.head_dim)
-            return engine.call(sampling.empty_cache, shape=shape, dtype=dtype)
+            return engine.call(sampling.empty_cache, nothing, length=length, **shape)
 
         placed = engine.place_settings(settings)
         state = engine.call(sampling.blank, engine.model, placed, slots=slots, logprobs=logprobs, best=best)

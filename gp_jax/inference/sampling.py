@@ -151,10 +151,12 @@ def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False, b
     return _by_rows(state)
 
 
-def empty_cache(shape: tuple[int, ...], dtype: str) -> LayerKV:
-    """A layer's caches (P, K, length, H) without prompts, split over the mesh as those of prompts are."""
+def empty_cache(nothing: Array, heads: int, length: int, width: int, dtype: str) -> LayerKV:
+    """A layer's caches without prompts, (P, heads, length, width), split over the mesh as those of prompts are. nothing: (P,) bool, false:
+    it says on which devices."""
+    shape = (nothing.size, heads, length, width)
     key, value = (constrained(jnp.zeros(shape, dtype), "batch", "kv_heads") for _ in range(2))
-    return LayerKV(key, value, constrained(jnp.zeros((shape[0], shape[2]), bool), "batch"))
+    return LayerKV(key, value, constrained(jnp.repeat(nothing[:, None], length, axis=1), "batch"))
 
 
 def begin(state: DecodeState, rows: Array, logits: Array, next_position: Array, limit: Array, sampling: Sampling) -> DecodeState:

@@ -41,6 +41,9 @@ def taken(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ray_serve(taken):
+    for name in ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "RAY_raylet_start_wait_time_s"):
+        os.environ.setdefault(name, "120")  # of Ray, which gives up a machine that is busy
+
     import ray
     from ray import cloudpickle, serve
 
