@@ -113,6 +113,7 @@ async def ask(client: openai.AsyncOpenAI, model: str, question: Question, prune:
             max_tokens=new_tokens,
             temperature=0,
             stream=True,
+            logprobs=True,  # so that a token whose text is not whole yet is delivered too
             stream_options={"include_usage": True},
             extra_body={"prune": prune},
         )
@@ -121,7 +122,7 @@ async def ask(client: openai.AsyncOpenAI, model: str, question: Question, prune:
             if chunk.usage:
                 details = chunk.usage.prompt_tokens_details
                 found.kept, found.visual, found.new = details.kept_tokens, details.visual_tokens, chunk.usage.completion_tokens
-            elif chunk.choices and chunk.choices[0].delta.content:
+            elif chunk.choices and (chunk.choices[0].logprobs or chunk.choices[0].delta.content):
                 if last:
                     gaps.append(now - last)
                 else:
