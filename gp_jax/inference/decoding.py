@@ -14,7 +14,7 @@ Requests of any age and kind stand side by side, each as if it were alone. P pro
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -108,7 +108,7 @@ class Rows:
             pad=np.int32(engine.config.pad_token_id),
         )
         nothing, dtype = engine.split(np.zeros(prompts, bool), prompts), str(engine.model.decoder.embed_tokens.dtype)
-        shape = dict(heads=config.num_key_value_heads, width=config.head_dim, dtype=dtype)
+        shape: dict[str, Any] = dict(heads=config.num_key_value_heads, width=config.head_dim, dtype=dtype)
 
         def cache(length: int) -> LayerKV:
             return engine.call(sampling.empty_cache, nothing, length=length, **shape)
