@@ -1,17 +1,56 @@
-"""Requests to a running server, as its users would send them: with OpenAI's client, streamed, in a closed or an open loop."""
+"""A server as a process of its own, and its users: requests with OpenAI's client, streamed, in a closed or an open loop."""
 
 import asyncio
 import base64
 import io
+import math
+import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2 as httpx
 import numpy as np
 import openai
 from PIL import Image
 
+ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = ("What does the sign say?", "How many people are there?", "What colour is the car on the left?", "Describe the small object.")
+
+
+class Running:
+    """`gp-jax serve` as a process of its own."""
+
+    def __init__(self, model: str, **options: object):
+        """options: of the command, with underscores."""
+        flags: list[str] = []
+        for name, value in {**options, "port": 0}.items():
+            flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+        command = [sys.executable, "-m", "gp_jax", "serve", model, *flags]
+        start = time.perf_counter()
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        if " at http" not in line:
+            sys.exit(f"the server ended with {self.process.wait()}")
+        self.url, self.model, self.seconds = line.rpartition(" at ")[2].strip().removesuffix("/v1"), model, time.perf_counter() - start
+
+    @property
+    def processor(self) -> float:
+        """Seconds of processor time so far, of all its threads; on Linux only."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return math.nan
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self) -> None:
+        """As a service manager would."""
+        self.process.send_signal(signal.SIGTERM)
+        if status := self.process.wait(60):
+            sys.exit(f"the server ended with {status}")
 
 
 @dataclass(frozen=True)
@@ -20,6 +59,11 @@ class Question:
 
     url: str
     text: str
+
+    @property
+    def messages(self) -> list[dict]:
+        """As a request has it."""
+        return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": self.url}}, {"type": "text", "text": self.text}]}]
 
 
 @dataclass
@@ -35,30 +79,41 @@ class Timing:
     error: str = ""
 
 
-def questions(count: int, sides: tuple[int, int], unit: int, pictures: int, seed: int = 0) -> list[Question]:
-    """Questions about random pictures of mixed sizes. sides: fewest and most visual tokens along a side; unit: pixels of one; pictures:
-    different ones, asked about in turns."""
-    random, urls = np.random.default_rng(seed), []
-    for _ in range(min(pictures, count)):
-        height, width = (int(n) * unit for n in random.integers(sides[0], sides[1] + 1, 2))
-        small = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(small).resize((width, height)).save(file, "JPEG")
-        urls.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
-    return [Question(urls[k % len(urls)], f"{QUESTIONS[k % len(QUESTIONS)]} ({k})") for k in range(count)]
+def questions(
+    count: int, sides: tuple[int, int], unit: int, pictures: int, seed: int = 0, salt: int = 0, repeated: bool = True
+) -> list[Question]:
+    """Questions about random pictures of mixed sizes.
+
+    Args: sides: fewest and most visual tokens along a side; unit: pixels of one; pictures: sizes of pictures, asked about in turns; salt:
+        other pictures of the same sizes; repeated: whether a size is one picture, or another one for every question.
+    """
+    sizes = np.random.default_rng(seed).integers(sides[0], sides[1] + 1, (min(pictures, count), 2)) * unit
+    urls: dict[tuple[int, int], str] = {}
+
+    def url(number: int) -> str:
+        which = number % len(sizes), 0 if repeated else number
+        if which not in urls:
+            height, width = (int(side) for side in sizes[which[0]])
+            random, file = np.random.default_rng([seed, salt, *which]), io.BytesIO()
+            small = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((width, height)).save(file, "JPEG")
+            urls[which] = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+        return urls[which]
+
+    return [Question(url(k), f"{QUESTIONS[k % len(QUESTIONS)]} ({k})") for k in range(count)]
 
 
 async def ask(client: openai.AsyncOpenAI, model: str, question: Question, prune: object, new_tokens: int) -> Timing:
     """One request, timed."""
-    content = [{"type": "image_url", "image_url": {"url": question.url}}, {"type": "text", "text": question.text}]
     start, last, gaps, found = time.perf_counter(), 0.0, [], Timing()
     try:
         stream = await client.chat.completions.create(
             model=model,
-            messages=[{"role": "user", "content": content}],
+            messages=question.messages,
             max_tokens=new_tokens,
             temperature=0,
             stream=True,
+            logprobs=True,  # so that a token whose text is not whole yet is delivered too
             stream_options={"include_usage": True},
             extra_body={"prune": prune},
         )
@@ -67,7 +122,7 @@ async def ask(client: openai.AsyncOpenAI, model: str, question: Question, prune:
             if chunk.usage:
                 details = chunk.usage.prompt_tokens_details
                 found.kept, found.visual, found.new = details.kept_tokens, details.visual_tokens, chunk.usage.completion_tokens
-            elif chunk.choices and chunk.choices[0].delta.content:
+            elif chunk.choices and (chunk.choices[0].logprobs or chunk.choices[0].delta.content):
                 if last:
                     gaps.append(now - last)
                 else:

@@ -187,7 +187,7 @@ class Sampling:
     top_p: Array  # (R,) float
     seed: Array  # (R,) int
     number: Array  # (R,) int: tells continuations with one seed apart
-    noted: Array  # (R,) bool: its log-probabilities are noted, where the state has room for them
+    noted: Array  # (R,) int: where the state has room, 1 notes log-probabilities, 2 those of the best tokens too; 0: none
     eos: Array  # (E,) int, -1: unused
     pad: Array  # () int: written after the end
 
@@ -245,6 +245,7 @@ class DecodeState:
     cursor: Array  # () int: the slot that the next token writes to
     new_kv: tuple[tuple[Array, Array], ...]  # per layer keys and values of new tokens, (R, K, n, H) each
     logprobs: tuple[Array, Array] | None  # (R, n) float32 each: of the distribution that was drawn from, of the full softmax
+    best: tuple[Array, Array] | None  # (R, n, b): the best tokens, int32, and their log-probabilities in the full softmax, float32
 
     @property
     def written(self) -> Array:

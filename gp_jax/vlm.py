@@ -296,5 +296,5 @@ class GlimpseVLM:
             batch: samples; patches: vision patches of a sample; prompt: prompt tokens of a sample with its visual tokens.
         """
         settings = partial(sampling_settings, self.config, 0.0, 0, 1.0, 0, AUTO)
-        for plan in plans_of(self.engine, self._resolve(prune)):
+        for plan in plans_of(self.glimpse_config, self._resolve(prune)):
             WarmUp(self.engine, plan, settings, batch, patches, prompt, max_new_tokens).run(bar("compiling", "bucket", progress))

@@ -11,7 +11,7 @@ from gp_jax.processing.views import whole
 from gp_jax.serving.jobs import Ended, Failed, Job, PictureKey, Started, Tokens
 
 
-def job_of(vlm, raw: dict, prune=None, most: int = 8, temperature: float = 0.0, seed: int = 0, noted: bool = False, seconds: float = 60):
+def job_of(vlm, raw: dict, prune=None, most: int = 8, temperature: float = 0.0, seed: int = 0, noted: int = 0, seconds: float = 600):
     """A request of a processor's output, and the queue of its events."""
     (sample,) = read_samples(vlm.config, *(raw.get(name) for name in ARRAYS))
     pictures, first = [], 0
@@ -26,9 +26,9 @@ def job_of(vlm, raw: dict, prune=None, most: int = 8, temperature: float = 0.0, 
     return job, events
 
 
-def outcome(events: queue.Queue, timeout: float = 60) -> dict:
+def outcome(events: queue.Queue, timeout: float = 600) -> dict:
     """All that a request's receiver was told."""
-    found: dict = dict(tokens=[], logprobs=[], parts=0)
+    found: dict = dict(tokens=[], logprobs=[], best=[], parts=0)
     while True:
         event = events.get(timeout=timeout)
         if isinstance(event, Started):
@@ -37,6 +37,7 @@ def outcome(events: queue.Queue, timeout: float = 60) -> dict:
             found["tokens"] += event.ids.tolist()
             found["parts"] += 1
             found["logprobs"] += [] if event.logprobs is None else event.logprobs.tolist()
+            found["best"] += [] if event.best is None else zip(*(x.tolist() for x in event.best), strict=True)
         elif isinstance(event, Ended):
             return found | dict(reason=event.reason, tokens=np.array(found["tokens"]))
         elif isinstance(event, Failed):

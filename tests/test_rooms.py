@@ -31,7 +31,13 @@ RANKS = {
         {"cli"},
         {"__main__"},
     ],
-    "ahead": [{"artifact", "hlo", "passes", "topology"}, {"compiling"}, {"generation", "training"}, {"plus_fit", "report"}, {"plus"}],
+    "ahead": [
+        {"artifact", "hlo", "passes", "topology"},
+        {"compiling"},
+        {"generation", "training"},
+        {"plus_fit", "report"},
+        {"plus", "serving"},
+    ],
     "ahead/artifact": [{"names"}, {"facts", "readme"}, {"inputs", "write"}],
     "commands": [
         {"ask", "compile", "completion", "configs", "doctor", "eval", "export", "label", "merge", "prepare", "push", "serve", "train"}
@@ -112,11 +118,12 @@ RANKS = {
     "serving": [
         {"errors", "jobs", "page", "settings", "vision_cache"},
         {"chat", "inbox", "lengths", "pictures", "reading"},
-        {"pools", "preparing", "warm_up"},
-        {"meters", "replies"},
+        {"pools", "preparing"},
+        {"meters", "replies", "warm_up"},
         {"loop"},
         {"app"},
         {"server"},
+        {"ray_app"},
     ],
     "training": [
         {"card", "checkpoint", "early", "forward", "losses", "meter", "rewards", "run_log", "settings"},

@@ -101,6 +101,10 @@ def label(function: Callable, args: tuple, static: dict) -> str:
         return f"compact to {static['length']} rows"
     if name == "head":
         return f"head behind {args[0].hidden.shape[1]} rows"
+    if name == "place":
+        return f"place a prompt, cache of {args[0][0].valid.shape[1]} rows"
+    if name == "widened":
+        return f"widen {args[0].valid.shape[1]} to {static['length']} rows"
     if name == "advance":
         lengths = sorted({kv.valid.shape[1] for kv in args[0]})
         return f"decode, cache of {' and '.join(map(str, lengths))} rows"

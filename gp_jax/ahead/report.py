@@ -1,7 +1,7 @@
 """Reports a compiled generation as text and as JSON."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from gp_jax.ahead.compiling import DECODE, PREFILL, VISION, Program
 from gp_jax.ahead.generation import Compiled, GenerationReport
@@ -49,18 +49,17 @@ def ratios(generation: GenerationReport) -> dict[str, dict[str, float]]:
     return found | {"kv cache": {"bytes": generation.plans[first].cache / generation.plans["dense"].cache}}
 
 
-def _programs(generation: GenerationReport) -> Iterator[str]:
-    width = max(len(p.name) for p in generation.programs)
+def table(programs: Sequence[Program], runs: Mapping[str, str]) -> Iterator[str]:
+    """Programs, a line each. runs: by name, how often it runs."""
+    width = max(len(p.name) for p in programs)
     heads = f"{'compile s':>10}{'args':>8}{'temp':>8}{'output':>8}{'GFLOP':>10}{'GB':>8}{'sent MB':>9}  attention"
     yield f"{'program':<{width}}{'runs':>10}{heads}"
-    for p in generation.programs:
-        runs = "/".join(str(plan.runs.get(p.name, 0)) for plan in generation.plans.values())
+    for p in programs:
         sizes = "".join(f"{size / GIB:>8.2f}" for size in (p.arguments, p.temporary, p.outputs))
         work = f"{p.flops / 1e9:>9.1f}{'+' if p.facts.loops else ' '}{p.bytes / 1e9:>8.2f}{sum(p.facts.collectives.values()) / 1e6:>9.1f}"
-        yield f"{p.name:<{width}}{runs:>10}{p.seconds:>10.1f}{sizes}{work}  {p.attention}"
+        yield f"{p.name:<{width}}{runs[p.name]:>10}{p.seconds:>10.1f}{sizes}{work}  {p.attention}"
     yield (
-        f"One run on one chip: GiB of arguments, temporary, outputs; FLOPs and bytes by XLA, which counts no kernels (+: and a loop's body "
-        f"once). Runs: {' / '.join(generation.plans)}."
+        "One run on one chip: GiB of arguments, temporary, outputs; FLOPs and bytes by XLA, which counts no kernels (+: loop bodies once)."
     )
 
 
@@ -115,7 +114,16 @@ def text(generation: GenerationReport, request: Request, model: str, topology: s
         lines.append(
             f"a batch of {generation.lengths['batch']} does not divide over data x fsdp = {split}: every chip computes all samples"
         )
-    lines += ["", *_programs(generation), "", *_stages(generation), "", attention(generation)]
+    runs = {p.name: "/".join(str(plan.runs.get(p.name, 0)) for plan in generation.plans.values()) for p in generation.programs}
+    lines += [
+        "",
+        *table(generation.programs, runs),
+        f"Runs: {' / '.join(generation.plans)}.",
+        "",
+        *_stages(generation),
+        "",
+        attention(generation),
+    ]
     spent = f"{generation.seconds:.0f} s ({generation.cpu_seconds:.0f} s of processor time)"
     lines.append(f"compiled {len(generation.programs)} programs in {spent}")
     return "\n".join([*lines, verdict(generation)])

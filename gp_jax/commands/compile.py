@@ -39,11 +39,12 @@ class Compile:
     gp-jax compile --model 7b --topology v5e:2x4 --batch 8 --visual-tokens 4096
     gp-jax compile --what train --model 7b --topology v5e:4x4 --batch 16 --visual-tokens 2048
     gp-jax compile --what plus --model 7b --topology v5e:4x4 --batch 4 --tensor 4
+    gp-jax compile --what serve --model 7b --topology v5e:2x2 --kv-memory 16G --max-prompt 4096
     """
 
-    what: Literal["generate", "train", "plus"] = "generate"
-    """What to compile: the programs of generation; the training step of the glimpse with the released settings; or a step of fine-tuning
-    under pruning (the stage plus of train.py), rollout and update."""
+    what: Literal["generate", "train", "plus", "serve"] = "generate"
+    """What to compile: the programs of generation; the training step of the glimpse with the released settings; a step of fine-tuning
+    under pruning (the stage plus of train.py), rollout and update; or what gp-jax serve runs, with full caches."""
     model: str = ""
     """3b, 7b, 32b or 72b (Qwen2.5-VL), qwen3-vl-2b, -4b, -8b or -32b, llava-1.5-7b, llava-1.5-13b, or a model folder, of which only
     config.json is read."""
@@ -89,6 +90,14 @@ class Compile:
     """Type of the base model's weights."""
     remat: bool = True
     """Train, plus: recompute attention in the backward pass."""
+    kv_memory: str = "8G"
+    """Serve: memory for the caches of all rows, as of gp-jax serve."""
+    max_prompt: int = 4096
+    """Serve: longest prompt, in tokens with the visual ones."""
+    max_rows: int = 16
+    """Serve: most answers of one pool that are generated at once."""
+    capacities: tuple[int, ...] = ()
+    """Serve: rows of cache that a prompt may have, per pool, ascending. [default: as gp-jax serve chooses them]"""
     json: Path | None = None
     """Write the report as JSON to this file; -: to standard output, in place of the text."""
 
@@ -152,7 +161,7 @@ def run(args: Compile) -> None:
     model = model_named(args.model)
     with warnings.catch_warnings():
         warnings.showwarning = note
-        {"generate": generate, "train": train, "plus": plus}[args.what](args, *model, sizes)
+        {"generate": generate, "train": train, "plus": plus, "serve": serve}[args.what](args, *model, sizes)
 
 
 def note(
@@ -209,6 +218,19 @@ def plus(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: 
     if not fit.fits:
         needs = f"needs {fit.total / 2**30:.2f} GiB of {fit.limit / 2**30:.2f} GiB per chip"
         raise GlimpseError(f"a step of the stage plus of {args.model} on {args.topology} {needs}")
+
+
+def serve(args: Compile, config: "ModelConfig", glimpse: "GlimpseConfig", sizes: dict[str, int]) -> None:
+    """Compiles what a server runs and reports it."""
+    from gp_jax.ahead.serving import compile_serving, facts, report, verdict
+    from gp_jax.serving.settings import ServerSettings
+
+    given: dict[str, Any] = {name: getattr(args, name) for name in ("kv_memory", "max_prompt", "max_rows", "capacities", "dtype")}
+    settings = ServerSettings(args.model, max_new_tokens=args.answer_tokens or 256, **given)
+    fit = compile_serving(config, glimpse, args.topology, settings, sizes=sizes, watch=ticking)
+    show(args, facts(fit, settings, args.topology), report(fit, settings, args.topology))
+    if not fit.fits:
+        raise GlimpseError(f"{args.model} served on {args.topology}: {verdict(fit)}")
 
 
 def lengths(args: Compile, config: "ModelConfig", answer: int) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import sys
 import time
-from typing import Any
 
 import tyro
 
@@ -26,15 +25,10 @@ def run(settings: ServerSettings) -> None:
         raise GlimpseError(f"serving needs {', '.join(missing)}: pip install 'gp_jax[serve]'")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("gp_jax.serving").setLevel(logging.INFO)
-    from gp_jax.runtime.progress import bar
-    from gp_jax.serving.server import Server, listen, mesh_of
-    from gp_jax.vlm import GlimpseVLM
+    from gp_jax.serving.server import Server, listen
 
     listen(settings).close()  # a port that is taken is said before everything is compiled
     start = time.perf_counter()
-    options: dict[str, Any] = dict(dtype=settings.dtype, mesh=mesh_of(settings.mesh), adapter=settings.adapter, progress=True)
-    vlm = GlimpseVLM.from_pretrained(settings.model, settings.glimpse, **options)
-
-    server = Server.build(settings, vlm, bar("compiling", "step", True))
+    server = Server.load(settings, progress=True)
     print(f"gp-jax serve: ready after {time.perf_counter() - start:.1f} s", file=sys.stderr)
     server.run()

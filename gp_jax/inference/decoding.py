@@ -14,7 +14,7 @@ Requests of any age and kind stand side by side, each as if it were alone. P pro
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -89,11 +89,12 @@ class Rows:
         copies: int = 1,
         eos: Sequence[int] | None = None,
         logprobs: bool = False,
+        best: int = 0,
     ) -> Self:
         """Free rows: none continues a prompt yet.
 
         Args: prompts: P; lengths: per decoder layer the rows that a prompt may have in its cache; slots: n; copies: R / P; eos: tokens
-            that end a row, None: the checkpoint's.
+            that end a row, None: the checkpoint's; logprobs, best: see `sampling.blank`.
         """
         config, batch = engine.config.text, prompts * copies
         settings = Sampling(
@@ -102,18 +103,18 @@ class Rows:
             top_p=np.ones(batch, np.float32),
             seed=np.zeros(batch, np.int32),
             number=np.arange(batch, dtype=np.int32),
-            noted=np.zeros(batch, bool),
+            noted=np.zeros(batch, np.int32),
             eos=ending(engine.config.eos_token_ids if eos is None else eos),
             pad=np.int32(engine.config.pad_token_id),
         )
-        dtype = engine.model.decoder.embed_tokens.dtype
+        nothing, dtype = engine.split(np.zeros(prompts, bool), prompts), str(engine.model.decoder.embed_tokens.dtype)
+        shape: dict[str, Any] = dict(heads=config.num_key_value_heads, width=config.head_dim, dtype=dtype)
 
         def cache(length: int) -> LayerKV:
-            shape = (prompts, config.num_key_value_heads, length, config.head_dim)
-            return engine.split(LayerKV(np.zeros(shape, dtype), np.zeros(shape, dtype), np.zeros(shape[::2][:2], bool)), prompts)
+            return engine.call(sampling.empty_cache, nothing, length=length, **shape)
 
         placed = engine.place_settings(settings)
-        state = engine.call(sampling.blank, engine.model, placed, slots=slots, logprobs=logprobs)
+        state = engine.call(sampling.blank, engine.model, placed, slots=slots, logprobs=logprobs, best=best)
         return cls(engine, tuple(map(cache, lengths)), state, settings, placed, own=True)
 
     def insert(self, prefix: Prefix, prompt: int, settings: Sampling, max_new_tokens: int, sample: int = 0) -> None:
@@ -138,11 +139,11 @@ class Rows:
             values[own] = getattr(settings, name)
         self.settings = dataclasses.replace(self.settings, **changed)
         self.placed = self.engine.place_settings(self.settings)
-        numbers = map(np.int32, (prompt, max_new_tokens, sample))
-        donate, self.own = (0, 1) if self.own else (1,), True
-        self.kv, self.state = self.engine.call(
-            sampling.insert, self.engine.model, self.kv, self.state, prefix, self.placed, *numbers, donate=donate
-        )
+        at, most, of = map(np.int32, (prompt, max_new_tokens, sample))
+        call, donate, self.own = self.engine.call, (0,) if self.own else (), True
+        self.kv = call(sampling.place, self.kv, prefix.kv, at, of, donate=donate)
+        bare = dataclasses.replace(prefix, kv=())
+        self.state = call(sampling.enter, self.state, bare, self.placed, at, most, of, copies=copies, donate=(0,))
 
     def generate(self, steps: int = 1) -> None:
         """Generates `steps` more tokens for every row, or fewer when all have ended."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gp_jax.config.model import ModelConfig
+from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.look_inputs import first_looks, seen_part, told_looks
 from gp_jax.inference.requests import Pruning
@@ -48,10 +48,10 @@ def look_twice(engine: Engine, samples: Sequence[Sample], pruning: Pruning, cloc
     return found
 
 
-def plans_of(engine: Engine, pruning: Pruning) -> tuple[Plan, ...]:
+def plans_of(glimpse: GlimpseConfig | None, pruning: Pruning) -> tuple[Plan, ...]:
     """The plans that a request runs: that of its first look, where one is taken, and its own. Raises: GlimpseError without a glimpse."""
     looks = pruning.look is not None and not pruning.look.told
-    return tuple(dict.fromkeys((*([look_plan(engine.glimpse_config)] if looks else []), pruning.plan)))
+    return tuple(dict.fromkeys((*([look_plan(glimpse)] if looks else []), pruning.plan)))
 
 
 def importance(engine: Engine, firsts: Sequence[Sample]) -> Iterator[np.ndarray]:

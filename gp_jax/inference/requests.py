@@ -134,10 +134,10 @@ def sampling_settings(
     seed: int,
     eos_token_id: int | Sequence[int] | str | None,
     rows: int = 1,
-    noted: bool = True,
+    noted: int = 1,
 ) -> Sampling:
     """Checked sampling settings as arrays of `rows` rows, numbered from 0. eos_token_id: "auto" for the checkpoint's, None for none; noted:
-    whether log-probabilities are noted where the rows have room for them."""
+    where the rows have room for them, 1 notes log-probabilities, 2 those of the best tokens too."""
     temperature, top_p = one(Temperature, temperature, "temperature"), one(TopP, top_p, "top_p")
     top_k, seed = one(Count, top_k, "top_k"), one(Count, seed, "seed")
     if isinstance(eos_token_id, str) and eos_token_id == AUTO:
@@ -152,7 +152,7 @@ def sampling_settings(
         top_p=np.full(rows, top_p, np.float32),
         seed=np.full(rows, seed, np.int32),
         number=np.arange(rows, dtype=np.int32),
-        noted=np.full(rows, noted),
+        noted=np.full(rows, noted, np.int32),
         eos=ending(ends),
         pad=np.int32(config.pad_token_id),
     )

@@ -4,6 +4,7 @@ B prompts, R rows that go on with them (R / B each), V vocabulary, n new-token s
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,18 +80,8 @@ def write(state: DecodeState, logits: Array, sampling: Sampling, rows: Array | b
     token, slot = jnp.where(going, chosen, sampling.pad), jnp.where(going, state.step, state.tokens.shape[1])
     step = state.step + going
     ended = jnp.any(token[:, None] == sampling.eos[None], axis=-1) | (step >= state.limit)
-    logprobs = state.logprobs
-    if logprobs is not None:
-        noted = going & sampling.noted
-
-        def both(drawn_from: Array, logits: Array) -> tuple[Array, Array]:
-            return logprob(drawn_from, token), logprob(logits, token)
-
-        def neither(drawn_from: Array, logits: Array) -> tuple[Array, Array]:
-            return (jnp.zeros(token.size, jnp.float32),) * 2
-
-        found, at = jax.lax.cond(jnp.any(noted), both, neither, drawn_from, logits), jnp.where(noted, slot, state.tokens.shape[1])
-        logprobs = tuple(kept.at[place, at].set(new, mode="drop") for kept, new in zip(logprobs, found, strict=True))
+    noted = jnp.where(going, sampling.noted, 0)
+    logprobs, best = _noted(state, logits, drawn_from, token, slot, noted)
     return _by_rows(
         state,
         tokens=state.tokens.at[place, slot].set(token, mode="drop"),
@@ -99,19 +90,45 @@ def write(state: DecodeState, logits: Array, sampling: Sampling, rows: Array | b
         last=jnp.where(rows, token, state.last),
         broken=state.broken | (going & ~jnp.all(jnp.isfinite(logits), axis=-1)),
         logprobs=logprobs,
+        best=best,
     )
+
+
+def _noted(
+    state: DecodeState, logits: Array, drawn_from: Array, token: Array, slot: Array, noted: Array
+) -> tuple[tuple[Array, Array] | None, tuple[Array, Array] | None]:
+    """What is noted of the new tokens (R,): `logprobs` and `best` of the state. Nothing is computed that no row wants. slot: (R,) int."""
+    place = jnp.arange(token.size)
+
+    def kept(old: tuple[Array, Array], level: int, compute: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
+        nothing = jax.eval_shape(compute)
+        found = jax.lax.cond(jnp.any(noted >= level), compute, lambda: tuple(jnp.zeros(x.shape, x.dtype) for x in nothing))
+        at = jnp.where(noted >= level, slot, state.tokens.shape[1])
+        first, second = (x.at[place, at].set(new, mode="drop") for x, new in zip(old, found, strict=True))
+        return first, second
+
+    def own() -> tuple[Array, Array]:
+        return logprob(drawn_from, token), logprob(logits, token)
+
+    def others(count: int) -> tuple[Array, Array]:
+        values, ids = jax.lax.top_k(logits, count)
+        return ids.astype(jnp.int32), values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+    logprobs, best = state.logprobs, state.best
+    logprobs = None if logprobs is None else kept(logprobs, 1, own)
+    return logprobs, None if best is None else kept(best, 2, lambda: others(best[0].shape[2]))
 
 
 def _by_rows(state: DecodeState, **changed: Any) -> DecodeState:
     """The state with other values. All that belongs to rows is split over the mesh in one way, so that no program meets another."""
     state = dataclasses.replace(state, **changed)
-    names = ("tokens", "step", "limit", "done", "last", "next_position", "broken", "logprobs")
+    names = ("tokens", "step", "limit", "done", "last", "next_position", "broken", "logprobs", "best")
     split = {name: jax.tree.map(lambda x: constrained(x, "batch"), getattr(state, name)) for name in names}
     return dataclasses.replace(state, **split)
 
 
-def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False) -> DecodeState:
-    """A state whose rows are all free."""
+def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False, best: int = 0) -> DecodeState:
+    """A state whose rows are all free. logprobs: with room for those of every token; best: and for this number of best tokens."""
     text, dtype, rows = model.config.text, model.decoder.embed_tokens.dtype, sampling.seed.size
     numbers, shape = jnp.zeros(rows, jnp.int32), (rows, text.num_key_value_heads, slots, text.head_dim)
 
@@ -129,8 +146,17 @@ def blank(model: LVLM, sampling: Sampling, slots: int, logprobs: bool = False) -
         new_kv=tuple((cache(), cache()) for _ in model.decoder.layers),
         broken=jnp.zeros(rows, bool),
         logprobs=(jnp.zeros((rows, slots), jnp.float32),) * 2 if logprobs else None,
+        best=(jnp.zeros((rows, slots, best), jnp.int32), jnp.zeros((rows, slots, best), jnp.float32)) if best else None,
     )
     return _by_rows(state)
+
+
+def empty_cache(nothing: Array, heads: int, length: int, width: int, dtype: str) -> LayerKV:
+    """A layer's caches without prompts, (P, heads, length, width), split over the mesh as those of prompts are. nothing: (P,) bool, false:
+    it says on which devices."""
+    shape = (nothing.size, heads, length, width)
+    key, value = (constrained(jnp.zeros(shape, dtype), "batch", "kv_heads") for _ in range(2))
+    return LayerKV(key, value, constrained(jnp.repeat(nothing[:, None], length, axis=1), "batch"))
 
 
 def begin(state: DecodeState, rows: Array, logits: Array, next_position: Array, limit: Array, sampling: Sampling) -> DecodeState:
@@ -160,36 +186,36 @@ def start(model: LVLM, prefix: Prefix, sampling: Sampling, active: Array, limit:
     return begin(blank(model, sampling, slots, logprobs), active, logits, position, jnp.full(count, limit, jnp.int32), sampling)
 
 
-def insert(
-    model: LVLM,
-    kv: tuple[LayerKV, ...],
-    state: DecodeState,
-    prefix: Prefix,
-    sampling: Sampling,
-    prompt: Array,
-    limit: Array,
-    sample: Array,
-) -> tuple[tuple[LayerKV, ...], DecodeState]:
-    """Puts one prompt in the place of another, and lets its rows begin.
+def place(kv: tuple[LayerKV, ...], new: tuple[LayerKV, ...], prompt: Array, sample: Array) -> tuple[LayerKV, ...]:
+    """Puts one prompt's caches in the place of another's.
 
-    Args: kv: caches of P prompts, at least as long as the new one's in every layer; prompt: () int, the place; sample: () int, of the
-        prefix's batch; limit: () int, most new tokens.
+    Args: kv: of P prompts, at least as long as the new one's in every layer; new: of a batch; prompt: () int, the place; sample: () int,
+        of the batch.
     """
-    count = state.step.size // kv[0].valid.shape[0]
 
     def put(old: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (prompt, *(0,) * (new.ndim - 1)))
+        put = jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (prompt, *(0,) * (new.ndim - 1)))
+        return constrained(put, "batch", *(("kv_heads",) if new.ndim == 4 else ()))
 
     def placed(old: LayerKV, new: LayerKV) -> LayerKV:
         """A longer cache keeps what it held behind the new one's end, where nothing is valid."""
+        new = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, sample, 1), new)
         valid = jnp.pad(new.valid, ((0, 0), (0, old.valid.shape[1] - new.valid.shape[1])))
         return LayerKV(put(old.key, new.key), put(old.value, new.value), put(old.valid, valid))
 
-    prefix = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, sample, 1), prefix)
-    kv = tuple(placed(old, new) for old, new in zip(kv, prefix.kv, strict=True))
-    rows = jnp.arange(state.step.size) // count == prompt
-    logits, position = (jnp.broadcast_to(x, (rows.size, *x.shape[1:])) for x in (prefix.logits, prefix.next_position))
-    return kv, begin(state, rows, logits, position, jnp.full(rows.size, limit, jnp.int32), sampling)
+    return tuple(placed(old, own) for old, own in zip(kv, new, strict=True))
+
+
+def enter(state: DecodeState, bare: Prefix, sampling: Sampling, prompt: Array, limit: Array, sample: Array, copies: int) -> DecodeState:
+    """Lets the rows of a place begin. It does not know the caches, so that pools of any capacity share it.
+
+    Args: bare: a prefix without its caches; prompt: () int, the place; limit: () int, most new tokens; sample: () int, of the prefix's
+        batch; copies: static, rows of a place.
+    """
+    rows = jnp.arange(state.step.size) // copies == prompt
+    logits, position = (jax.lax.dynamic_slice_in_dim(x, sample, 1) for x in (bare.logits, bare.next_position))
+    logits, position = (jnp.broadcast_to(x, (rows.size, *x.shape[1:])) for x in (logits, position))
+    return begin(state, rows, logits, position, jnp.full(rows.size, limit, jnp.int32), sampling)
 
 
 def free(state: DecodeState, rows: Array) -> DecodeState:
@@ -197,14 +223,14 @@ def free(state: DecodeState, rows: Array) -> DecodeState:
     return _by_rows(state, done=state.done | rows)
 
 
-def widened(kv: tuple[LayerKV, ...], length: int) -> tuple[LayerKV, ...]:
-    """Caches of prompts with room for `length` rows in every layer."""
+def widened(layer: LayerKV, length: int) -> LayerKV:
+    """A layer's caches of prompts with room for `length` rows."""
 
     def wide(x: Array, axis: int) -> Array:
         padded = jnp.pad(x, [(0, length - size if a == axis else 0) for a, size in enumerate(x.shape)])
         return constrained(padded, "batch", *(("kv_heads",) if x.ndim == 4 else ()))
 
-    return tuple(LayerKV(wide(layer.key, 2), wide(layer.value, 2), wide(layer.valid, 1)) for layer in kv)
+    return LayerKV(wide(layer.key, 2), wide(layer.value, 2), wide(layer.valid, 1))
 
 
 def picked(caches: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
@@ -223,8 +249,8 @@ def picked_state(state: DecodeState, index: Array) -> DecodeState:
     names = ("tokens", "step", "limit", "last", "next_position", "broken")
     rows = dict(zip(names, picked(tuple(getattr(state, name) for name in names), index), strict=True))
     done = picked((state.done,), index)[0] | (index < 0)
-    logprobs = None if state.logprobs is None else picked(state.logprobs, index)
-    return _by_rows(state, **rows, done=done, logprobs=logprobs)
+    logprobs, best = (None if noted is None else picked(noted, index) for noted in (state.logprobs, state.best))
+    return _by_rows(state, **rows, done=done, logprobs=logprobs, best=best)
 
 
 def advance(model: LVLM, prompt: tuple[LayerKV, ...], state: DecodeState, sampling: Sampling, steps: Array) -> DecodeState:

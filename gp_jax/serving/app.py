@@ -192,7 +192,7 @@ class Api:
             assert isinstance(found, Tokens), "tokens follow what was read"
             before = len(reply.growing.tokens)
             reply.growing.add(found.ids)
-            reply.note(found.ids, found.logprobs, before)
+            reply.note(found, before)
             if reply.growing.stopped:
                 return "stop"
 
@@ -209,7 +209,7 @@ class Api:
                 assert isinstance(found, Tokens), "tokens follow what was read"
                 before = len(reply.growing.tokens)
                 text = reply.growing.add(found.ids)
-                entries = reply.note(found.ids, found.logprobs, before)
+                entries = reply.note(found, before)
                 if text or entries:
                     yield reply.chunk({"content": text}, entries=entries)
             rest = reply.growing.rest()

@@ -12,14 +12,18 @@ from gp_jax.config.model import GlimpseConfig
 from gp_jax.config.schema import AtLeastOne, Flag, one
 from gp_jax.errors import GlimpseError, shown, some
 from gp_jax.inference.requests import Temperature, TopP
+from gp_jax.pruning.look import Look
 from gp_jax.pruning.rule import Prune
 from gp_jax.serving.errors import ApiError
+from gp_jax.serving.jobs import BEST
 from gp_jax.serving.settings import ServerSettings
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 RULE = tuple(field.name for field in dataclasses.fields(Prune))
+LOOK = tuple(field.name for field in dataclasses.fields(Look) if field.name != "windows")
 MAX_STOPS, MAX_STOP = 16, 256  # stop strings, and characters of one
 TopK = Annotated[int, Field(ge=-1, lt=2**31)]  # 0 and -1: off
+Top = Annotated[int, Field(ge=0, le=BEST)]
 AnySeed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 # What would change the answer and is not done here: it is refused unless it has a value that asks for nothing.
 NOTHING: dict[str, tuple] = {
@@ -29,7 +33,6 @@ NOTHING: dict[str, tuple] = {
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
     "logit_bias": ({},),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -56,6 +59,7 @@ class Chat:
     seed: int
     stops: tuple[str, ...]
     logprobs: bool
+    top_logprobs: int  # alternatives of every token
     stream: bool
     usage: bool  # a last chunk with the counts
     mask: bool  # which visual tokens stay, and their importance
@@ -100,6 +104,9 @@ def read_chat(found: dict[str, Any], settings: ServerSettings, glimpse: GlimpseC
     if new_tokens > most:
         wrong(f"{name}={new_tokens} is more than this server's {most} (--max-new-tokens)", name)
     seed = found.get("seed")
+    logprobs, top = optional(found, Flag, "logprobs", False), optional(found, Top, "top_logprobs", 0)
+    if top and not logprobs:
+        wrong("top_logprobs needs logprobs", "top_logprobs")
     return Chat(
         messages=messages,
         pictures=pictures,
@@ -110,7 +117,8 @@ def read_chat(found: dict[str, Any], settings: ServerSettings, glimpse: GlimpseC
         top_k=max(0, optional(found, TopK, "top_k", 0)),
         seed=secrets.randbelow(2**31) if seed is None else field(AnySeed, seed, "seed") % (2**31 - 1),
         stops=read_stops(found.get("stop")),
-        logprobs=optional(found, Flag, "logprobs", False),
+        logprobs=logprobs,
+        top_logprobs=top,
         stream=optional(found, Flag, "stream", False),
         usage=optional(options, Flag, "include_usage", False),
         mask=optional(found, Flag, "return_mask", False),
@@ -207,7 +215,24 @@ def read_rule(found: dict[str, Any], glimpse: GlimpseConfig | None) -> Prune | N
     rule = Prune.from_config(glimpse) if glimpse else Prune(fixed_remain_ratio=1.0)
     if "fixed_remain_ratio" not in fields:
         fields["fixed_remain_ratio"] = None  # it would silence the others
+    if "look" in fields:
+        fields["look"] = read_look(fields["look"])
     try:
         return dataclasses.replace(rule, **fields)
     except GlimpseError as error:
         raise ApiError(400, f"prune: {error}", "prune") from None
+
+
+def read_look(given: Any) -> Look | None:
+    """Whether to look twice: an object with fields of `Look`, true for its defaults, null or false for one look. Raises: ApiError."""
+    if given is None or given is False:
+        return None
+    found = {} if given is True else given
+    if not isinstance(found, dict):
+        wrong("prune.look must be an object with fields of Look, true, or null for one look", "prune.look")
+    if unknown := [name for name in found if name not in LOOK]:
+        wrong(f"prune.look has no field {some(map(shown, unknown))}; it has {some(LOOK, len(LOOK))}", "prune.look")
+    try:
+        return Look(**found)
+    except GlimpseError as error:
+        raise ApiError(400, f"prune.look: {error}", "prune.look") from None

@@ -12,6 +12,8 @@ from gp_jax.processing.layout import Sample
 from gp_jax.processing.views import Plot
 from gp_jax.trees import Sampling
 
+BEST = 20  # most alternatives of a token that OpenAI's interface has
+
 
 @dataclass(frozen=True)
 class PictureKey:
@@ -25,20 +27,23 @@ class PictureKey:
 
 @dataclass(frozen=True)
 class Started:
-    """The prompt was read: its counts, and per visual token in prompt order whether it stays, and its importance in 0 .. 1."""
+    """The prompt was read: its counts, and per visual token of the whole pictures, in prompt order, whether it stays, and its importance in
+    0 .. 1."""
 
     keep: np.ndarray
     importance: np.ndarray
     seen_before: int  # pictures that were in the vision cache
     pictures: int
+    seen: int | None = None  # visual tokens that the tower saw in a second look; None: all
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """New tokens, (n,) int, and their log-probabilities where they were asked for."""
+    """New tokens, (n,) int, where they were asked for their log-probabilities (n,), and the best tokens (n, b) with theirs (n, b)."""
 
     ids: np.ndarray
     logprobs: np.ndarray | None
+    best: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,9 @@ class Job:
     times: dict[str, float] = field(default_factory=dict)  # arrived, begun, first, last: of time.monotonic
 
     @property
-    def noted(self) -> bool:
-        """Whether log-probabilities are wanted."""
-        return bool(self.settings.noted[0])
+    def noted(self) -> int:
+        """Whether log-probabilities are wanted (1), and those of the best tokens (2)."""
+        return int(self.settings.noted[0])
 
     def check(self) -> None:
         """Raises: Gone when nobody waits any more, TimeoutError behind the deadline."""

@@ -2,14 +2,27 @@
 
 from dataclasses import dataclass
 
-from gp_jax.buckets import Ladder, Ladders, octaves
+from gp_jax.buckets import Ladder, Ladders
 from gp_jax.config.model import ModelConfig
 from gp_jax.errors import GlimpseError
 from gp_jax.serving.settings import ServerSettings
 
-PARTS = 2  # rungs of an octave of prompts and patches
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # sizes that a pool may have
+STEP = 16  # of lengths of prompts and caches
+LEAST = {"prompt": 64, "patches": 256, "cache": 128}  # about the smallest rungs
+SMALL = 512  # decoder width up to which a program takes longer to compile than many requests save by a closer fit
 SPARE = 1.25  # patches beyond those of a prompt's visual tokens: windows are padded
+
+
+@dataclass(frozen=True)
+class Density:
+    """How many rungs there are. parts: of every halving of prompts and patches; fold: from one pool's capacity to the next, and from one
+    size of a pool to the next."""
+
+    parts: int
+    fold: int
+
+
+DENSITIES = {"few": Density(1, 4), "many": Density(2, 2)}
 
 
 @dataclass(frozen=True)
@@ -25,22 +38,34 @@ class Lengths:
     budget: int
 
 
+def up(length: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-length // multiple) * multiple
+
+
+def rungs(longest: int, least: int, multiple: int, parts: int = 1, fold: int = 2) -> tuple[int, ...]:
+    """Lengths from `longest` down to about `least`, each `fold` times the one below it and that range in equal `parts`. They are counted
+    from the top: a last rung just above the one before would be a program for nothing."""
+    found, top = {longest}, longest
+    while top >= fold * least:
+        low = -(-top // fold)
+        found |= {up(low + (top - low) * part // parts, multiple) for part in range(parts)}
+        top = low
+    return tuple(sorted(found))
+
+
 def lengths_of(settings: ServerSettings, config: ModelConfig, itemsize: int, glimpse_rows: int) -> Lengths:
     """The lengths for a model. itemsize: bytes of a number in a cache. Raises: GlimpseError that names the option at fault."""
-    longest = settings.max_prompt + glimpse_rows
-    prompt = octaves("prompt", min(64, longest), longest, parts=PARTS, multiple=16)
-    capacities = settings.capacities
-    if not capacities:
-        doubled = [rung for rung in (128 << n for n in range(24)) if rung < longest]
-        capacities = (*doubled, longest)
+    density = DENSITIES[settings.rungs or ("few" if config.text.hidden_size <= SMALL else "many")]
+    longest = up(settings.max_prompt + glimpse_rows, STEP)
+    capacities = settings.capacities or rungs(longest, LEAST["cache"], STEP, fold=density.fold)
     if capacities[-1] < longest:
         raise GlimpseError(f"--capacities end at {capacities[-1]}; the longest prompt needs {longest} (--max-prompt)")
-    patches = int(settings.max_prompt * config.vision.merge_unit * SPARE)
     window = config.vision.window_side**2 * config.vision.merge_unit
-    first = min(max(256, window), patches)
+    patches = max(LEAST["patches"], window, up(int(settings.max_prompt * config.vision.merge_unit * SPARE), 64))
     ladders = Ladders(
-        patches=octaves("patches", first, max(first, patches), parts=PARTS, multiple=64),
-        prompt=prompt,
+        patches=Ladder("patches", rungs(patches, max(LEAST["patches"], window), 64, density.parts)),
+        prompt=Ladder("prompt", rungs(longest, LEAST["prompt"], STEP, density.parts)),
         kept=Ladder("kept", capacities),
         decode=Ladder("decode", (settings.max_new_tokens,)),
         batch=Ladder("batch", (1,)),
@@ -54,5 +79,5 @@ def lengths_of(settings: ServerSettings, config: ModelConfig, itemsize: int, gli
             f"which takes {place[-1] / 2**20:.0f} MiB"
         )
     most = [min(settings.max_rows, budget // own) for own in place]
-    sizes = tuple(tuple(sorted({*(rows for rows in ROWS if rows < limit), limit})) for limit in most)
+    sizes = tuple(tuple(sorted({*(rows for n in range(10) if (rows := density.fold**n) < limit), limit})) for limit in most)
     return Lengths(ladders, capacities, sizes, place, settings.max_new_tokens, budget)

@@ -24,6 +24,7 @@ from gp_jax.serving.reading import Read, Reader
 from gp_jax.serving.vision_cache import VisionCache
 
 LOG = logging.getLogger("gp_jax.serving")
+NOTED = ("logprobs", "best")  # fields of the state that a request's `noted` is about
 TRIES = 3  # errors of programs in a row, with no token in between, after which the server says that it is not ready
 BROKEN = "the model's logits are not finite numbers"
 INTERNAL = "the server failed to answer this request"
@@ -215,7 +216,7 @@ class Loop(threading.Thread):
     def take(self, pool: Pool, only: int | None = None) -> None:
         """Delivers a pool's new tokens, and frees the rows that have ended. only: of one place."""
         assert pool.rows is not None, "a pool with rows"
-        more = ["logprobs"] if any(job.noted for _, job in pool.running) else []
+        more = NOTED[: max((job.noted for _, job in pool.running), default=0)]
         tokens, steps, done, broken, *rest = pool.rows.read("tokens", "step", "done", "broken", *more)
         if only is None:
             self.errors = 0
@@ -230,7 +231,8 @@ class Loop(threading.Thread):
             elif count > job.sent:
                 fresh = slice(job.sent, count)
                 logprobs = rest[0][1][place, fresh].copy() if job.noted else None
-                self.outbox.append((job, Tokens(tokens[place, fresh].copy(), logprobs)))
+                best = tuple(x[place, fresh].copy() for x in rest[1]) if job.noted > 1 else None
+                self.outbox.append((job, Tokens(tokens[place, fresh].copy(), logprobs, best)))
                 self.meters.tokens(job, count - job.sent)
                 job.sent = count
             if done[place] and not broken[place]:

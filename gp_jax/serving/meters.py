@@ -54,7 +54,7 @@ class Meters:
         add(Gauge, "gp_jax:vision_cache_bytes", "Bytes of the vision cache.")
         add(Gauge, "gp_jax:kv_cache_bytes", "Bytes of all pools.")
         stages = add(Gauge, "gp_jax:stage_seconds", "Seconds of the answering thread, by stage.", "stage")
-        self.stages = {name: stages.labels(model, name) for name in ("vision", "prefill", "decode", "host")}
+        self.stages = {name: stages.labels(model, name) for name in ("look", "vision", "prefill", "decode", "host")}
         places = add(Gauge, "gp_jax:pool_places", "Places of a pool, by capacity.", "capacity")
         taken = add(Gauge, "gp_jax:pool_running", "Places of a pool that are taken, by capacity.", "capacity")
         self.pool = lambda capacity: (places.labels(model, capacity), taken.labels(model, capacity))

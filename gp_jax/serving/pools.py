@@ -13,11 +13,19 @@ import jax
 from gp_jax.inference import sampling
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
-from gp_jax.serving.jobs import Job
+from gp_jax.serving.jobs import BEST, Job
 from gp_jax.serving.lengths import Lengths
-from gp_jax.trees import Prefix
+from gp_jax.trees import LayerKV, Prefix
 
 PATIENCE = 64  # visits that a pool may be half empty
+
+
+def widened(engine: Engine, kv: Sequence[LayerKV], capacity: int) -> tuple[LayerKV, ...]:
+    """Caches at one length. Layers of one length share a program. On a mesh all of them take it, so that all are split alike."""
+    same = engine.mesh is None
+    return tuple(
+        layer if same and layer.valid.shape[1] == capacity else engine.call(sampling.widened, layer, length=capacity) for layer in kv
+    )
 
 
 class Pool:
@@ -66,7 +74,7 @@ class Pool:
             self.rows = None
         elif self.rows is None:
             lengths = [self.capacity] * self.engine.config.text.num_hidden_layers
-            self.rows = Rows.empty(self.engine, size, lengths, self.slots, logprobs=True)
+            self.rows = Rows.empty(self.engine, size, lengths, self.slots, logprobs=True, best=BEST)
         else:
             self.rows.resize(places)
         self.jobs = [*(job for _, job in taken), *[None] * (size - len(taken))]
@@ -74,9 +82,7 @@ class Pool:
 
     def widen(self, prefix: Prefix) -> Prefix:
         """A prompt's caches at the length of this pool."""
-        if self.engine.mesh is None and all(layer.valid.shape[1] == self.capacity for layer in prefix.kv):
-            return prefix
-        return dataclasses.replace(prefix, kv=self.engine.call(sampling.widened, prefix.kv, length=self.capacity))
+        return dataclasses.replace(prefix, kv=widened(self.engine, prefix.kv, self.capacity))
 
     def insert(self, job: Job, prefix: Prefix) -> int:
         """Puts a request in a free place. Returns: the place."""

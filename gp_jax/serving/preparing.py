@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from gp_jax.errors import GlimpseError, TooLong
+from gp_jax.inference.looks import plans_of
 from gp_jax.inference.requests import Pruning, sampling_settings
 from gp_jax.processing.layout import ARRAYS, read_samples
 from gp_jax.pruning.plan import Plan
@@ -41,9 +42,10 @@ class Preparation:
         """The request as the answering thread takes it. deadline: of time.monotonic. Raises: ApiError."""
         try:
             pruning = self.vlm.resolve_shortest(chat.prune)
+            plans = plans_of(self.vlm.glimpse_config, pruning)
         except GlimpseError as error:
             raise ApiError(400, f"prune: {error}", "prune") from None
-        if pruning.plan not in self.plans:
+        if not self.plans.issuperset(plans):
             raise ApiError(400, "this way to prune was not compiled when the server started (--methods)", "prune", "plan_not_served")
         images = [await pictures.read(url, self.settings, f"picture {k + 1}") for k, url in enumerate(chat.pictures)]
         return await asyncio.get_running_loop().run_in_executor(self.thread, self.arrays, chat, pruning, images, deadline)
@@ -60,7 +62,8 @@ class Preparation:
             (sample,) = read_samples(self.vlm.config, *(prepared.inputs.get(name) for name in ARRAYS))
             self.reader.check(sample)
             keys = [PictureKey(digest(image), plot, self.areas(image)) for image, plot in zip(images, plots, strict=True)]
-            choice = sampling_settings(self.vlm.config, chat.temperature, chat.top_k, chat.top_p, chat.seed, "auto", noted=chat.logprobs)
+            noted = 2 if chat.top_logprobs else int(chat.logprobs)
+            choice = sampling_settings(self.vlm.config, chat.temperature, chat.top_k, chat.top_p, chat.seed, "auto", noted=noted)
             return Job(sample, keys, pruning, choice, chat.max_new_tokens, deadline)
         except TooLong:
             raise self.too_long() from None

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from gp_jax.buckets import Ladders
 from gp_jax.inference.engine import Engine, View
+from gp_jax.inference.looks import look_twice
 from gp_jax.inference.requests import Batch
 from gp_jax.inference.results import per_token
 from gp_jax.inference.shared_programs import Parts, Programs
@@ -43,13 +44,13 @@ class Read:
 
 
 class Reader:
-    """Prefill of requests. seconds: spent in the tower and behind it, `away` excluded."""
+    """Prefill of requests. seconds: spent in first looks, in the tower and behind it, `away` excluded."""
 
     def __init__(self, engine: Engine, ladders: Ladders, cache: VisionCache, between: Callable[[Any], None], away: Callable[[], float]):
         """engine: of the rows, with the same programs; between: see `GivingWay`; away: seconds that were spent in `between` so far."""
         self.engine = Engine(engine.model, ladders, engine.mesh, engine.attention, GivingWay(engine.mesh, engine.call.programs, between))
         self.cache, self.away = cache, away
-        self.seconds = {"vision": 0.0, "prefill": 0.0}
+        self.seconds = {"look": 0.0, "vision": 0.0, "prefill": 0.0}
 
     def check(self, sample: Sample) -> None:
         """Raises: GlimpseError when a prompt is too long for the ladders."""
@@ -59,20 +60,24 @@ class Reader:
 
     def read(self, job: Job) -> Read:
         """Everything up to the first token's logits. Raises: what `Job.check` raises between programs; GlimpseError."""
-        batch = self.engine.batch([job.sample], job.pruning)
         start, away, hits = time.perf_counter(), self.away(), self.cache.hits
-        view = self.view(job, batch)
+        (sample,) = look_twice(self.engine, [job.sample], job.pruning)
+        start, away = self._note("look", start, away)
+        batch = self.engine.batch([sample], job.pruning)
+        whole = sample.count == job.sample.count
+        view = self.view(job, batch) if whole else self.engine.view(batch)  # the cache holds whole pictures
         jax.block_until_ready(view)
         start, away = self._note("vision", start, away)
         filled = self.engine.prefill(batch, view=view)
         prefix = self.engine.prefix(filled)
         scores = self.engine.fetch(filled.scores)
-        keep, logits = per_token(scores, [job.sample])
+        (keep,), (logits,) = per_token(scores, [sample])
         jax.block_until_ready(prefix)
         self._note("prefill", start, away)
         with np.errstate(over="ignore"):
-            importance = 1 / (1 + np.exp(-logits[0].astype(np.float64))) if scores else np.ones(job.sample.count)
-        return Read(job, prefix, Started(keep[0], importance.astype(np.float32), self.cache.hits - hits, len(job.pictures)))
+            importance = 1 / (1 + np.exp(-logits.astype(np.float64))) if scores else keep
+        started = Started(keep, importance.astype(np.float32), self.cache.hits - hits, len(job.pictures), sample.count)
+        return Read(job, prefix, started)
 
     def _note(self, stage: str, start: float, away: float) -> tuple[float, float]:
         now, gone = time.perf_counter(), self.away()

@@ -10,7 +10,7 @@ import numpy as np
 
 from gp_jax.processing.qwen import Processor
 from gp_jax.serving.chat import Chat
-from gp_jax.serving.jobs import Job, Started
+from gp_jax.serving.jobs import Job, Started, Tokens
 from gp_jax.serving.preparing import mask_of
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # at the end of a text: bytes of a character that is not whole yet
@@ -62,27 +62,32 @@ class Reply:
         self.started: Started | None = None
         self.logprobs: list[dict[str, Any]] = []
 
-    def note(self, ids: np.ndarray, logprobs: np.ndarray | None, before: int) -> list[dict[str, Any]]:
+    def note(self, new: Tokens, before: int) -> list[dict[str, Any]]:
         """Entries for the tokens that were taken, those that end an answer left out. before: tokens that were there already."""
-        if logprobs is None:
+        if new.logprobs is None:
             return []
-        taken = len(self.growing.tokens) - before
-        fresh = [self._entry(int(t), float(p)) for t, p in zip(ids[:taken], logprobs[:taken], strict=True) if int(t) not in self.ends]
+        fresh = []
+        for k in range(len(self.growing.tokens) - before):
+            if int(new.ids[k]) not in self.ends:
+                top = zip(*(x[k, : self.chat.top_logprobs] for x in new.best), strict=True) if new.best else ()
+                own = self._entry(new.ids[k], new.logprobs[k])
+                fresh.append(own | {"top_logprobs": [self._entry(token, logprob) for token, logprob in top]})
         self.logprobs += fresh
         return fresh
 
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+    def _entry(self, token: np.integer, logprob: np.floating) -> dict[str, Any]:
         assert self.processor.tokenizer is not None, "prompts were tokenized"
-        text = str(self.processor.tokenizer.decode([token]))
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()), "top_logprobs": []}
+        text = str(self.processor.tokenizer.decode([int(token)]))
+        return {"token": text, "logprob": max(float(logprob), -9999.0), "bytes": list(text.encode())}
 
     @property
     def usage(self) -> dict[str, Any]:
-        """Counts. kept_tokens: visual tokens after pruning."""
+        """Counts. seen_tokens: visual tokens that the tower saw; kept_tokens: those after pruning."""
         prompt, new = int(self.job.sample.ids.size), len(self.growing.tokens)
         started = self.started
         details = dict(cached_tokens=0, visual_tokens=self.job.sample.count)
         if started is not None:
+            details |= dict(seen_tokens=details["visual_tokens"] if started.seen is None else started.seen)
             details |= dict(kept_tokens=int(started.keep.sum()), vision_cache_hits=started.seen_before)
         return dict(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new, prompt_tokens_details=details)
 

@@ -18,6 +18,7 @@ import uvicorn
 from gp_jax.errors import GlimpseError, one_line
 from gp_jax.pruning.plan import Plan
 from gp_jax.pruning.rule import Prune
+from gp_jax.runtime.progress import bar as progress_bar
 from gp_jax.serving.app import Api, Patient
 from gp_jax.serving.jobs import Event, Job
 from gp_jax.serving.lengths import Lengths, lengths_of
@@ -79,6 +80,13 @@ class Server:
         loop = Loop(vlm.engine, lengths, cache, meters, settings.gap, settings.visit, settings.queue)
         return cls(settings, vlm, lengths, loop, Api(settings, loop, Preparation(vlm, settings, loop.reader, plans), meters))
 
+    @classmethod
+    def load(cls, settings: ServerSettings, progress: bool = False) -> "Server":
+        """Reads the model and compiles every program. Raises: GlimpseError."""
+        options: dict[str, Any] = dict(dtype=settings.dtype, mesh=mesh_of(settings.mesh), adapter=settings.adapter, progress=progress)
+        vlm = GlimpseVLM.from_pretrained(settings.model, settings.glimpse, **options)
+        return cls.build(settings, vlm, progress_bar("compiling", "step", progress))
+
     @property
     def asgi(self) -> Any:
         """The application."""
@@ -114,18 +122,7 @@ class Listening(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Delivers answers in this thread's event loop."""
-        own = asyncio.get_running_loop()
-
-        def deliver(batch: Sequence[tuple[Job, Event]]) -> None:
-            for job, event in batch:
-                job.deliver(event)
-
-        def post(batch: Sequence[tuple[Job, Event]]) -> None:
-            with contextlib.suppress(RuntimeError):  # the event loop has ended
-                own.call_soon_threadsafe(deliver, batch)
-
-        self.answers.post = post
-        self.answers.start()
+        begin(self.answers)
         await super().serve(sockets)
 
     @contextlib.contextmanager
@@ -147,6 +144,22 @@ class Listening(uvicorn.Server):
             print("gp-jax serve: finishing answers, then ending", file=sys.stderr, flush=True)
         self.answers.drain()
         super().handle_exit(sig, frame)
+
+
+def begin(answers: Loop) -> None:
+    """Starts the answering thread, which delivers answers in the event loop that this is called in."""
+    own = asyncio.get_running_loop()
+
+    def deliver(batch: Sequence[tuple[Job, Event]]) -> None:
+        for job, event in batch:
+            job.deliver(event)
+
+    def post(batch: Sequence[tuple[Job, Event]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            own.call_soon_threadsafe(deliver, batch)
+
+    answers.post = post
+    answers.start()
 
 
 def listen(settings: ServerSettings) -> socket.socket:

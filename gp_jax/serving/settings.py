@@ -3,7 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -60,7 +60,9 @@ class ServerSettings:
     max_rows: int = 16
     """Most answers of one pool that are generated at once."""
     capacities: tuple[int, ...] = ()
-    """Rows of cache that a prompt may have, per pool, ascending. [default: 128, 256, ... up to --max-prompt]"""
+    """Rows of cache that a prompt may have, per pool, ascending. [default: as --rungs says, up to --max-prompt]"""
+    rungs: Literal["few", "many"] | None = None
+    """Lengths and sizes that programs are compiled for: few, for a fast start, or many, which pad less. [default: few for small models]"""
     methods: tuple[str, ...] = ()
     """Further pruning methods that requests may name, each with fixed_remain_ratio, e.g. fastv visionzip."""
     gap: float = 0.2

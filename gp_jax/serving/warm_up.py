@@ -1,5 +1,6 @@
 """Compiles every program of a server before it takes requests: prefill of every plan, and what every pool does at each of its sizes."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -7,14 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from gp_jax.inference import sampling
 from gp_jax.inference.decoding import Rows
 from gp_jax.inference.engine import Engine
 from gp_jax.inference.requests import sampling_settings
 from gp_jax.inference.warmup import WarmUp
 from gp_jax.processing.layout import vision_input
 from gp_jax.pruning.plan import Plan
+from gp_jax.serving.jobs import BEST
 from gp_jax.serving.lengths import Lengths
+from gp_jax.serving.pools import widened
 from gp_jax.serving.vision_cache import paste
 from gp_jax.trees import Prefix, VisionFeatures
 
@@ -35,8 +37,7 @@ class PrefillWarmUp(WarmUp):
         need = max(layer.valid.shape[1] for layer in prefix.kv)
         for capacity in self.capacities:
             if capacity >= need:
-                kv = self.rows_engine.call(sampling.widened, prefix.kv, length=capacity)
-                self.prefixes.setdefault(capacity, Prefix(kv, prefix.logits, prefix.next_position))
+                self.prefixes.setdefault(capacity, dataclasses.replace(prefix, kv=widened(self.engine, prefix.kv, capacity)))
 
 
 def warm_up(engine: Engine, lengths: Lengths, plans: Iterable[Plan], pictures: int, bar: Bar = iter) -> None:
@@ -63,14 +64,14 @@ def _pool(engine: Engine, prefix: Prefix, capacity: int, sizes: tuple[int, ...],
             rows.insert(prefix, 0, settings, 1)
             rows.generate()
             rows.free(0)
-            rows.read("tokens", "step", "done", "broken")
-            rows.read("tokens", "step", "done", "broken", "logprobs")
+            for more in ((), ("logprobs",), ("logprobs", "best")):
+                rows.read("tokens", "step", "done", "broken", *more)
 
     for number, size in enumerate(sizes):
-        use(Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True))
+        use(Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True, best=BEST))
         for other in sizes[: number + 2]:  # a pool grows by one size, and shrinks to any
             if other != size:
-                rows = Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True)
+                rows = Rows.empty(engine, size, [capacity] * layers, slots, logprobs=True, best=BEST)
                 rows.insert(prefix, 0, settings, 1)
                 rows.resize([0] + [-1] * (other - 1))
                 use(rows)

@@ -67,10 +67,16 @@ BAD = [
     (dict(top_p=2), 400, "top_p"),
     (dict(stop=[1]), 400, "stop"),
     (dict(n=2), 400, "n is not supported"),
+    (dict(top_logprobs=3), 400, "top_logprobs needs logprobs"),
+    (dict(logprobs=True, top_logprobs=21), 400, "top_logprobs"),
     (dict(tools=[{}]), 400, "tools"),
     (dict(prune={"max_remain_ratoi": 0.1}), 400, "max_remain_ratoi"),
     (dict(prune={"max_remain_ratio": 7}), 400, "max_remain_ratio"),
     (dict(prune={"method": "divprune", "fixed_remain_ratio": 0.5}), 400, "--methods"),
+    (dict(prune={"look": {"shaer": 0.1}}), 400, "prune.look has no field 'shaer'"),
+    (dict(prune={"look": {"windows": []}}), 400, "prune.look has no field 'windows'"),
+    (dict(prune={"look": {"share": 2}}), 400, "prune.look: share"),
+    (dict(prune={"look": 3}), 400, "prune.look must be an object"),
 ]
 
 

@@ -54,10 +54,14 @@ def test_lengths_fit_the_budget():
     config = model_config(CONFIG, {})
     found = lengths_of(ServerSettings("tiny", max_prompt=500, kv_memory="8M", max_new_tokens=64), config, 4, 1)
     row = 2 * 6 * 2 * 16 * 4
-    assert found.capacities == (128, 256, 501) and found.place == tuple(row * (capacity + 64) for capacity in found.capacities)
+    assert found.capacities == (128, 512) and found.place == tuple(row * (capacity + 64) for capacity in found.capacities)
     for sizes, place in zip(found.sizes, found.place, strict=True):
-        assert sizes[0] == 1 and sizes[-1] == min(16, found.budget // place)
-    with pytest.raises(GlimpseError, match="--kv-memory 1K does not hold one prompt of 501 rows"):
+        assert sizes[:2] == (1, 4) and sizes[-1] == min(16, found.budget // place)
+    assert set(found.capacities) <= set(found.ladders.prompt.rungs), "prompts and caches of one length share programs"
+    many = lengths_of(ServerSettings("tiny", max_prompt=500, kv_memory="8M", max_new_tokens=64, rungs="many"), config, 4, 1)
+    assert many.capacities == (128, 256, 512) and many.sizes[0] == (1, 2, 4, 8, 16)
+    assert set(found.ladders.prompt.rungs) < set(many.ladders.prompt.rungs)
+    with pytest.raises(GlimpseError, match="--kv-memory 1K does not hold one prompt of 512 rows"):
         lengths_of(ServerSettings("tiny", max_prompt=500, kv_memory="1K"), config, 4, 1)
     with pytest.raises(GlimpseError, match="--capacities end at 64"):
         lengths_of(ServerSettings("tiny", max_prompt=500, capacities=(64,)), config, 4, 1)

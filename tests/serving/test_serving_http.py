@@ -45,7 +45,7 @@ def client(server):
 
 @pytest.fixture(scope="module")
 def whole(client):
-    return complete(client, ask("what is this?", url()), logprobs=True, extra_body={"return_mask": True})
+    return complete(client, ask("what is this?", url()), logprobs=True, top_logprobs=3, extra_body={"return_mask": True})
 
 
 def test_an_answer_equals_the_library(server, whole):
@@ -60,16 +60,22 @@ def test_an_answer_equals_the_library(server, whole):
     assert np.shape(mask["importance"]) == (3, 4) and whole.choices[0].finish_reason in ("stop", "length")
     entries = whole.choices[0].logprobs.content
     assert entries and all(entry.logprob <= 0 for entry in entries)
+    assert all(len(entry.top_logprobs) == 3 and entry.top_logprobs[0].token == entry.token for entry in entries)
 
 
 def test_a_stream_equals_the_whole(client, whole):
-    chunks = list(complete(client, ask("what is this?", url()), stream=True, stream_options={"include_usage": True}, logprobs=True))
+    options = dict(stream=True, stream_options={"include_usage": True}, logprobs=True, top_logprobs=3)
+    chunks = list(complete(client, ask("what is this?", url()), **options))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant" and not chunks[-1].choices
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
-    tokens = [entry.token for c in chunks if c.choices and c.choices[0].logprobs for entry in c.choices[0].logprobs.content]
-    assert tokens == [entry.token for entry in whole.choices[0].logprobs.content]
+    entries = [entry for c in chunks if c.choices and c.choices[0].logprobs for entry in c.choices[0].logprobs.content]
+    expected = whole.choices[0].logprobs.content
+    assert [(own.token, [top.token for top in own.top_logprobs]) for own in entries] == [
+        (own.token, [top.token for top in own.top_logprobs]) for own in expected
+    ]
+    assert [own.logprob for own in entries] == pytest.approx([own.logprob for own in expected], abs=1e-5)
 
 
 def test_stop_strings_end_an_answer_in_the_same_place_in_both_ways(client, whole):

@@ -7,11 +7,11 @@ import pytest
 from serving_tools import job_of, outcome
 from tiny_models import GLIMPSE, glimpse_weights, hf_model, inputs, save_glimpse
 
-from gp_jax import GlimpseVLM, Ladder, Ladders, Prune
+from gp_jax import GlimpseVLM, Ladder, Ladders, Look, Prune
 from gp_jax.inference.engine import Engine
 from gp_jax.runtime.clock import COMPILES
 from gp_jax.serving.inbox import Busy, Draining
-from gp_jax.serving.jobs import Failed
+from gp_jax.serving.jobs import BEST, Failed
 from gp_jax.serving.lengths import Lengths
 from gp_jax.serving.loop import Loop
 from gp_jax.serving.meters import Meters
@@ -33,6 +33,7 @@ KINDS = [  # segments of the prompt, plan, temperature
     ([2, (6, 4), 3, (2, 4), 5], Prune(reduce_threshold=0.5), 0.9),
     ([4, (6, 8), 20], None, 0.0),
     ([4, (6, 8), 6], Prune(max_remain_ratio=0.1), 0.0),
+    ([4, (8, 8), 6], Prune(look=Look(least=4, threshold=1.0, floor=0.3, cap=0.5, sure=None), fixed_remain_ratio=0.3), 0.0),
 ]
 PLACE = 1000  # bytes, in the tests' units
 
@@ -108,22 +109,29 @@ def test_side_by_side_equals_alone_and_compiles_nothing(vlm, lengths, alone, sta
         expected = alone[kind].tokens[0][:most]
         assert len(found["tokens"]) == (most if found["reason"] == "length" else len(expected)), (kind, most)
         np.testing.assert_array_equal(found["started"].keep, alone[kind].keep[0])
+        assert found["started"].seen == alone[kind].viewed[0].sum()
     assert COMPILES.count == before, "nothing compiles after warm-up"
     assert 0 < largest <= lengths.budget
     assert loop.cache.hits > loop.cache.misses
+    assert 0 < alone[-1].viewed[0].sum() < alone[-1].viewed[0].size, "two looks stand side by side with others"
 
 
 def test_logprobs_are_those_of_the_full_softmax(vlm, alone, start):
     loop = start()
-    jobs = [ask(vlm, 0, noted=True), ask(vlm, 0)]
+    jobs = [ask(vlm, 0, noted=2), ask(vlm, 0), ask(vlm, 0, noted=1)]
     for job, _ in jobs:
         loop.submit(job)
     loop.start()
-    noted, silent = (outcome(events) for _, events in jobs)
+    noted, silent, few = (outcome(events) for _, events in jobs)
     first = alone[0].first_logits[0].astype(np.float64)
     expected = first[noted["tokens"][0]] - np.log(np.exp(first).sum())
     assert noted["logprobs"][0] == pytest.approx(expected, abs=1e-4)
     assert len(noted["logprobs"]) == len(noted["tokens"]) and not silent["logprobs"]
+    assert few["logprobs"] == pytest.approx(noted["logprobs"], abs=1e-4) and not few["best"] and not silent["best"]
+    ids, values = noted["best"][0]
+    assert ids == np.argsort(-first, kind="stable")[:BEST].tolist()
+    np.testing.assert_allclose(values, first[ids] - np.log(np.exp(first).sum()), atol=1e-4)
+    assert [ids[0] for ids, _ in noted["best"]] == noted["tokens"].tolist(), "greedy takes the best"
 
 
 def test_budget_limits_what_runs_at_once(vlm, lengths, start):
