@@ -9,7 +9,7 @@
 
 FROM python:3.12-slim AS build
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE requirements-dev.lock ./
+COPY pyproject.toml hatch_build.py README.md LICENSE requirements-dev.lock ./
 COPY gp_jax gp_jax
 COPY configs configs
 # The versions that were tested. The TPU's are the lock's too.
