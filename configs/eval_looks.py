@@ -1,16 +1,27 @@
 """gp-jax eval --config eval_looks
 
-Two looks against one, with their controls, on usual and on large scenes. Settings are chosen with
-`--tasks scenes:val scenes:val:400-576` first; `--glimpse runs/scenes_glimpse_looks/export` takes the glimpse that has learned both looks.
+Two looks against one, with their controls, on usual and on large scenes. Settings were chosen on `scenes:val` and `scenes:val:400-576`, see
+docs/looks.md. Large batches: records are sorted by size, so there are few shapes to compile programs for.
 """
 
 from gp_jax.evaluation.settings import EvalConfig
 
 evaluation = EvalConfig(
     model="scenes",
+    glimpse="scenes-looks",
     tasks=("scenes:test", "scenes:test:400-576"),
-    plans=("dense", "glimpse", "look", "look-first", "look-random-floor25", "look-oracle", "downsample-25", "downsample-50"),
-    limit=1200,
+    plans=(
+        "dense",
+        "glimpse",
+        "look-tokens64-cap80-sure30",
+        "look-first",
+        "look-random-floor50",
+        "look-oracle",
+        "downsample-45",
+        "downsample-60",
+    ),
+    limit=600,
+    batch=120,
     out="runs/eval_looks",
     title="Two looks on generated scenes",
 )
