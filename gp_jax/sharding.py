@@ -1,6 +1,6 @@
 """Device meshes: one table defines how every kind of array is split.
 
-Mesh axes: `data` (samples), `fsdp` (samples, and parameters at rest), `tensor` (heads, MLP and vocabulary).
+Mesh axes: `data` (samples), `fsdp` (samples, and parameters at rest), `tensor` (heads, MLP and vocabulary; in vision towers windows).
 """
 
 import fnmatch
@@ -29,7 +29,15 @@ CLUSTER_SIGNS = ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS
 TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")  # of a TPU VM that sets none of them; JAX then finds the other hosts by the VM's metadata
 
 # Logical axis -> mesh axis, or axes.
-RULES = {"batch": BATCH_AXES, "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+RULES = {
+    "batch": BATCH_AXES,
+    "windows": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
 
 # Parameter path -> logical axes of its dimensions; the first match counts, no match means replicated.
 PARAMETERS = (

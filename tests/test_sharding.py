@@ -11,6 +11,7 @@ import tiny_models as tiny
 from jax.sharding import PartitionSpec
 
 from gp_jax import GlimpseError, GlimpseVLM, Ladder, Look, Prune, make_mesh
+from gp_jax.models.vision import spread_windows
 from gp_jax.sharding import _warn_once, parameter_sharding
 
 SAMPLES = [[5, (4, 6), 7], [2, (3, 3), 1, (2, 5), 9], [12], [1, (2, 2), 3]]
@@ -69,6 +70,16 @@ def test_heads_that_do_not_divide_are_replicated_with_one_warning(folder):
         parameter_sharding("decoder.layers.1.self_attn.v_proj.weight", (16, 32), mesh, text)
     query = parameter_sharding("decoder.layers.0.self_attn.q_proj.weight", (32, 32), mesh, text)
     assert query.spec == PartitionSpec("tensor", "fsdp")
+
+
+def test_windows_lie_on_all_chips_of_a_sample_where_they_divide():
+    """Otherwise every chip of the axis `tensor` would compute all queries, keys and values of a vision block."""
+    mesh, x = make_mesh(2, 1, 4), np.arange(2 * 24 * 3, dtype=np.float32).reshape(2, 24, 3)
+    with jax.set_mesh(mesh):
+        spread, odd = jax.jit(lambda x: (spread_windows(x, 3), spread_windows(x, 4)))(x)
+    np.testing.assert_array_equal(spread, x)
+    assert {shard.data.shape for shard in spread.addressable_shards} == {(1, 6, 3)}, "8 windows on 4 chips"
+    assert {shard.data.shape for shard in odd.addressable_shards} == {(1, 24, 3)}, "6 windows do not divide over 4"
 
 
 def test_mesh_must_use_all_devices():

@@ -12,8 +12,9 @@ from flax import nnx
 from jax import Array
 
 from gp_jax.config.vision import DeepStackConfig
-from gp_jax.models.vision import PatchEmbed, VisionAttention, VisionBlock, patch_angles, pooled
+from gp_jax.models.vision import PatchEmbed, VisionAttention, VisionBlock, patch_angles, pooled, spread_windows
 from gp_jax.ops.layers import LayerNorm, Linear, activation, at_once
+from gp_jax.sharding import constrained
 from gp_jax.trees import VisionFeatures, VisionInput
 
 NORM_EPS = 1e-6
@@ -44,7 +45,7 @@ class Merger(VisionMLP):
         """(B, S, C) -> (B, M, D)."""
         x = x if self.grouped_norm else self.norm(x)
         x = rearrange(x, "b (m u) c -> b m (u c)", u=self.merge_unit)
-        return super().__call__(self.norm(x) if self.grouped_norm else x)
+        return constrained(super().__call__(self.norm(x) if self.grouped_norm else x), "batch")
 
 
 class DeepStackBlock(VisionBlock):
@@ -93,7 +94,8 @@ class DeepStackTower(nnx.Module):
         """(B, S, patch_dim) -> (B, S, C), what enters the first block. token_sides: of whole images, see `trees.VisionInput`."""
         sides = jnp.repeat(token_sides * self.config.spatial_merge_size, self.config.merge_unit, axis=1)
         x = self.patch_embed(patches)
-        return x + resampled(self.pos_embed[...], patch_hw, sides).astype(x.dtype)
+        x = x + resampled(self.pos_embed[...], patch_hw, sides).astype(x.dtype)
+        return spread_windows(x, self.config.merge_unit * self.config.window_side**2)
 
     def __call__(
         self,
@@ -112,13 +114,14 @@ class DeepStackTower(nnx.Module):
         """
         assert vision.patches is not None, "pixels"
         config, unit, image = self.config, self.config.merge_unit, vision.patch_image
+        options = dict(window=unit * config.window_side**2, implementation=implementation, remat=remat)
         x = call(DeepStackTower.embed, self, vision.patches, vision.patch_hw, vision.token_sides)
         angles = call(patch_angles, vision.patch_hw, head_dim=config.head_dim)
         seen, received, keys, deepstack = {}, {}, {}, []
         for index, block in enumerate(self.blocks):
             if index in watch:
                 received[index], keys[index] = call(DeepStackBlock.watched, block, x, angles, image, unit=unit)
-            x = call(DeepStackBlock.whole, block, x, angles, image, implementation=implementation, remat=remat, donate=(0,))
+            x = call(DeepStackBlock.whole, block, x, angles, image, **options, donate=(0,))
             if index in config.deepstack_visual_indexes:
                 own = self.deepstack_merger_list[config.deepstack_visual_indexes.index(index)]
                 deepstack.append(call(Merger.__call__, own, x))

@@ -19,6 +19,7 @@ from gp_jax.ops.layers import GatedMLP, Linear, RMSNorm, at_once, rematerialised
 from gp_jax.ops.received import attention_received
 from gp_jax.ops.rope import grid_angles, rotate
 from gp_jax.ops.slices import in_slices, on_one_cpu
+from gp_jax.sharding import constrained
 from gp_jax.trees import VisionFeatures, VisionInput
 
 NORM_EPS = 1e-6
@@ -41,6 +42,10 @@ class PatchEmbed(Linear):
     def __init__(self, config: QwenVision, *, bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
         super().__init__(config.patch_dim, config.hidden_size, bias=bias, dtype=dtype, rngs=rngs)
         self.shape = (config.in_channels, config.temporal_patch_size * config.patch_size, config.patch_size)
+
+    def spread(self, patches: Array, window: int) -> Array:
+        """(B, S, patch_dim) -> (B, S, C). window: see `spread_windows`."""
+        return spread_windows(self(patches), window)
 
     def __call__(self, patches: Array) -> Array:
         """(B, S, patch_dim) -> (B, S, C)."""
@@ -83,6 +88,17 @@ class VisionAttention(nnx.Module):
         return attention_received(q, k, segment), jnp.mean(k.astype(jnp.float32), axis=1)
 
 
+def spread_windows(x: Array, window: int) -> Array:
+    """Returns: x (B, S, ...), its blocks of `window` patches split over the mesh's `tensor` axis as well, where they divide.
+
+    Chips that share a sample then share its patches: with channels split instead, as in the decoder, every one of them would compute all
+    queries, keys and values, and they would exchange the output of every block.
+    """
+    if x.shape[1] % window:
+        return x
+    return constrained(x.reshape(x.shape[0], -1, window, *x.shape[2:]), "batch", "windows").reshape(x.shape)
+
+
 def slices_of(x: Array) -> int:
     """The number of slices in which a function that does not mix rows, or windows, is applied to (B, S, C)."""
     return -(-x.shape[0] * x.shape[1] // CPU_PATCHES) if on_one_cpu() else 1
@@ -107,22 +123,25 @@ class VisionBlock(nnx.Module):
         """The half with the MLP."""
         return x + self.mlp(self.norm2(x))
 
-    def whole(self, x: Array, angles: Array, segment: Array, implementation: str, remat: bool = False) -> Array:
-        """The block with attention among all patches of an image. x: (B, S, C); angles: (B, S, H / 2); segment: (B, S) image number."""
+    def whole(self, x: Array, angles: Array, segment: Array, window: int, implementation: str, remat: bool = False) -> Array:
+        """The block with attention among all patches of an image. x: (B, S, C); angles: (B, S, H / 2); segment: (B, S) image number;
+        window: see `spread_windows`."""
+        x, angles = spread_windows(x, window), spread_windows(angles, window)
         if remat:
-            return rematerialised(partial(self.__call__, implementation=implementation))(x, angles, segment)
-        x = self.look(x, angles, segment, implementation)
-        return in_slices(self.transform, (x.reshape(-1, x.shape[-1]),), slices_of(x)).reshape(x.shape)
+            return spread_windows(rematerialised(partial(self.__call__, implementation=implementation))(x, angles, segment), window)
+        x = spread_windows(self.look(x, angles, segment, implementation), window)
+        rows = x.reshape(-1, 1 if x.shape[1] % window else window, x.shape[-1])
+        return spread_windows(in_slices(self.transform, (rows,), slices_of(x)).reshape(x.shape), window)
 
     def in_windows(self, x: Array, angles: Array, segment: Array, window: int, remat: bool = False) -> Array:
         """The block with attention inside blocks of `window` patches. x: (B, S, C), angles and segment alike. Returns: (B, S, C)."""
-        rows = tuple(a.reshape(-1, window, *a.shape[2:]) for a in (x, angles, segment))
+        rows = tuple(spread_windows(a, window).reshape(-1, window, *a.shape[2:]) for a in (x, angles, segment))
         out = rematerialised(self.__call__)(*rows) if remat else in_slices(self.__call__, rows, slices_of(x))
-        return out.reshape(x.shape)
+        return spread_windows(out.reshape(x.shape), window)
 
     def watched(self, x: Array, angles: Array, segment: Array, unit: int) -> tuple[Array, Array]:
         """Means over every merge group of what `VisionAttention.watch` gives: (B, M), (B, M, H), float32."""
-        received, keys = self.attn.watch(self.norm1(x), angles, segment)
+        received, keys = self.attn.watch(self.norm1(constrained(x, "batch")), angles, segment)
         received, keys = (rearrange(a, "b (m u) ... -> b m u ...", u=unit).mean(axis=2) for a in (received, keys))
         return received, keys
 
@@ -139,7 +158,7 @@ class GatedVisionBlock(VisionBlock):
 
 def pooled(x: Array, unit: int) -> Array:
     """Mean over every merge group, (B, S, C) -> (B, M, C)."""
-    return rearrange(x, "b (m u) c -> b m u c", u=unit).astype(jnp.float32).mean(axis=2).astype(x.dtype)
+    return constrained(rearrange(x, "b (m u) c -> b m u c", u=unit).astype(jnp.float32).mean(axis=2).astype(x.dtype), "batch")
 
 
 def patch_angles(patch_hw: Array, head_dim: int) -> Array:
@@ -160,7 +179,7 @@ class PatchMerger(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """(B, S, C) -> (B, M, out_hidden_size)."""
         x = rearrange(self.ln_q(x), "b (m u) c -> b m (u c)", u=self.merge_unit)
-        return self.fc2(jax.nn.gelu(self.fc1.wide(x), approximate=False).astype(x.dtype))
+        return constrained(self.fc2(jax.nn.gelu(self.fc1.wide(x), approximate=False).astype(x.dtype)), "batch")
 
 
 class VisionTower(nnx.Module):
@@ -189,14 +208,15 @@ class VisionTower(nnx.Module):
         Returns: VisionFeatures in vision slot order, conditions in the order of `condition_layers`.
         """
         config, unit, window = self.config, self.config.merge_unit, self.config.merge_unit * self.config.window_side**2
-        x = call(PatchEmbed.__call__, self.patch_embed, vision.patches)
+        x = call(PatchEmbed.spread, self.patch_embed, vision.patches, window=window)
         angles = call(patch_angles, vision.patch_hw, head_dim=config.head_dim)
         seen, received, keys = {}, {}, {}
         for index, block in enumerate(self.blocks):
             if index in watch:
                 received[index], keys[index] = call(VisionBlock.watched, block, x, angles, vision.patch_image, unit=unit)
             if index in config.fullatt_block_indexes:
-                x = call(VisionBlock.whole, block, x, angles, vision.patch_image, implementation=implementation, remat=remat, donate=(0,))
+                options = dict(window=window, implementation=implementation, remat=remat)
+                x = call(VisionBlock.whole, block, x, angles, vision.patch_image, **options, donate=(0,))
             else:
                 x = call(VisionBlock.in_windows, block, x, angles, vision.patch_window, window=window, remat=remat, donate=(0,))
             if index in condition_layers:

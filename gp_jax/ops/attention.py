@@ -44,7 +44,7 @@ def einsum_attention(q: Array, k: Array, v: Array, q_segment: Array, kv_segment:
 
 def split_batch(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:
     """einsum_attention over slices of the batch, for many short rows (attention windows)."""
-    return per_device(_split_batch, q, k, v, q_segment, kv_segment, causal=causal)
+    return per_device(_split_batch, q, k, v, q_segment, kv_segment, causal=causal, windows=not causal)
 
 
 def _split_batch(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool) -> Array:

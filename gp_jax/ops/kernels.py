@@ -56,19 +56,33 @@ def _splash(q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *
 
 
 def per_device(
-    kernel: Callable, q: Array, k: Array, v: Array, q_segment: Array, kv_segment: Array, *, causal: bool, interpret: bool | None = None
+    kernel: Callable,
+    q: Array,
+    k: Array,
+    v: Array,
+    q_segment: Array,
+    kv_segment: Array,
+    *,
+    causal: bool,
+    interpret: bool | None = None,
+    windows: bool = False,
 ) -> Array:
     """Under a mesh (`jax.set_mesh`) each device runs the kernel on its own samples and heads. XLA cannot partition a Pallas call, and for
-    a loop over slices of the batch it would gather the whole batch."""
+    a loop over slices of the batch it would gather the whole batch. windows: the samples are attention windows, which lie on the devices
+    as `models.vision.spread_windows` splits them, with all their heads, where they divide."""
     options = {"causal": causal} | ({} if interpret is None else {"interpret": interpret})
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel(q, k, v, q_segment, kv_segment, **options)
+    names = tuple(a for a in ("data", "fsdp", "tensor") if a in mesh.axis_names)
+    if windows and q.shape[0] % math.prod(mesh.shape[a] for a in names) == 0:
+        spec = PartitionSpec(names)
+        return jax.shard_map(partial(kernel, **options), in_specs=spec, out_specs=spec, check_vma=False)(q, k, v, q_segment, kv_segment)
     tensor = mesh.shape.get("tensor", 1)
     if k.shape[1] % tensor and tensor % k.shape[1] == 0 and q.shape[1] % tensor == 0:
         # More devices than key-value heads: each device gets a share of a head's queries and a copy of its keys and values.
         k, v = (jnp.repeat(x, tensor // k.shape[1], axis=1) for x in (k, v))
-    axes = tuple(a for a in ("data", "fsdp") if a in mesh.axis_names)
+    axes = tuple(a for a in names if a != "tensor")
     samples = axes if q.shape[0] % math.prod(mesh.shape[a] for a in axes) == 0 else None
     heads = "tensor" if "tensor" in mesh.axis_names and k.shape[1] % tensor == 0 else None
     wide, flat = PartitionSpec(samples, heads), PartitionSpec(samples)
