@@ -16,8 +16,6 @@ from gp_jax import GlimpseError, GlimpseVLM, cli
 from gp_jax.models.adapter import merge
 from gp_jax.tiny import make_checkpoint
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:

@@ -10,8 +10,6 @@ from gp_jax import GlimpseError
 from gp_jax.evaluation.reporting.cost_panel import lines, panel, read_cost, text
 from gp_jax.evaluation.settings import EvalConfig
 
-pytestmark = pytest.mark.quick
-
 MEASURED = {"first_token_s": 2.0, "per_token_s": 0.05, "cache_bytes": 64 * 2**20, "requests": 12}
 LESS = {"first_token_s": 1.5, "cache_bytes": 8 * 2**20, "requests": 96}
 COMPUTED = {"prefill_flops": 80e12, "cache_bytes": 2**28, "requests": 30}

@@ -14,8 +14,6 @@ from gp_jax.inference.requests import sampling_settings
 from gp_jax.processing.layout import ARRAYS, read_samples
 from gp_jax.runtime.clock import COMPILES
 
-pytestmark = pytest.mark.quick
-
 SHAPES = [[5, (4, 6), 7], [3, (2, 2), 9], [12], [2, (6, 4), 3, (2, 4), 5]]
 PLANS = [Prune(fixed_remain_ratio=0.4), None, Prune(reduce_threshold=0.5), Prune(max_remain_ratio=0.2)]
 SLOTS, PLACES = 16, 3
