@@ -57,7 +57,7 @@ def replicas(settings: ServerSettings, build: Callable[[ServerSettings], Server]
     )
     if "num_replicas" not in options:
         own["autoscaling_config"] = AUTOSCALING
-    return serve.deployment(serve.ingress(asgi)(Replica), **own | options).bind(settings, build)
+    return serve.deployment(**own | options)(serve.ingress(asgi)(Replica)).bind(settings, build)
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:
