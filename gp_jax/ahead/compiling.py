@@ -27,6 +27,7 @@ from gp_jax.processing.layout import Sample
 from gp_jax.sharding import batch_sharding, parameter_sharding, replicated
 from gp_jax.trees import DecodeState, VisionFeatures
 
+GIB = 2**30
 VISION, PREFILL, FIRST, DECODE = STAGES = ("vision", "decoder prefill", "first token", "decode token")
 T = TypeVar("T")
 
@@ -51,6 +52,32 @@ class Program:
     def attention(self) -> str:
         """The attention kernel and its number of calls."""
         return f"splash x{self.facts.splash}" if self.facts.splash else "-"
+
+
+class OnChip:
+    """What programs need of a chip's memory. Subclasses say which programs, and how many bytes a chip has."""
+
+    programs: tuple[Program, ...]
+    hbm: int
+
+    @property
+    def fullest(self) -> Program:
+        """The program while which most is on a chip."""
+        return max(self.programs, key=lambda program: program.resident)
+
+    @property
+    def needed(self) -> int:
+        """The most that is on a chip at any time."""
+        return self.fullest.resident
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.hbm
+
+    def verdict(self, parts: str) -> str:
+        """A line that says whether it fits. parts: of what is needed."""
+        needs = f"needs {self.needed / GIB:.2f} GiB of {self.hbm / GIB:.2f} GiB per chip"
+        return f"{needs}, {parts}: {'fits' if self.fits else 'DOES NOT FIT'} (most while '{self.fullest.name}' runs)"
 
 
 class Memory:

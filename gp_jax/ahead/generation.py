@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, bytes_of, placed, quiet, shortage
+from gp_jax.ahead.compiling import Compiler, CompilingEngine, OnChip, Program, bytes_of, placed, quiet, shortage
 from gp_jax.ahead.passes import Request, costs_of, passes
 from gp_jax.ahead.topology import hbm_bytes, inference_mesh
 from gp_jax.buckets import Ladders
@@ -43,7 +43,7 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class GenerationReport:
+class GenerationReport(OnChip):
     """The report of `compile_generation`. Bytes are per chip."""
 
     mesh: dict[str, int]
@@ -55,15 +55,6 @@ class GenerationReport:
     scores: int  # bytes that one layer's attention scores of the prompt would take, if they were stored
     seconds: float  # wall time to compile all programs
     cpu_seconds: float  # of all threads
-
-    @property
-    def needed(self) -> int:
-        """The most that is on a chip at any time."""
-        return max(program.resident for program in self.programs)
-
-    @property
-    def fits(self) -> bool:
-        return self.needed <= self.hbm
 
     def program(self, name: str) -> Program:
         return next(p for p in self.programs if p.name == name)

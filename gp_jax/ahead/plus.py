@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gp_jax.ahead.compiling import Compiler, CompilingEngine, bytes_of, placed, plain, quiet, shortage
+from gp_jax.ahead.compiling import GIB, Compiler, CompilingEngine, bytes_of, placed, plain, quiet, shortage
 from gp_jax.ahead.generation import blank_batch, blank_sample, decode, label
-from gp_jax.ahead.plus_fit import GIB, Phase, PlusFit, Questions
+from gp_jax.ahead.plus_fit import Phase, PlusFit, Questions
 from gp_jax.ahead.topology import hbm_bytes
 from gp_jax.ahead.training import STEPS, compile_step, needed, shape_of, started, training_mesh
 from gp_jax.config.model import ModelConfig

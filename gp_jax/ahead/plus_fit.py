@@ -4,10 +4,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from gp_jax.ahead.compiling import Program
+from gp_jax.ahead.compiling import GIB, Program
 from gp_jax.ahead.passes import Request
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from gp_jax.ahead.compiling import DECODE, PREFILL, VISION, Program
+from gp_jax.ahead.compiling import DECODE, GIB, PREFILL, VISION, Program
 from gp_jax.ahead.generation import Compiled, GenerationReport
 from gp_jax.ahead.passes import Request
 
-GIB = 2**30
 READING = "vision and prefill"
 COUNTED = (VISION, PREFILL, DECODE)  # choosing the first token takes negligible work
 
@@ -84,10 +83,7 @@ def _stages(generation: GenerationReport) -> Iterator[str]:
 
 def verdict(generation: GenerationReport) -> str:
     """A line that says whether the programs fit the memory."""
-    most = max(generation.programs, key=lambda p: p.resident)
-    fits = "fits" if generation.fits else "DOES NOT FIT"
-    sizes = f"needs {generation.needed / GIB:.2f} GiB of {generation.hbm / GIB:.2f} GiB per chip, weights {generation.weights / GIB:.2f}"
-    return f"{sizes}: {fits} (most while '{most.name}' runs)"
+    return generation.verdict(f"weights {generation.weights / GIB:.2f}")
 
 
 def attention(generation: GenerationReport) -> str:

@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gp_jax.ahead.compiling import Compiler, CompilingEngine, Program, Value, bytes_of, placed, quiet, shortage
+from gp_jax.ahead.compiling import GIB, Compiler, CompilingEngine, OnChip, Program, Value, bytes_of, placed, quiet, shortage
 from gp_jax.ahead.generation import blank_batch, blank_sample, explained, label, weight_bytes
-from gp_jax.ahead.report import GIB, table
+from gp_jax.ahead.report import table
 from gp_jax.ahead.topology import hbm_bytes, inference_mesh
 from gp_jax.config.model import GlimpseConfig, ModelConfig
 from gp_jax.errors import GlimpseError
@@ -45,7 +45,7 @@ class PoolFit:
 
 
 @dataclass(frozen=True)
-class ServingFit:
+class ServingFit(OnChip):
     """The report of `compile_serving`. Bytes are per chip."""
 
     mesh: dict[str, int]
@@ -58,15 +58,6 @@ class ServingFit:
     pools: tuple[PoolFit, ...]
     programs: tuple[Program, ...]
     seconds: float
-
-    @property
-    def needed(self) -> int:
-        """The most that is on a chip at any time."""
-        return max(program.resident for program in self.programs)
-
-    @property
-    def fits(self) -> bool:
-        return self.needed <= self.hbm
 
     @property
     def room(self) -> int:
@@ -171,12 +162,8 @@ def place_bytes(engine: CompilingEngine, lengths: Lengths, number: int) -> int:
 
 def verdict(fit: ServingFit) -> str:
     """A line that says whether the server fits the memory."""
-    most = max(fit.programs, key=lambda program: program.resident)
-    fits = "fits" if fit.fits else "DOES NOT FIT"
     parts = f"weights {fit.weights / GIB:.2f}, caches {fit.caches / GIB:.2f}, vision cache {fit.vision_cache / GIB:.2f}"
-    needs = f"needs {fit.needed / GIB:.2f} GiB of {fit.hbm / GIB:.2f} GiB per chip ({parts})"
-    room = f"caches could take {fit.room / GIB:.2f} GiB a chip"
-    return f"{needs}: {fits} (most while '{most.name}' runs); {room}"
+    return f"{fit.verdict(parts)}; caches could take {fit.room / GIB:.2f} GiB a chip"
 
 
 def report(fit: ServingFit, settings: ServerSettings, topology: str) -> str:
