@@ -1,21 +1,12 @@
-"""The server's page in a real Chromium. Answers are scripted; nothing is compiled but the keep rule, to compare with."""
+"""The server's page in a real Chromium, used as people use it. Answers are scripted."""
 
 import io
 import json
-import os
 import re
-import shutil
 
-import httpx2 as httpx
-import jax
 import numpy as np
-import pytest
-from hatchling.builders.wheel import WheelBuilder
-from http_tools import ANSWER, ask, running, scripted
+from http_tools import ANSWER, ask
 from PIL import Image
-
-from gp_jax.pruning.rule import Prune, anchor_indices, keep_mask, limits
-from gp_jax.serving.page import FOLDER
 
 QUESTION = "what is this?"
 GROW = """(selector) => { window.seen = []; new MutationObserver(() => {
@@ -26,8 +17,6 @@ FILES = """([kind, files]) => { const data = new DataTransfer();
   const event = kind === 'paste' ? new ClipboardEvent(kind, { clipboardData: data, bubbles: true, cancelable: true })
     : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
   document.body.dispatchEvent(event); }"""
-KEEP = """async ([cases, rule]) => { const { keepRule } = await import('./rule.js');
-  return cases.map(own => keepRule(own, rule).flat()); }"""
 WIDTH = "() => document.documentElement.scrollWidth"
 
 
@@ -39,50 +28,6 @@ def png(size=(112, 84), seed=0) -> bytes:
 
 def upload(page, *files, name="photo.png", kind="image/png"):
     page.set_input_files("#file", [dict(name=name, mimeType=kind, buffer=content) for content in files])
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("GP_JAX_API_KEY", raising=False)
-        made = scripted(tmp_path_factory.mktemp("tiny"), api_key=None, max_pixels=100_000)
-        made.loop.importance = lambda count: np.linspace(0.02, 0.98, count, dtype=np.float32)
-        with running(made):
-            yield made
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = os.environ.get("GP_JAX_CHROMIUM") or next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if path is None:
-        pytest.skip("no Chromium here: Debian's package is chromium, and GP_JAX_CHROMIUM names another one")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as runner:
-        found = runner.chromium.launch(executable_path=path, timeout=120_000)
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def page(browser, server):
-    """The page, wide; behind the test nothing was asked of other hosts, nothing was refused by the policy, and no script has failed."""
-    context = browser.new_context(viewport=dict(width=1280, height=900))
-    found = context.new_page()
-    found.set_default_timeout(90_000)  # a busy machine must not fail a test
-    found.posts, addresses, complaints = [], [], []
-    found.on("request", lambda request: (addresses.append(request.url), request.post_data and found.posts.append(request.post_data_json)))
-    found.on("pageerror", lambda error: complaints.append(str(error)))
-    found.on("console", lambda said: complaints.append(said.text) if "Content Security Policy" in said.text else None)
-    found.goto(server.url)
-    found.wait_for_selector("#model:has-text('tiny')")
-    found.wait_for_selector("#samples button")
-    yield found
-    context.close()
-    own = [url for url in addresses if not url.startswith(("data:", "blob:"))]
-    assert own and all(url.startswith(f"{server.url}/") for url in own) and not complaints, (own, complaints)
 
 
 def whole(page, number=0, side=1):
@@ -99,71 +44,7 @@ def asked(page, text=QUESTION, number=0):
     return whole(page, number)
 
 
-@pytest.mark.quick
-def test_files_are_the_page_s_own_and_need_no_key(server):
-    held = {file.distribution_path for file in WheelBuilder(str(FOLDER.parents[2])).recurse_included_files()}
-    assert held >= {f"gp_jax/serving/{FOLDER.name}/{path.name}" for path in FOLDER.iterdir()}, "the wheel has them"
-    with httpx.Client(base_url=server.url) as client:
-        for path in FOLDER.iterdir():
-            address = "/" if path.name == "index.html" else f"/{path.name}"
-            got = client.get(address)
-            assert (
-                got.status_code == 200
-                and got.content == path.read_bytes()
-                and "script-src 'self'" in got.headers["Content-Security-Policy"]
-            )
-            assert got.headers["Content-Type"].startswith({".js": "text/javascript", ".svg": "image/svg"}.get(path.suffix, "text/"))
-            assert client.get(address, headers={"If-None-Match": got.headers["ETag"]}).status_code == 304
-            assert client.head(address).status_code == 200 and client.head(address).content == b""
-            text = path.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
-            assert not re.search(r"https?://|//[a-z]+\.|innerHTML|insertAdjacentHTML|document\.write|eval\(", text), path
-        found = client.get("/samples").json()
-        assert found["note"] == "" and len(found["samples"]) == 6
-        for sample in found["samples"]:
-            assert sample["question"] and Image.open(io.BytesIO(client.get(f"/{sample['picture']}").content)).size[0] >= 96
-        assert client.get("/samples/6.png").status_code == 404
-        (model,) = client.get("/v1/models").json()["data"]
-        assert model["prune"]["reduce_threshold"] == 0.5 and model["limits"]["max_body"] == 2**20
-
-
-RULES = [
-    dict(),
-    dict(reduce_threshold=0.95, min_remain_num=3),
-    dict(reduce_threshold=1.0, min_remain_num=None),
-    dict(reduce_threshold=0.05, max_remain_ratio=0.111),
-    dict(reduce_threshold=0.2, max_remain_ratio=0.25, min_remain_num=5),
-    dict(max_remain_ratio=0.0, min_remain_num=0),
-    dict(fixed_remain_ratio=0.3),
-    dict(fixed_remain_ratio=0.01, anchor_positions=["tl", "br"]),
-    dict(reduce_threshold=0.7, anchor_positions=["tr", "bl"]),
-]
-
-
-def test_the_page_s_keep_rule_is_the_model_s(page):
-    """On drawn maps with many ties, of one to three pictures; counts and places are equal."""
-    rng, slots, rule_of = np.random.default_rng(5), 80, jax.jit(keep_mask)
-    grids = [[(int(r), int(c)) for r, c in rng.integers(1, 6, (pictures, 2))] for pictures in [1] * 8 + [2, 3] * 8]
-    totals = np.array([sum(r * c for r, c in own) for own in grids])
-    logits = np.zeros((len(grids), slots), np.float32)
-    logits[:] = rng.integers(-12, 13, logits.shape) / 4
-    present = np.arange(slots) < totals[:, None]
-    importance = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
-    for fields in RULES:
-        always, anchors = np.zeros(logits.shape, bool), fields.get("anchor_positions", ())
-        for row, own in zip(always, grids, strict=True):
-            row[anchor_indices(anchors, own) if len(own) == 1 else []] = True
-        expected = np.asarray(rule_of(logits, present, limits(Prune(**fields), totals, always)))
-        cases = []
-        for values, own in zip(importance, grids, strict=True):
-            starts = np.cumsum([0, *(r * c for r, c in own)])
-            parts = [values[start : start + r * c].reshape(r, c).tolist() for start, (r, c) in zip(starts, own, strict=False)]
-            cases.append([dict(rows=len(part), columns=len(part[0]), importance=part) for part in parts])
-        rule = {"reduce_threshold": 0.5, "min_remain_num": 1, **fields}
-        for found, own, total in zip(page.evaluate(KEEP, [cases, rule]), expected, totals, strict=True):
-            assert found == own[:total].tolist(), fields
-
-
-def test_upload_ask_stream_and_move_the_sliders(page, server):
+def test_upload_ask_stream_and_move_the_sliders(page, page_server):
     upload(page, png())
     page.wait_for_selector("#pictures img")
     page.evaluate(GROW, "#turns .text")
@@ -225,7 +106,7 @@ def test_dense_beside_pruned_and_several_turns(page):
     assert page.posts[-1]["messages"] == ask("a text alone")
 
 
-def test_errors_are_one_line_and_nothing_is_lost(page, server):
+def test_errors_are_one_line_and_nothing_is_lost(page, page_server):
     def fails(words, pictures=1):
         page.fill("#question", QUESTION)
         page.click("#send")
@@ -253,9 +134,9 @@ def test_errors_are_one_line_and_nothing_is_lost(page, server):
     for _ in range(2):
         page.click("text=Remove")
     upload(page, png())
-    server.loop.inbox.limit = 0
+    page_server.loop.inbox.limit = 0
     fails("its queue is full; try again in 3 s")
-    server.loop.inbox.limit = 8
+    page_server.loop.inbox.limit = 8
     page.context.set_offline(True)
     fails("The server cannot be reached.")
     page.context.set_offline(False)
@@ -263,20 +144,20 @@ def test_errors_are_one_line_and_nothing_is_lost(page, server):
     assert whole(page) == ANSWER and page.text_content("#error") == ""
 
 
-def test_an_answer_can_be_stopped(page, server):
-    left, server.loop.pause = server.loop.left, 0.5
+def test_an_answer_can_be_stopped(page, page_server):
+    left, page_server.loop.pause = page_server.loop.left, 0.5
     page.fill("#question", "go on")
     page.press("#question", "Enter")
     page.wait_for_function("() => document.querySelector('#turns .text')?.textContent.length > 0")
     page.click("#stop")
     page.wait_for_selector("#stop", state="hidden")
-    server.loop.pause = 0.01
+    page_server.loop.pause = 0.01
     assert ANSWER.startswith(page.text_content("#turns .text")) and page.text_content("#error") == ""
-    assert asked(page, "again", 1) == ANSWER and server.loop.left == left + 1
+    assert asked(page, "again", 1) == ANSWER and page_server.loop.left == left + 1
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab(page, server):
-    server.api.key = b"secret"
+def test_a_key_is_asked_for_and_kept_in_the_tab(page, page_server):
+    page_server.api.key = b"secret"
     try:
         page.reload()
         page.wait_for_selector("#key-form")
@@ -290,10 +171,10 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(page, server):
         kept = "() => [sessionStorage.getItem('gp-jax-key'), localStorage.length, document.cookie]"
         assert page.evaluate(kept) == ["secret", 0, ""]
     finally:
-        server.api.key = None
+        page_server.api.key = None
 
 
-def test_a_phone_by_keyboard_in_the_dark(browser, server, page):
+def test_a_phone_by_keyboard_in_the_dark(browser, page_server, page):
     light = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     page.set_viewport_size(dict(width=375, height=700))
     page.emulate_media(color_scheme="dark", reduced_motion="reduce")
