@@ -65,14 +65,17 @@ def table(programs: Sequence[Program], runs: Mapping[str, str]) -> Iterator[str]
 def _stages(generation: GenerationReport) -> Iterator[str]:
     compared = ratios(generation)
     tables = {name: totals(generation, name) for name in generation.plans}
-    yield f"{'all chips':<18}" + "".join(f"{head:>26}" for head in ("TFLOP by XLA", "TFLOP from sizes", "GB by XLA", "GB from sizes"))
+    lines = [["TFLOP by XLA", "TFLOP from sizes", "GB by XLA", "GB from sizes"]]
     for stage in next(iter(tables.values())):
-        line = f"{stage:<18}"
+        line = []
         for key, scale in (("flops_xla", 1e12), ("flops_sizes", 1e12), ("bytes_xla", 1e9), ("bytes_sizes", 1e9)):
             values = " / ".join(f"{table[stage][key] / scale:.2f}" for table in tables.values())
             ratio = compared.get(stage, {}).get(key)
-            line += f"{values + (f' {ratio:.1%}' if ratio else ''):>26}"
-        yield line
+            line.append(values + (f" {ratio:.1%}" if ratio else ""))
+        lines.append(line)
+    widths = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]  # three plans need more room than two
+    for name, line in zip(("all chips", *next(iter(tables.values()))), lines, strict=True):
+        yield f"{name:<18}" + "".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
     if READING in compared:
         said = ", ".join(f"{compared[READING][key]:.1%} {words}" for key, words in (("flops_xla", "by XLA"), ("flops_sizes", "from sizes")))
         yield f"{READING}, of dense: FLOPs {said}"
