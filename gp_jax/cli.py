@@ -5,8 +5,6 @@ import importlib
 import os
 import sys
 
-import tyro
-
 from gp_jax import __version__
 from gp_jax.errors import GlimpseError
 from gp_jax.runtime.allocator import keep_memory
@@ -78,6 +76,8 @@ def main(argv: list[str] | None = None, name: str = "gp-jax") -> None:
     """Entry point. argv: the command line, by default the process's own; name: how errors call the command."""
     words = sys.argv[1:] if argv is None else argv
     if os.environ.get("NO_COLOR"):
+        import tyro  # until `exit_status` runs, Ctrl-C is a traceback: little is imported before
+
         tyro._experimental_options["ansi_codes"] = False
     if words and words[0] in COMMANDS and words[0] not in LIGHT:
         keep_memory()

@@ -137,12 +137,14 @@ def hub(offline: bool) -> str:
 def bundled() -> str:
     """The bundled model and the configurations."""
     from gp_jax.config.files import shipped
-    from gp_jax.pretrained.files import BUNDLED
+    from gp_jax.pretrained.files import ADAPTER_WEIGHTS, BUNDLED, BUNDLED_TUNED
 
-    missing = [name for name, folder in BUNDLED.items() if not (folder / "model.safetensors").is_file()]
+    weights = {name: folder / "model.safetensors" for name, folder in BUNDLED.items()}
+    weights |= {name: folder / ADAPTER_WEIGHTS[0] for name, (_, folder) in BUNDLED_TUNED.items()}
+    missing = [name for name, path in weights.items() if not path.is_file()]
     if missing or not shipped():
         raise OSError(f"missing: {some(missing or ['configurations'])}; install gp_jax again")
-    return f"model {some(BUNDLED)}, {len(shipped())} configurations (gp-jax configs)"
+    return f"models {some(weights)}, {len(shipped())} configurations (gp-jax configs)"
 
 
 def run(args: Doctor) -> int:

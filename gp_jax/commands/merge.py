@@ -28,7 +28,7 @@ class Merge:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder or Hugging Face Hub id of the base model."""
     adapter: str = ""
-    """Folder or Hub id of the adapter: adapter_config.json and adapter_model.safetensors, as PEFT writes them."""
+    """Folder or Hub id of the adapter: adapter_config.json and adapter_model.safetensors, as PEFT writes them; scenes-plus has its own."""
     to: Path | None = None
     """Folder to write: a new or empty one, or that of an earlier merge, which is replaced."""
     keep_glimpse: bool = False
@@ -36,7 +36,9 @@ class Merge:
 
     def check(self) -> None:
         """Checks everything that can be checked before anything is loaded. Raises: GlimpseError."""
-        if not self.adapter:
+        from gp_jax.pretrained.files import BUNDLED_TUNED
+
+        if not self.adapter and self.model not in BUNDLED_TUNED:
             raise GlimpseError("--adapter is missing: the folder or Hub id of the LoRA adapter")
         if self.to is None:
             raise GlimpseError("--to is missing: the folder to write")
@@ -90,8 +92,10 @@ def run(args: Merge) -> None:
     from gp_jax.runtime.progress import Progress
 
     to = path_of(args.to)
-    stored = Checkpoint.find(args.model, adapter=args.adapter)
-    check_target(to, stored.folder, files.find_folder(args.adapter, ADAPTER_FILES))
+    base, _, adapter = files.parts_of(args.model, None, args.adapter or None)
+    assert adapter is not None, "checked"
+    stored = Checkpoint.find(args.model, adapter=args.adapter or None)
+    check_target(to, stored.folder, files.find_folder(adapter, ADAPTER_FILES))
     left_out = stored.glimpse is not None and not args.keep_glimpse
     if left_out:
         stored = dataclasses.replace(stored, hf=plain_hf_config(stored.hf), glimpse=None, glimpse_source=None)
@@ -102,7 +106,7 @@ def run(args: Merge) -> None:
         add(linear)
         if not jnp.isfinite(linear.weight[...]).all():
             raise GlimpseError(f"{path}: base and adapter together are too large for {linear.weight.dtype}")
-    text = {CARD: card(args.model, args.adapter)}
+    text = {CARD: card(str(base), args.adapter or args.model)}
     writing = partial(bar, desc="writing", unit="file")
     save_model(model, stored.hf, to, source=stored.folder, nested=stored.nested, progress=writing, more=text)
     print(f"wrote {to}: the adapter is merged into {len(layers)} layers, in {model.decoder.embed_tokens.dtype}")

@@ -86,7 +86,7 @@ class EvalConfig:
     """Compare ways to prune: accuracy, visual tokens kept, cost. If --out holds an evaluation already, it is continued."""
 
     model: str = "scenes"
-    """Folder or Hugging Face Hub id of the base model; scenes: the bundled model."""
+    """Folder or Hugging Face Hub id of the base model; scenes: the bundled model; scenes-plus: it, fine-tuned under pruning."""
     glimpse: str | None = None
     """Folder or Hub id of the glimpse; by default the model folder's own."""
     adapter: str | None = None
@@ -188,12 +188,12 @@ class EvalConfig:
 
         from gp_jax.pretrained.adapters import ADAPTER_FILES  # slow to import
         from gp_jax.pretrained.checkpoint import ALL_FILES
-        from gp_jax.pretrained.files import find_folder
+        from gp_jax.pretrained.files import find_folder, parts_of
         from gp_jax.pretrained.identity import folder_identity
 
         files: dict[str, str] = {}
-        parts = (("model", self.model, ALL_FILES), ("glimpse", self.glimpse, ALL_FILES), ("adapter", self.adapter, ADAPTER_FILES))
-        for part, name, patterns in parts:
+        names = parts_of(self.model, self.glimpse, self.adapter)
+        for part, name, patterns in zip(("model", "glimpse", "adapter"), names, (ALL_FILES, ALL_FILES, ADAPTER_FILES), strict=True):
             if name:
                 files |= {f"{part}/{file}": digest for file, digest in folder_identity(find_folder(name, patterns)).items()}
         return self.settings | {"gp_jax": __version__, "transformers": version("transformers"), "files": files}

@@ -41,6 +41,7 @@ class Checkpoint:
         cls, name: str | os.PathLike, glimpse: str | os.PathLike | None = None, adapter: str | os.PathLike | None = None
     ) -> "Checkpoint":
         """Args: as of `GlimpseVLM.from_pretrained`. Raises: GlimpseError that names the file, field or keys at fault."""
+        name, glimpse, adapter = files.parts_of(name, glimpse, adapter)
         folder = files.find_model(name, ALL_FILES)
         beside = None if adapter is None else files.find_folder(adapter, ADAPTER_FILES)
         if beside is None or beside.resolve() != folder.resolve():

@@ -32,8 +32,10 @@ GLIMPSE_TORCH = "new_modules_gp.pt"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*.jinja")
 SHARD_BYTES = 5 * 10**9
 
-BUNDLED = {"scenes": Path(__file__).parent / "bundled" / "scenes"}
-BUNDLED_GLIMPSES = {"scenes-looks": Path(__file__).parent / "bundled" / "scenes_looks"}
+HOME = Path(__file__).parent / "bundled"
+BUNDLED = {"scenes": HOME / "scenes"}
+BUNDLED_GLIMPSES = {"scenes-looks": HOME / "scenes_looks"}
+BUNDLED_TUNED = {"scenes-plus": ("scenes", HOME / "scenes_plus")}  # a base, and the folder of an adapter and a glimpse for it
 
 
 def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
@@ -51,7 +53,7 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     if kind is not None:
         raise GlimpseError(f"{path}: is no folder, a model folder or Hub id is needed")
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
-        near = difflib.get_close_matches(str(name), BUNDLED, n=1)
+        near = difflib.get_close_matches(str(name), [*BUNDLED, *BUNDLED_TUNED], n=1)
         raise GlimpseError(f"{name}: no such folder" + (f"; did you mean '{near[0]}', the bundled model?" if near else ""))
     from huggingface_hub import snapshot_download  # slow to import, rarely needed
 
@@ -60,6 +62,21 @@ def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
     except Exception as error:  # the Hub client raises many types of errors
         why = f"{type(error).__name__}: {one_line(error)}"
         raise GlimpseError(f"{name}: no such folder, and the Hugging Face Hub did not give it ({why})") from error
+
+
+def parts_of(
+    model: str | os.PathLike, glimpse: str | os.PathLike | None, adapter: str | os.PathLike | None
+) -> tuple[str | os.PathLike, str | os.PathLike | None, str | os.PathLike | None]:
+    """Base, glimpse and adapter that a model's name stands for: a bundled tuned model ("scenes-plus") is a base with the other two.
+
+    Raises: GlimpseError for a second adapter.
+    """
+    if str(model) not in BUNDLED_TUNED or kind_of(path_of(model) / "config.json") is not None:
+        return model, glimpse, adapter
+    base, folder = BUNDLED_TUNED[str(model)]
+    if adapter is not None:
+        raise GlimpseError(f"{model}: has an adapter of its own; name its base, '{base}', to use {adapter}")
+    return base, folder if glimpse is None else glimpse, folder
 
 
 def find_model(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:

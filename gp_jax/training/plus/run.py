@@ -108,6 +108,8 @@ def build_plus(config: PlusConfig, progress: Progress) -> PlusRun:
 
 def trained(model: LVLM, config: PlusConfig, mesh: Mesh | None) -> LVLM:
     """The model with what is trained: an adapter, or some of its parameters in float32."""
+    if config.adapter_from is None and any(adapted(model)):
+        raise GlimpseError(f"model={config.model} has an adapter already; merge it first: gp-jax merge {config.model} --to DIR")
     if config.adapter is not None and config.adapter_from is None:
         attach(model, config.adapter, seed=config.seed)
     wanted = is_trained(config)
