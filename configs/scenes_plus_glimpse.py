@@ -10,7 +10,6 @@ from configs.scenes_glimpse_looks import train as first
 from configs.scenes_plus_sft import SMALL
 from gp_jax.data.settings import DataConfig, DataSource
 
-USUAL = "196-272"  # visual tokens
 KINDS = {"relation": (10, 5), "comparison": (7, 4), "attribute,text,chart,detail": (6, 3)}
 
 train = replace(
@@ -22,7 +21,7 @@ train = replace(
         sources=tuple(
             DataSource(f"scenes:{count * 420}:{kind}:{size}")
             for kind, both in KINDS.items()
-            for count, size in zip(both, (SMALL, USUAL), strict=True)
+            for count, size in zip(both, (SMALL, "196-272"), strict=True)
         ),
         validation=(DataSource("scenes:192", split="val"),),
         shapes=2,

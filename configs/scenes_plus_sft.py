@@ -1,7 +1,7 @@
 """gp-jax train --config scenes_plus_sft
 
 The warm start of GlimpsePrune+ on the bundled model: its layers behind the cut learn to answer from what a glimpse keeps. Layers up to the
-cut stay as they are: the glimpse stays exactly what it was, and no backward pass goes through them.
+cut stay as they are: the glimpse stays exactly what it was.
 """
 
 from gp_jax.data.settings import DataConfig, DataSource

@@ -137,10 +137,10 @@ def hub(offline: bool) -> str:
 def bundled() -> str:
     """The bundled model and the configurations."""
     from gp_jax.config.files import shipped
-    from gp_jax.pretrained.files import ADAPTER_WEIGHTS, BUNDLED, BUNDLED_TUNED
+    from gp_jax.pretrained.files import ADAPTER_WEIGHTS, BUNDLED, BUNDLED_GLIMPSES, BUNDLED_TUNED
 
     weights = {name: folder / "model.safetensors" for name, folder in BUNDLED.items()}
-    weights |= {name: folder / ADAPTER_WEIGHTS[0] for name, (_, folder) in BUNDLED_TUNED.items()}
+    weights |= {name: BUNDLED_GLIMPSES[name] / ADAPTER_WEIGHTS[0] for name in BUNDLED_TUNED}
     missing = [name for name, path in weights.items() if not path.is_file()]
     if missing or not shipped():
         raise OSError(f"missing: {some(missing or ['configurations'])}; install gp_jax again")

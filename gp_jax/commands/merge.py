@@ -36,9 +36,9 @@ class Merge:
 
     def check(self) -> None:
         """Checks everything that can be checked before anything is loaded. Raises: GlimpseError."""
-        from gp_jax.pretrained.files import BUNDLED_TUNED
+        from gp_jax.pretrained.files import parts_of
 
-        if not self.adapter and self.model not in BUNDLED_TUNED:
+        if parts_of(self.model, None, self.adapter or None)[2] is None:
             raise GlimpseError("--adapter is missing: the folder or Hub id of the LoRA adapter")
         if self.to is None:
             raise GlimpseError("--to is missing: the folder to write")

@@ -32,10 +32,9 @@ GLIMPSE_TORCH = "new_modules_gp.pt"
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*.jinja")
 SHARD_BYTES = 5 * 10**9
 
-HOME = Path(__file__).parent / "bundled"
-BUNDLED = {"scenes": HOME / "scenes"}
-BUNDLED_GLIMPSES = {"scenes-looks": HOME / "scenes_looks"}
-BUNDLED_TUNED = {"scenes-plus": ("scenes", HOME / "scenes_plus")}  # a base, and the folder of an adapter and a glimpse for it
+BUNDLED = {"scenes": Path(__file__).parent / "bundled" / "scenes"}
+BUNDLED_GLIMPSES = {name: Path(__file__).parent / "bundled" / name.replace("-", "_") for name in ("scenes-looks", "scenes-plus")}
+BUNDLED_TUNED = {"scenes-plus": "scenes"}  # the base of a folder that holds an adapter beside its glimpse
 
 
 def find_folder(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
@@ -71,12 +70,12 @@ def parts_of(
 
     Raises: GlimpseError for a second adapter.
     """
-    if str(model) not in BUNDLED_TUNED or kind_of(path_of(model) / "config.json") is not None:
+    base = BUNDLED_TUNED.get(str(model))
+    if base is None or kind_of(path_of(model) / "config.json") is not None:
         return model, glimpse, adapter
-    base, folder = BUNDLED_TUNED[str(model)]
     if adapter is not None:
         raise GlimpseError(f"{model}: has an adapter of its own; name its base, '{base}', to use {adapter}")
-    return base, folder if glimpse is None else glimpse, folder
+    return base, model if glimpse is None else glimpse, model
 
 
 def find_model(name: str | os.PathLike, patterns: tuple[str, ...]) -> Path:
